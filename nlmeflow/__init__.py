@@ -1,0 +1,46 @@
+"""Nonlinear mixed-effects models whose population law is a normalizing flow.
+
+import nlmeflow as nf
+
+data = nf.LongitudinalData.from_frame(frame, individual="plant", time="day", response="greenness")
+model = nf.Model(nf.curves.logistic_senescence(), residual=nf.Additive())
+fit = model.fit(data, law=nf.Flow(), seed=1)
+"""
+
+from nlmeflow import curves, datasets, laws, notebook, plots
+from nlmeflow.curves import Curve, Parameter, Transform, bounded
+from nlmeflow.data import LongitudinalData
+from nlmeflow.errors import DataError, EstimationError, ModelError
+from nlmeflow.fit import Fit, Model
+from nlmeflow.laws import Flow, Gaussian, Mixture, Network
+from nlmeflow.residuals import Additive, Combined, LogAdditive, Proportional
+from nlmeflow.storage import load
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Additive",
+    "Combined",
+    "Curve",
+    "DataError",
+    "EstimationError",
+    "Fit",
+    "Flow",
+    "Gaussian",
+    "LogAdditive",
+    "LongitudinalData",
+    "Mixture",
+    "Model",
+    "ModelError",
+    "Network",
+    "Parameter",
+    "Proportional",
+    "Transform",
+    "bounded",
+    "curves",
+    "datasets",
+    "laws",
+    "load",
+    "notebook",
+    "plots",
+]

@@ -1,0 +1,34 @@
+"""Curves: structural models f(t; psi) and the library of those that the project uses."""
+
+from nlmeflow.curves.curve import Curve, Parameter, Transform, bounded
+from nlmeflow.curves.library import (
+    LIBRARY,
+    biexponential,
+    change_point,
+    emax,
+    exponential_recovery,
+    gompertz,
+    infusion,
+    linear,
+    logistic_growth,
+    logistic_senescence,
+    oral,
+)
+
+__all__ = [
+    "LIBRARY",
+    "Curve",
+    "Parameter",
+    "Transform",
+    "biexponential",
+    "bounded",
+    "change_point",
+    "emax",
+    "exponential_recovery",
+    "gompertz",
+    "infusion",
+    "linear",
+    "logistic_growth",
+    "logistic_senescence",
+    "oral",
+]

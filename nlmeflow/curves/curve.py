@@ -1,0 +1,160 @@
+"""A curve (structural model) and its parameters, each with a scale on which it is unconstrained."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nlmeflow.errors import ModelError
+
+Function = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A one-to-one map between an unconstrained phi and a natural parameter psi.
+
+    `natural(phi) = psi`, `unconstrained(psi) = phi`, and the derivative d psi / d phi.
+    """
+
+    name: str
+    natural: Callable[[Tensor], Tensor]
+    unconstrained: Callable[[Tensor], Tensor]
+    lower: float = -float("inf")
+    upper: float = float("inf")
+
+    def check(self, parameter: str, value: float) -> None:
+        """Raise ModelError when `value` lies outside the natural range."""
+        if not self.lower < value < self.upper:
+            raise ModelError(
+                f"{parameter} = {value:g} is outside ({self.lower:g}, {self.upper:g}), "
+                f"the range of its {self.name} scale."
+            )
+
+
+IDENTITY = Transform("identity", lambda phi: phi, lambda psi: psi)
+LOG = Transform("log", torch.exp, torch.log, lower=0.0)
+
+
+def bounded(lower: float, upper: float) -> Transform:
+    """Return the logit scale of the interval (lower, upper): phi = log((psi-lower)/(upper-psi))."""
+    if not lower < upper:
+        raise ModelError(f"bounded() needs lower < upper, got {lower:g} and {upper:g}.")
+    name = "logit" if (lower, upper) == (0.0, 1.0) else f"logit({lower!r}, {upper!r})"
+    return Transform(
+        name,
+        lambda phi: lower + (upper - lower) * torch.sigmoid(phi),
+        lambda psi: torch.logit((psi - lower) / (upper - lower)),
+        lower,
+        upper,
+    )
+
+
+LOGIT = bounded(0.0, 1.0)
+TRANSFORMS = {"identity": IDENTITY, "log": LOG, "logit": LOGIT}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A structural parameter.
+
+    name : as the curve's function uses it, psi["name"].
+    transform : "identity" (real), "log" (positive), "logit" (between 0 and 1), `bounded(a, b)`,
+        or a `Transform` of one's own.
+    unit, meaning : for tables and figures.
+    start : a first value on the natural scale; found from the data when absent.
+    """
+
+    name: str
+    transform: str | Transform = "identity"
+    unit: str = ""
+    meaning: str = ""
+    start: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name.isidentifier():
+            raise ModelError(f"A parameter's name is a word such as 'tau', got {self.name!r}.")
+        if not isinstance(self.transform, Transform) and self.transform not in TRANSFORMS:
+            raise ModelError(
+                f"Parameter '{self.name}' has transform {self.transform!r}; accepted are "
+                f"{', '.join(map(repr, TRANSFORMS))}, bounded(lower, upper) or a Transform."
+            )
+        if self.start is not None:
+            self.scale.check(self.name, self.start)
+
+    @property
+    def scale(self) -> Transform:
+        """The transform itself."""
+        return TRANSFORMS[self.transform] if isinstance(self.transform, str) else self.transform
+
+    @property
+    def label(self) -> str:
+        """Name on the unconstrained scale with its unit, for axes: 'log s (days)'."""
+        name = self.name if self.scale.name == "identity" else f"{self.scale.name} {self.name}"
+        return f"{name} ({self.unit})" if self.unit else name
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A structural model f(t; psi), written once for any shape.
+
+    function : called as function(t, psi) with a dict of natural parameters; tensors broadcast
+        against each other. With `inputs` it is called as function(t, psi, x), x a dict of the
+        covariate columns named there (a dose, say), constant within an individual.
+    parameters : in the order of phi.
+    recipe : name and arguments of the library curve, by which a saved fit finds it again.
+    conventional : where two parameter vectors give the same curve (flip-flop absorption, the two
+        phases of a sum of exponentials), a function from either to the usual one; applied to
+        first values only.
+    """
+
+    function: Function
+    parameters: Sequence[Parameter]
+    inputs: tuple[str, ...] = ()
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    conventional: Callable[[dict[str, float]], dict[str, float]] = dict
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parameters", tuple(self.parameters))
+        names = self.names
+        if not names:
+            raise ModelError("A curve needs at least one parameter.")
+        if len(set(names)) < len(names):
+            raise ModelError(f"Each parameter of a curve has its own name, got {', '.join(names)}.")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The parameters' names in order."""
+        return tuple(parameter.name for parameter in self.parameters)
+
+    def __getitem__(self, name: str) -> Parameter:
+        """Return a parameter by name."""
+        for parameter in self.parameters:
+            if parameter.name == name:
+                return parameter
+        raise ModelError(f"No parameter '{name}'; the curve has {', '.join(self.names)}.")
+
+    def __call__(self, t: Tensor, psi: Mapping[str, Tensor], x: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Return f(t; psi)."""
+        return self.function(t, psi, x) if self.inputs else self.function(t, psi)
+
+    def natural(self, phi: Tensor, names: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """Return the natural parameters of phi (..., d), d the number of `names` (default all)."""
+        names = self.names if names is None else names
+        return {name: self[name].scale.natural(phi[..., k]) for k, name in enumerate(names)}
+
+    def with_transforms(self, **transforms: str | Transform) -> "Curve":
+        """Return the same curve with other scales: `curve.with_transforms(Asym="log")`."""
+        for name in transforms:
+            self[name]
+        parameters = [replace(p, transform=transforms.get(p.name, p.transform)) for p in self.parameters]
+        return replace(self, parameters=parameters)
+
+    def with_starts(self, **starts: float) -> "Curve":
+        """Return the same curve with first values on the natural scale."""
+        for name in starts:
+            self[name]
+        parameters = [replace(p, start=starts.get(p.name, p.start)) for p in self.parameters]
+        return replace(self, parameters=parameters)

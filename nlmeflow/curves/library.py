@@ -1,0 +1,215 @@
+"""The curves that the data sets, the benchmark and the book use."""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nlmeflow.curves.curve import Curve, Parameter
+
+Psi = Mapping[str, Tensor]
+LIBRARY: dict[str, Callable[..., Curve]] = {}
+
+
+def _listed(make: Callable[..., Curve]) -> Callable[..., Curve]:
+    """Add a curve to the library and note in it how it was made."""
+
+    @functools.wraps(make)
+    def recorded(*args: Any, **kwargs: Any) -> Curve:
+        bound = inspect.signature(make).bind(*args, **kwargs)
+        curve = make(*args, **kwargs)
+        return replace(curve, recipe={"name": make.__name__, "arguments": dict(bound.arguments)})
+
+    LIBRARY[make.__name__] = recorded
+    return recorded
+
+
+@_listed
+def logistic_senescence(time_unit: str = "days", response_unit: str = "") -> Curve:
+    """Loss of greenness, f = A / (1 + exp((t - tau) / s)).
+
+    A > 0 initial level, tau time of half-loss, s > 0 time-scale: the loss from 73 % to 27 % of A
+    takes 2 s.
+    """
+    return Curve(
+        lambda t, psi: psi["A"] * torch.sigmoid((psi["tau"] - t) / psi["s"]),
+        [
+            Parameter("A", "log", response_unit, "initial level"),
+            Parameter("tau", "identity", time_unit, "time of half-loss"),
+            Parameter("s", "log", time_unit, "time-scale of the loss"),
+        ],
+    )
+
+
+@_listed
+def logistic_growth(time_unit: str = "days", response_unit: str = "") -> Curve:
+    """Growth to an asymptote, f = Asym / (1 + exp((xmid - t) / scal)) (R's SSlogis)."""
+    return Curve(
+        lambda t, psi: psi["Asym"] * torch.sigmoid((t - psi["xmid"]) / psi["scal"]),
+        [
+            Parameter("Asym", "identity", response_unit, "asymptote"),
+            Parameter("xmid", "identity", time_unit, "time of half the asymptote"),
+            Parameter("scal", "identity", time_unit, "time-scale"),
+        ],
+    )
+
+
+@_listed
+def gompertz(time_unit: str = "days", response_unit: str = "") -> Curve:
+    """Asymmetric growth, f = A exp(-exp((tau - t) / s)); tau is the time of fastest growth."""
+    return Curve(
+        lambda t, psi: psi["A"] * torch.exp(-torch.exp((psi["tau"] - t) / psi["s"])),
+        [
+            Parameter("A", "log", response_unit, "asymptote"),
+            Parameter("tau", "identity", time_unit, "time of fastest growth"),
+            Parameter("s", "log", time_unit, "time-scale"),
+        ],
+    )
+
+
+@_listed
+def change_point(smoothness: float, time_unit: str = "days", response_unit: str = "") -> Curve:
+    """A plateau, then a straight decline, joined smoothly.
+
+    f = A - b h log(1 + exp((t - tau) / h)), h = `smoothness` > 0 in the unit of time: a broken
+    line whose corner at tau is rounded over about 4 h.
+    """
+
+    def function(t: Tensor, psi: Psi) -> Tensor:
+        late = (t - psi["tau"]) / smoothness
+        return psi["A"] - psi["b"] * smoothness * torch.logaddexp(late, torch.zeros_like(late))
+    return Curve(
+        function,
+        [
+            Parameter("A", "identity", response_unit, "plateau"),
+            Parameter("tau", "identity", time_unit, "time of the change"),
+            Parameter("b", "log", f"{response_unit or '1'}/{time_unit}", "rate of decline"),
+        ],
+    )
+
+
+@_listed
+def exponential_recovery(time_unit: str = "days", response_unit: str = "") -> Curve:
+    """Recovery towards a plateau, f = A - (A - y0) exp(-k t) (R's SSasymp, lrc = log k)."""
+    return Curve(
+        lambda t, psi: psi["A"] - (psi["A"] - psi["y0"]) * torch.exp(-psi["k"] * t),
+        [
+            Parameter("A", "identity", response_unit, "level after recovery"),
+            Parameter("y0", "identity", response_unit, "level at time zero"),
+            Parameter("k", "log", f"1/{time_unit}", "rate of recovery"),
+        ],
+    )
+
+
+def _oral(t: Tensor, psi: Psi, dose: Tensor | float) -> Tensor:
+    """One-compartment concentration, exact also where ka is near k = CL / V."""
+    ka, k = psi["ka"], psi["CL"] / psi["V"]
+    gap = (ka - k).abs() * t
+    small = gap < 1e-6
+    ratio = torch.where(small, 1 - gap / 2, -torch.expm1(-gap) / torch.where(small, 1.0, gap))
+    return dose * ka / psi["V"] * t * torch.exp(-torch.minimum(ka, k) * t) * ratio
+
+
+def _fast_absorption(psi: dict[str, float]) -> dict[str, float]:
+    """Return the twin with ka > CL / V: exchanging the two rates leaves the curve as it is."""
+    if psi["ka"] >= psi["CL"] / psi["V"]:
+        return psi
+    return {"ka": psi["CL"] / psi["V"], "CL": psi["CL"], "V": psi["CL"] / psi["ka"]}
+
+
+def _fast_phase_first(psi: dict[str, float]) -> dict[str, float]:
+    """Return the twin with k1 > k2."""
+    if psi["k1"] >= psi["k2"]:
+        return psi
+    return {"A1": psi["A2"], "k1": psi["k2"], "A2": psi["A1"], "k2": psi["k1"]}
+
+
+@_listed
+def oral(dose: float | str = "dose", time_unit: str = "h", volume_unit: str = "L") -> Curve:
+    """One compartment, first-order absorption (bioavailability 1), a single dose at time zero.
+
+    f = D ka / (V (ka - k)) (exp(-k t) - exp(-ka t)), k = CL / V. `dose` is a number, or the name
+    of the covariate column that holds each individual's dose.
+    """
+    parameters = [
+        Parameter("ka", "log", f"1/{time_unit}", "absorption rate"),
+        Parameter("CL", "log", f"{volume_unit}/{time_unit}", "clearance"),
+        Parameter("V", "log", volume_unit, "volume of distribution"),
+    ]
+    if isinstance(dose, str):
+        return Curve(
+            lambda t, psi, x: _oral(t, psi, x[dose]),
+            parameters,
+            inputs=(dose,),
+            conventional=_fast_absorption,
+        )
+    return Curve(lambda t, psi: _oral(t, psi, dose), parameters, conventional=_fast_absorption)
+
+
+@_listed
+def infusion(dose: float, duration: float, time_unit: str = "h", volume_unit: str = "L") -> Curve:
+    """One compartment, constant infusion of `dose` from time zero over `duration`.
+
+    f = D / (T ke V) (1 - exp(-ke min(t, T))) exp(-ke max(t - T, 0)), T = `duration`.
+    """
+
+    def function(t: Tensor, psi: Psi) -> Tensor:
+        during = -torch.expm1(-psi["ke"] * t.clamp(max=duration))
+        return (
+            dose
+            / (duration * psi["ke"] * psi["V"])
+            * during
+            * torch.exp(-psi["ke"] * (t - duration).clamp(min=0))
+        )
+
+    return Curve(
+        function,
+        [
+            Parameter("ke", "log", f"1/{time_unit}", "elimination rate"),
+            Parameter("V", "log", volume_unit, "volume of distribution"),
+        ],
+    )
+
+
+@_listed
+def biexponential(time_unit: str = "h", response_unit: str = "") -> Curve:
+    """Two-phase decline, f = A1 exp(-k1 t) + A2 exp(-k2 t) (R's SSbiexp, lrc = log k)."""
+    return Curve(
+        lambda t, psi: psi["A1"] * torch.exp(-psi["k1"] * t) + psi["A2"] * torch.exp(-psi["k2"] * t),
+        [
+            Parameter("A1", "identity", response_unit, "size of the fast phase"),
+            Parameter("k1", "log", f"1/{time_unit}", "rate of the fast phase"),
+            Parameter("A2", "identity", response_unit, "size of the slow phase"),
+            Parameter("k2", "log", f"1/{time_unit}", "rate of the slow phase"),
+        ],
+        conventional=_fast_phase_first,
+    )
+
+
+@_listed
+def emax(dose_unit: str = "", response_unit: str = "") -> Curve:
+    """Saturating dose response, f = E0 + Emax t / (EC50 + t), t the dose or concentration."""
+    return Curve(
+        lambda t, psi: psi["E0"] + psi["Emax"] * t / (psi["EC50"] + t),
+        [
+            Parameter("E0", "identity", response_unit, "response without dose"),
+            Parameter("Emax", "identity", response_unit, "largest effect"),
+            Parameter("EC50", "log", dose_unit, "dose of half the effect"),
+        ],
+    )
+
+
+@_listed
+def linear(time_unit: str = "", response_unit: str = "") -> Curve:
+    """Straight line, f = intercept + slope t."""
+    return Curve(
+        lambda t, psi: psi["intercept"] + psi["slope"] * t,
+        [
+            Parameter("intercept", "identity", response_unit, "value at time zero"),
+            Parameter("slope", "identity", response_unit, "change per unit of time"),
+        ],
+    )

@@ -1,0 +1,205 @@
+"""Longitudinal data: repeated measures of many individuals, ragged, padded with a mask."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from nlmeflow.errors import DataError
+
+
+@dataclass(frozen=True)
+class LongitudinalData:
+    """Observations y_ij at times t_ij of individuals i = 1..N, j = 1..n_i.
+
+    Attributes
+    ----------
+    time, response : Tensor, shape (N, n), n = max n_i, padded.
+    mask : bool Tensor, shape (N, n), true where there is an observation.
+    labels : the individuals' names, in order of first appearance.
+    covariates : one row per individual, indexed by `labels`.
+    names : the user's column names for individual, time and response.
+    n_missing : rows of the table whose response was missing; they carry no information.
+
+    """
+
+    time: Tensor
+    response: Tensor
+    mask: Tensor
+    labels: tuple[Hashable, ...]
+    covariates: pd.DataFrame
+    names: tuple[str, str, str] = ("individual", "time", "response")
+    n_missing: int = 0
+
+    @classmethod
+    def from_frame(
+        cls,
+        frame: pd.DataFrame,
+        individual: str,
+        time: str,
+        response: str,
+        covariates: Sequence[str] = (),
+    ) -> "LongitudinalData":
+        """Read a long table: one row per observation.
+
+        Missing responses (NaN) are left out and counted; individuals keep their place even when
+        none of their responses was observed. Covariates are constant within an individual.
+
+        Raises
+        ------
+        DataError : a column is absent, a value is not a finite number, an (individual, time) pair
+            stands twice, or a covariate changes within an individual.
+
+        """
+        covariates = [covariates] if isinstance(covariates, str) else list(covariates)
+        _check_columns(frame, [individual, time, response, *covariates])
+        if len(frame) == 0:
+            raise DataError("The table has no rows; at least two individuals are needed.")
+        frame = frame.reset_index(drop=True)
+        _check_present(frame, individual)
+        times = _numbers(frame, time)
+        values = _numbers(frame, response)
+        _check_finite(frame, time, times, missing_allowed=False)
+        _check_finite(frame, response, values, missing_allowed=True)
+        _check_unique(frame, individual, time, times)
+
+        code, labels = pd.factorize(frame[individual])
+        table = _constant_covariates(frame, individual, list(labels), covariates)
+        keep = ~np.isnan(values)
+        padded = _pad(code[keep], times[keep], values[keep], len(labels))
+        return cls(
+            *padded,
+            labels=tuple(labels),
+            covariates=table,
+            names=(individual, time, response),
+            n_missing=int((~keep).sum()),
+        )
+
+    def __len__(self) -> int:
+        """Return the number of individuals N."""
+        return len(self.labels)
+
+    @property
+    def counts(self) -> Tensor:
+        """Observations per individual n_i, shape (N,)."""
+        return self.mask.sum(1)
+
+    @property
+    def n_observations(self) -> int:
+        """Return the total number of observations, the sum of n_i."""
+        return int(self.mask.sum())
+
+    def subset(self, index: Sequence[int] | np.ndarray | Tensor) -> "LongitudinalData":
+        """Return the individuals at these positions, in this order."""
+        rows = torch.as_tensor(np.asarray(index), dtype=torch.long)
+        if len(rows) == 0:
+            raise DataError("A subset needs at least one individual.")
+        width = max(int(self.mask[rows].sum(1).max()), 1)
+        return LongitudinalData(
+            self.time[rows, :width],
+            self.response[rows, :width],
+            self.mask[rows, :width],
+            labels=tuple(self.labels[i] for i in rows.tolist()),
+            covariates=self.covariates.iloc[rows.numpy()],
+            names=self.names,
+        )
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return the observed rows as a long table with the user's column names."""
+        row, column = torch.nonzero(self.mask, as_tuple=True)
+        individual, time, response = self.names
+        frame = pd.DataFrame(
+            {
+                individual: [self.labels[i] for i in row.tolist()],
+                time: self.time[row, column].numpy(),
+                response: self.response[row, column].numpy(),
+            }
+        )
+        return frame.join(self.covariates, on=individual)
+
+
+def _check_columns(frame: pd.DataFrame, columns: Sequence[str]) -> None:
+    if not isinstance(frame, pd.DataFrame):
+        raise DataError(f"A pandas DataFrame is needed, got {type(frame).__name__}.")
+    for column in columns:
+        if column not in frame.columns:
+            known = ", ".join(map(str, frame.columns))
+            raise DataError(f"No column '{column}' in the table; its columns are: {known}.")
+
+
+def _check_present(frame: pd.DataFrame, column: str) -> None:
+    missing = np.flatnonzero(frame[column].isna())
+    if len(missing):
+        raise DataError(f"Column '{column}' is empty in row {missing[0]}; every row needs it.")
+
+
+def _numbers(frame: pd.DataFrame, column: str) -> np.ndarray:
+    given = frame[column]
+    if pd.api.types.is_datetime64_any_dtype(given):
+        raise DataError(
+            f"Column '{column}' holds dates; give a number, for example days since the first date: "
+            f"(frame['{column}'] - frame['{column}'].min()).dt.total_seconds() / 86400."
+        )
+    numbers = pd.to_numeric(given, errors="coerce")
+    wrong = np.flatnonzero(numbers.isna() & given.notna())
+    if len(wrong):
+        raise DataError(
+            f"Column '{column}' is not a number in row {wrong[0]}: {given.iloc[wrong[0]]!r}. "
+            "Numbers, or empty cells for missing values, are accepted."
+        )
+    return numbers.to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+def _check_finite(frame: pd.DataFrame, column: str, values: np.ndarray, missing_allowed: bool) -> None:
+    wrong = np.flatnonzero(np.isinf(values) if missing_allowed else ~np.isfinite(values))
+    if len(wrong):
+        what = "infinite" if np.isinf(values[wrong[0]]) else "missing"
+        raise DataError(f"Column '{column}' is {what} in row {wrong[0]}; it must be finite.")
+
+
+def _check_unique(frame: pd.DataFrame, individual: str, time: str, times: np.ndarray) -> None:
+    keys = pd.DataFrame({"individual": frame[individual], "time": times})
+    twice = np.flatnonzero(keys.duplicated(keep=False))
+    if len(twice):
+        key = keys.iloc[twice[0]]
+        rows = np.flatnonzero((keys["individual"] == key["individual"]) & (keys["time"] == key["time"]))
+        raise DataError(
+            f"Individual '{key['individual']}' ({individual}) has {len(rows)} rows at "
+            f"{time} = {key['time']:g}: rows {', '.join(map(str, rows))}. "
+            "One row per individual and time is accepted: average them, or make the times differ."
+        )
+
+
+def _constant_covariates(
+    frame: pd.DataFrame, individual: str, labels: list, covariates: list[str]
+) -> pd.DataFrame:
+    grouped = frame.groupby(individual, sort=False, observed=True)
+    for column in covariates:
+        _check_present(frame, column)
+        changing = grouped[column].nunique()
+        changing = changing[changing > 1]
+        if len(changing):
+            raise DataError(
+                f"Covariate '{column}' changes within individual '{changing.index[0]}'; "
+                "a covariate is constant within an individual."
+            )
+    return grouped[covariates].first().reindex(labels)
+
+
+def _pad(
+    code: np.ndarray, times: np.ndarray, values: np.ndarray, n_individuals: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    order = np.lexsort((times, code))
+    code, times, values = code[order], times[order], values[order]
+    counts = np.bincount(code, minlength=n_individuals)
+    width = max(int(counts.max(initial=0)), 1)
+    rank = np.arange(len(code)) - np.repeat(np.cumsum(counts) - counts, counts)
+    fill = times[0] if len(times) else 0.0
+    time = np.full((n_individuals, width), fill)
+    response = np.zeros((n_individuals, width))
+    mask = np.zeros((n_individuals, width), dtype=bool)
+    time[code, rank], response[code, rank], mask[code, rank] = times, values, True
+    return torch.from_numpy(time), torch.from_numpy(response), torch.from_numpy(mask)

@@ -1,0 +1,1 @@
+"""Estimation: the engine and everything around it."""

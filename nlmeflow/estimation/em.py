@@ -1,0 +1,216 @@
+"""The engine: importance-weighted EM in which only the law's update differs between laws.
+
+    particles -> weights -> law.update(particles, weights), exact sigma, fixed effects -> weights ...
+
+Particles are refreshed when the effective sample size falls, and convergence is judged on fresh
+ones: the gain in log-likelihood that an ascent on old particles still brings on new ones.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from nlmeflow.errors import EstimationError
+from nlmeflow.estimation.anderson import Anderson
+from nlmeflow.estimation.particles import (
+    Expectation,
+    Particles,
+    Proposal,
+    adapted,
+    draw,
+    expectation,
+)
+from nlmeflow.estimation.problem import Problem
+from nlmeflow.laws.gaussian import GaussianLaw
+from nlmeflow.laws.law import Law
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class State:
+    """What is estimated: the law, the fixed effects beta (p,), the residual parameters (r,)."""
+
+    law: Law
+    beta: Tensor
+    sigma: Tensor
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Configuration of the engine.
+
+    particles : per individual at the end; refreshes before it use fewer, doubling each time.
+    tolerance : the ascent on frozen particles ends when two iterations in a row gain less than
+        this in log-likelihood (a hundred times this before the last size).
+    settled : the fit ends when an ascent on fresh particles gains less than this.
+    """
+
+    particles: int = 512
+    first: int = 256
+    refreshes: int = 15
+    iterations: int = 60
+    tolerance: float = 1e-6
+    settled: float = 5e-3
+    update_law: bool = True
+
+
+@dataclass(frozen=True)
+class Record:
+    """One refresh: log-likelihood on fresh particles, its error, the smallest ESS, iterations."""
+
+    particles: int
+    log_likelihood: float
+    error: float
+    gain: float
+    least_ess: float
+    iterations: int
+
+
+@dataclass
+class Result:
+    """Where the engine ended: state, last particles and E-step, proposal, and how it got there."""
+
+    state: State
+    particles: Particles
+    expectation: Expectation
+    proposal: Proposal
+    converged: bool
+    trace: list[Record] = field(default_factory=list)
+
+
+def silent(_: str) -> None:
+    """Report nothing."""
+
+
+def ascend(
+    problem: Problem, state: State, particles: Particles, schedule: Schedule, tolerance: float
+) -> tuple[State, Particles, Expectation, int]:
+    """Climb the likelihood of frozen particles; return where it ended and how many steps it took."""
+    log_law = state.law.log_prob(particles.phi)
+    step = expectation(particles.log_ratio(problem, state.sigma), log_law)
+    kept = None if schedule.update_law else log_law
+    trust = 1.5 * step.error
+    value = float(step.log_likelihood.sum())
+    accelerator = Anderson() if isinstance(state.law, GaussianLaw) and schedule.update_law else None
+    count, small = 0, 0
+    while count < schedule.iterations and small < 2 and step.error <= trust:
+        count += 1
+        plain = maximise(problem, state, particles, step, schedule)
+        candidate = plain if accelerator is None else _accelerated(accelerator, state, plain)
+        moved, trial_particles, trial = _move(problem, candidate, particles, kept)
+        new_value = float(trial.log_likelihood.sum())
+        if accelerator is not None and not (new_value >= value and trial.error <= trust):
+            accelerator.forget()
+            moved, trial_particles, trial = _move(problem, plain, particles, kept)
+            new_value = float(trial.log_likelihood.sum())
+        gain = new_value - value
+        if gain != gain:
+            raise EstimationError("The log-likelihood became NaN; give first values with start={...}.")
+        if gain < 0:
+            break
+        state, particles, step, value = moved, trial_particles, trial, new_value
+        small = small + 1 if gain < tolerance else 0
+    return state, particles, step, count
+
+
+def evaluate(problem: Problem, state: State, particles: Particles) -> Expectation:
+    """Weigh particles under a state whose beta is the one they were drawn with."""
+    return expectation(particles.log_ratio(problem, state.sigma), state.law.log_prob(particles.phi))
+
+
+def maximise(
+    problem: Problem, state: State, particles: Particles, step: Expectation, schedule: Schedule
+) -> State:
+    """Return one M-step: the law, the residual parameters, and a Gauss-Newton step of beta."""
+    law = state.law.update(particles.phi, step.weights) if schedule.update_law else state.law
+    sigma = problem.residual.update(particles.summary, step.weights, state.sigma)
+    beta = _fixed_effects(problem, state, particles, step) if problem.fixed else state.beta
+    return State(law, beta, sigma)
+
+
+def _move(
+    problem: Problem, state: State, particles: Particles, log_law: Tensor | None
+) -> tuple[State, Particles, Expectation]:
+    """Weigh particles under a new state; predictions follow beta, `log_law` is kept when given."""
+    if problem.fixed:
+        particles = replace(particles, summary=problem.summary(particles.phi, state.beta))
+    if log_law is None:
+        log_law = state.law.log_prob(particles.phi)
+    return state, particles, expectation(particles.log_ratio(problem, state.sigma), log_law)
+
+
+def _fixed_effects(problem: Problem, state: State, particles: Particles, step: Expectation) -> Tensor:
+    """Return beta after one Gauss-Newton step on the weighted particles."""
+    size = len(problem.fixed)
+    left, right = state.beta.new_zeros(size, size), state.beta.new_zeros(size)
+    for rows in problem.chunks(particles.phi.shape[1] * (size + 1)):
+        prediction, slopes = problem.jacobian(particles.phi[rows], state.beta, rows, only_beta=True)
+        response, mask = problem.data.response[rows, None], problem.data.mask[rows, None]
+        residual, scale = problem.residual.working(response, prediction, state.sigma)
+        residual = torch.where(mask & torch.isfinite(residual), residual, 0.0).flatten()
+        slope = torch.where(mask & torch.isfinite(scale), scale, 0.0)[..., None] * slopes
+        slope = torch.where(torch.isfinite(slope), slope, 0.0)
+        weighted = (slope * step.weights[rows, :, None, None]).flatten(0, 2)
+        left += weighted.mT @ slope.flatten(0, 2)
+        right += weighted.mT @ residual
+    return state.beta + torch.linalg.solve(left, right)
+
+
+def _accelerated(accelerator: Anderson, state: State, plain: State) -> State:
+    reference = accelerator.reference(state.law)
+    before, after = _pack(state, reference), _pack(plain, reference)
+    return _unpack(accelerator.next(before, after), plain, reference)
+
+
+def _pack(state: State, reference: GaussianLaw) -> Tensor:
+    assert isinstance(state.law, GaussianLaw)
+    inverse = torch.linalg.inv(reference.factor)
+    mean = inverse @ (state.law.mean - reference.mean)
+    factor = inverse @ state.law.factor
+    return torch.cat([mean, factor.reshape(-1), state.beta, state.sigma.log()])
+
+
+def _unpack(vector: Tensor, like: State, reference: GaussianLaw) -> State:
+    assert isinstance(like.law, GaussianLaw)
+    dim, n_beta = like.law.dim, len(like.beta)
+    mean, factor, beta, log_sigma = vector.split([dim, dim * dim, n_beta, len(like.sigma)])
+    factor = reference.factor @ factor.reshape(dim, dim).tril()
+    if not bool((factor.diagonal() > 0).all()):
+        return like
+    law = GaussianLaw(reference.mean + reference.factor @ mean, factor, like.law.structure)
+    return State(law, beta, log_sigma.exp())
+
+
+def em(
+    problem: Problem,
+    state: State,
+    proposal: Proposal,
+    schedule: Schedule,
+    random: torch.Generator,
+    report: Report = silent,
+) -> Result:
+    """Run the engine from a state and a proposal until fresh particles bring no more."""
+    trace: list[Record] = []
+    size, rounds, converged = schedule.first, 0, False
+    for refresh in range(schedule.refreshes):
+        particles = draw(problem, proposal, state.beta, size, random)
+        fresh = evaluate(problem, state, particles)
+        value = float(fresh.log_likelihood.sum())
+        final = size == schedule.particles
+        tolerance = schedule.tolerance * (1 if final else 100)
+        state, particles, step, count = ascend(problem, state, particles, schedule, tolerance)
+        gain = float(step.log_likelihood.sum()) - value
+        trace.append(Record(size, value, fresh.error, gain, float(fresh.ess.min()), count))
+        report(f"log-likelihood {value:.2f} ± {fresh.error:.2f}")
+        proposal = adapted(proposal, particles, step, state.law)
+        rounds += 1
+        settled = gain < max(schedule.settled, 0.1 * fresh.error**2)
+        converged = final and settled
+        if converged or refresh == schedule.refreshes - 1:
+            break
+        if settled or rounds == 3:
+            size, rounds = min(4 * size, schedule.particles), 0
+    return Result(state, particles, step, proposal, converged, trace)

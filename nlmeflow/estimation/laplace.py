@@ -1,0 +1,195 @@
+"""The batched Laplace step: every individual's mode and curvature under a Gaussian law.
+
+Around the modes the model is a linear mixed model, y_i ~ f_i + J_i (phi - phi_i): its generalised
+least squares give the population mean and the fixed effects, an EM step gives the covariance and
+sigma (Lindstrom and Bates, Biometrics 1990). This is where estimation starts, not where it ends:
+the particles of `particles.py` remove the linearisation.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nlmeflow.errors import EstimationError
+from nlmeflow.estimation.problem import Problem
+from nlmeflow.laws.gaussian import Covariance, GaussianLaw
+from nlmeflow.laws.law import safe_cholesky
+
+
+@dataclass(frozen=True)
+class Laplace:
+    """Modes (N, d) and lower factors (N, d, d) of the inverse curvatures at the modes."""
+
+    mode: Tensor
+    factor: Tensor
+
+
+@dataclass(frozen=True)
+class GaussianStart:
+    """A Gaussian population with its fixed effects, residual parameters and individual modes."""
+
+    law: GaussianLaw
+    beta: Tensor
+    sigma: Tensor
+    laplace: Laplace
+
+
+@dataclass(frozen=True)
+class _Linear:
+    """The standardised linear model at given phi: residuals (N, n), slopes (N, n, d + p)."""
+
+    residual: Tensor
+    slope: Tensor
+    objective: Tensor  # minus log joint density up to a constant, (N,)
+
+
+def _linearise(problem: Problem, phi: Tensor, law: GaussianLaw, beta: Tensor, sigma: Tensor) -> _Linear:
+    prediction, slopes = problem.jacobian(phi, beta)
+    mask, response = problem.data.mask, problem.data.response
+    residual, scale = problem.residual.working(response, prediction, sigma)
+    residual = torch.where(mask & torch.isfinite(residual), residual, 0.0)
+    slope = slopes * scale[..., None]
+    slope = torch.where(mask[..., None] & torch.isfinite(slope), slope, 0.0)
+    summary = problem.residual.summary(response, prediction, mask)
+    objective = -problem.residual.log_likelihood(summary, sigma) - law.log_prob(phi)
+    return _Linear(residual, slope, objective)
+
+
+def _objective(problem: Problem, phi: Tensor, law: GaussianLaw, beta: Tensor, sigma: Tensor) -> Tensor:
+    log_likelihood = problem.log_likelihood(phi[:, None], beta, sigma)[:, 0]
+    return -log_likelihood - law.log_prob(phi)
+
+
+def _newton(
+    problem: Problem, phi: Tensor, law: GaussianLaw, beta: Tensor, sigma: Tensor, damping: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One damped Gauss-Newton step for all individuals: phi, covariance (N, d, d), damping."""
+    linear = _linearise(problem, phi, law, beta, sigma)
+    slope = linear.slope[..., : problem.dim]
+    precision = torch.cholesky_inverse(law.factor)
+    hessian = slope.mT @ slope + precision
+    gradient = (slope.mT @ linear.residual[..., None]).squeeze(-1) - (phi - law.mean) @ precision
+    lift = damping[:, None] * hessian.diagonal(dim1=-2, dim2=-1)
+    step = torch.linalg.solve(hessian + torch.diag_embed(lift), gradient)
+    tried = phi + step
+    better = _objective(problem, tried, law, beta, sigma) <= linear.objective + 1e-9
+    phi = torch.where(better[:, None], tried, phi)
+    damping = torch.where(better, damping / 10, (damping * 10).clamp_min(1e-2)).clamp(1e-8, 1e8)
+    return phi, torch.linalg.inv(hessian), damping
+
+
+def modes(
+    problem: Problem, law: GaussianLaw, beta: Tensor, sigma: Tensor, start: Tensor, steps: int = 8
+) -> Laplace:
+    """Return each individual's conditional mode and the factor of its inverse curvature."""
+    damping = start.new_full((len(start),), 1e-8)
+    phi = start
+    for _ in range(steps):
+        phi, covariance, damping = _newton(problem, phi, law, beta, sigma, damping)
+    return Laplace(phi, safe_cholesky(covariance))
+
+
+def gaussian_start(
+    problem: Problem,
+    first: dict[str, float],
+    structure: Covariance,
+    max_iterations: int = 60,
+    tolerance: float = 1e-3,
+) -> GaussianStart:
+    """Return the Gaussian fit of the linearised model, from pooled first values."""
+    law, beta, sigma = _first(problem, first, structure)
+    phi = law.mean.expand(len(problem), -1).clone()
+    damping = phi.new_full((len(phi),), 1e-4)
+    for iteration in range(max_iterations):
+        for _ in range(3 if iteration < 5 else 1):
+            phi, _, damping = _newton(problem, phi, law, beta, sigma, damping)
+        new_law, new_beta, new_sigma = _update(problem, phi, law, beta, sigma)
+        change = torch.cat(
+            [
+                (new_law.mean - law.mean) / law.sd,
+                (new_law.sd / law.sd).log(),
+                (new_sigma / sigma).log(),
+                new_beta - beta,
+            ]
+        )
+        law, beta, sigma = new_law, new_beta, new_sigma
+        _check(problem, law, beta, sigma)
+        if change.abs().max() < tolerance:
+            break
+    return GaussianStart(law, beta, sigma, modes(problem, law, beta, sigma, phi, steps=4))
+
+
+def _first(
+    problem: Problem, first: dict[str, float], structure: Covariance
+) -> tuple[GaussianLaw, Tensor, Tensor]:
+    """Return a first Gaussian: each spread is what would move the predictions by one residual."""
+    mean = torch.tensor([first[name] for name in problem.random], dtype=torch.float64)
+    beta = torch.tensor([first[name] for name in problem.fixed], dtype=torch.float64)
+    prediction, slopes = problem.jacobian(mean.expand(len(problem), -1), beta)
+    sigma = problem.residual.start(problem.data.response, prediction, problem.data.mask)
+    deviation = torch.where(problem.data.mask, problem.data.response - prediction, 0.0)
+    slopes = torch.where(problem.data.mask[..., None], slopes, 0.0)[..., : problem.dim]
+    sizes = slopes.square().sum((0, 1)).sqrt()
+    spread = deviation.square().sum().sqrt() / sizes.clamp_min(1e-300)
+    caps = [1.0 if problem.curve[name].scale.name != "identity" else torch.inf for name in problem.random]
+    spread = torch.minimum(spread, torch.tensor(caps, dtype=spread.dtype))
+    _check_slopes(problem, sizes)
+    return GaussianLaw(mean, spread.clamp_min(1e-12).diag(), structure), beta, sigma
+
+
+def _check_slopes(problem: Problem, sizes: Tensor) -> None:
+    for name, size in zip(problem.random, sizes.tolist(), strict=True):
+        if not size > 0:
+            raise EstimationError(
+                f"Parameter '{name}' does not move the curve at the data's times (first values); "
+                f"give it a first value with fit(..., start={{'{name}': ...}}) or fix it."
+            )
+
+
+def _update(
+    problem: Problem, phi: Tensor, law: GaussianLaw, beta: Tensor, sigma: Tensor
+) -> tuple[GaussianLaw, Tensor, Tensor]:
+    linear = _linearise(problem, phi, law, beta, sigma)
+    dim = problem.dim
+    slope = linear.slope[..., :dim]
+    precision = torch.cholesky_inverse(law.factor)
+    posterior = torch.linalg.inv(slope.mT @ slope + precision)
+    working = linear.residual + (slope @ phi[..., None]).squeeze(-1)
+    design = linear.slope.clone()
+
+    def whiten(x: Tensor) -> Tensor:  # V^-1 x, V = I + J Omega J'
+        return x - slope @ (posterior @ (slope.mT @ x))
+
+    left = (design.mT @ whiten(design)).sum(0)
+    working = working + linear.slope[..., dim:] @ beta
+    right = (design.mT @ whiten(working[..., None])).sum(0).squeeze(-1)
+    scale = left.diagonal().clamp_min(1e-300).rsqrt()
+    system = left * scale[:, None] * scale + 1e-10 * torch.eye(len(left), dtype=left.dtype)
+    solution = scale * torch.linalg.solve(system, scale * right)
+    mean, new_beta = solution[:dim], solution[dim:]
+
+    shift = working - (linear.slope[..., dim:] @ new_beta) - slope @ mean
+    centre = (posterior @ (slope.mT @ shift[..., None])).squeeze(-1)
+    spread = centre.mT @ centre / len(phi) + posterior.mean(0)
+    diagonal = law.structure == "diagonal"
+    factor = spread.diagonal().sqrt().diag() if diagonal else safe_cholesky(spread)
+    new_law = GaussianLaw(mean, factor, law.structure)
+    if problem.residual.given:
+        return new_law, new_beta, sigma
+    left_over = shift - (slope @ centre[..., None]).squeeze(-1)
+    squares = left_over.square().sum() + (slope @ posterior * slope).sum()
+    ratio = (squares / problem.data.n_observations).sqrt()
+    return new_law, new_beta, sigma * ratio.clamp(0.2, 5.0)
+
+
+def _check(problem: Problem, law: GaussianLaw, beta: Tensor, sigma: Tensor) -> None:
+    values = dict(zip(problem.random, law.mean.tolist(), strict=True))
+    values |= dict(zip(problem.fixed, beta.tolist(), strict=True))
+    values |= dict(zip(problem.residual.names, sigma.tolist(), strict=True))
+    for name, value in values.items():
+        if value != value or abs(value) == float("inf"):
+            raise EstimationError(
+                f"Parameter '{name}' became {value} while looking for a start; give first values "
+                "with fit(..., start={...})."
+            )

@@ -1,0 +1,178 @@
+"""Particles: weighted individual parameters that carry everything the data say.
+
+The structural model runs only here. Each individual's proposal is a defensive mixture of two
+Gaussians around its own data (narrow and wide), the current law, and a broad Gaussian; a particle
+is weighted with the whole mixture in the denominator (Owen and Zhou, JASA 2000), so that no weight
+can explode where one component alone misses the target. Points are scrambled Sobol points, shifted
+at random for each individual, so that errors of different individuals are independent.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nlmeflow.estimation.problem import Problem
+from nlmeflow.laws.gaussian import GaussianLaw, moments
+from nlmeflow.laws.law import Law, normal_log_prob, safe_cholesky
+from nlmeflow.seeds import integer
+
+NARROW, WIDE = 1.15, 2.5  # inflation of the individual's own scale
+SHARES = (0.7, 0.2, 0.05, 0.05)  # narrow, wide, law, broad
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Where each individual's particles are drawn.
+
+    centre (N, d), factor (N, d, d): the individual's own location and scale; law: the current
+    population; broad: a Gaussian that covers the population.
+    """
+
+    centre: Tensor
+    factor: Tensor
+    law: Law
+    broad: GaussianLaw
+
+    def draw(self, n: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return phi (N, M, d) and the log-density of the proposal at phi (N, M), M = n."""
+        sizes = _allocate(n)
+        parts = [
+            _local(self.centre, self.factor * NARROW, sizes[0], random),
+            _local(self.centre, self.factor * WIDE, sizes[1], random),
+            self._population(self.law, sizes[2], random),
+            self._population(self.broad, sizes[3], random),
+        ]
+        phi = torch.cat(parts, 1)
+        components = [
+            normal_log_prob(phi, self.centre, self.factor * NARROW),
+            normal_log_prob(phi, self.centre, self.factor * WIDE),
+            self.law.log_prob(phi),
+            self.broad.log_prob(phi),
+        ]
+        shares = torch.tensor(sizes, dtype=phi.dtype) / n
+        log_components = torch.stack(components, -1)
+        log_mixture = (log_components + shares.log()).logsumexp(-1)
+        correction = _calibration((log_components - log_mixture[..., None]).exp())
+        return phi, log_mixture - correction.log()
+
+    def _population(self, law: Law, n: int, random: torch.Generator) -> Tensor:
+        size, dim = self.centre.shape
+        if isinstance(law, GaussianLaw):
+            factor = law.factor.expand(size, -1, -1)
+            return _local(law.mean.expand(size, -1), factor, n, random)
+        return law.sample(size * n, random).reshape(size, n, dim)
+
+
+def _calibration(ratios: Tensor) -> Tensor:
+    """Return weights c (N, M), mean one, under which every component integrates to one exactly.
+
+    ratios (N, M, K) are q_k / q at the particles. c = 1 + (1 - mean g)' S^-1 (g - mean g) over the
+    first K - 1 components (the last follows from them): the regression estimator with the
+    components as control variates. Depends on the proposal only, so it serves every law.
+    """
+    g = ratios[..., :-1]
+    mean = g.mean(1, keepdim=True)
+    centred = g - mean
+    spread = centred.mT @ centred / g.shape[1]
+    lift = 1e-6 * torch.eye(g.shape[-1], dtype=g.dtype)
+    slope = torch.linalg.solve(spread + lift, (1 - mean).mT)
+    return (1 + (centred @ slope).squeeze(-1)).clamp_min(0.1)
+
+
+@dataclass(frozen=True)
+class Particles:
+    """phi (N, M, d), log-density of the proposal (N, M), summaries of predictions at phi.
+
+    `log_likelihood` holds log p(y_i | phi) at the residual parameters it was last asked for.
+    """
+
+    phi: Tensor
+    log_proposal: Tensor
+    summary: tuple[Tensor, ...]
+
+    def log_ratio(self, problem: Problem, sigma: Tensor) -> Tensor:
+        """Return log p(y_i | phi) - log q_i(phi), (N, M): all that does not depend on the law."""
+        return problem.residual.log_likelihood(self.summary, sigma) - self.log_proposal
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """The E-step: weights (N, M) summing to one per individual, log-likelihoods (N,)."""
+
+    weights: Tensor
+    log_likelihood: Tensor
+
+    @property
+    def ess(self) -> Tensor:
+        """Effective sample size of each individual, (N,)."""
+        return 1 / self.weights.square().sum(1)
+
+    @property
+    def error(self) -> float:
+        """Monte-Carlo standard error of the total log-likelihood (independent draws).
+
+        Var = sum_i (1 / ESS_i - 1 / M), an upper bound in practice: Sobol points do better.
+        """
+        size = self.weights.shape[1]
+        return float((1 / self.ess - 1 / size).clamp_min(0).sum().sqrt())
+
+
+def expectation(log_ratio: Tensor, log_law: Tensor) -> Expectation:
+    """Weigh particles: log_ratio = log p(y | phi) - log q, log_law = log p(phi), both (N, M)."""
+    log_weight = log_ratio + log_law
+    total = log_weight.logsumexp(1, keepdim=True)
+    return Expectation(
+        (log_weight - total).exp(), total[:, 0] - torch.tensor(float(log_weight.shape[1])).log()
+    )
+
+
+def draw(problem: Problem, proposal: Proposal, beta: Tensor, n: int, random: torch.Generator) -> Particles:
+    """Draw n particles per individual and run the structural model on them."""
+    phi, log_proposal = proposal.draw(n, random)
+    return Particles(phi, log_proposal, problem.summary(phi, beta))
+
+
+def adapted(proposal: Proposal, particles: Particles, step: Expectation, law: Law) -> Proposal:
+    """Return the proposal moved to the particles' weighted moments and to the current law.
+
+    Individuals with fewer than 5 (d + 1) effective particles keep their place.
+    """
+    mean, covariance = moments(particles.phi, step.weights)
+    enough = step.ess > 5 * (law.dim + 1)
+    scale = torch.where(enough[:, None, None], covariance, proposal.factor @ proposal.factor.mT)
+    centre = torch.where(enough[:, None], mean, proposal.centre)
+    return Proposal(centre, safe_cholesky(scale), law, envelope(law, particles, step))
+
+
+def envelope(law: Law, particles: Particles, step: Expectation) -> GaussianLaw:
+    """Return a broad Gaussian: the population's mean, twice its standard deviations."""
+    if isinstance(law, GaussianLaw):
+        return law.inflated(2.0)
+    start = GaussianLaw(particles.phi[0, 0], torch.eye(law.dim, dtype=particles.phi.dtype))
+    return start.update(particles.phi, step.weights).inflated(2.0)
+
+
+def posterior_draws(phi: Tensor, weights: Tensor, n: int, random: torch.Generator) -> Tensor:
+    """Resample n particles per individual: (N, n, d). Systematic resampling, one offset each."""
+    offset = torch.rand(len(weights), 1, generator=random, dtype=weights.dtype)
+    places = (torch.arange(n, dtype=weights.dtype) + offset) / n
+    index = torch.searchsorted(weights.cumsum(1), places).clamp_max(weights.shape[1] - 1)
+    return phi.gather(1, index[..., None].expand(-1, -1, phi.shape[-1]))
+
+
+def _allocate(n: int) -> list[int]:
+    sizes = [max(1, round(share * n)) for share in SHARES[1:]]
+    return [max(1, n - sum(sizes)), *sizes]
+
+
+def _local(centre: Tensor, factor: Tensor, n: int, random: torch.Generator) -> Tensor:
+    """Draw (N, n, d) Gaussian points from one Sobol set, shifted at random for each individual."""
+    size, dim = centre.shape
+    sobol = torch.quasirandom.SobolEngine(dim, scramble=True, seed=integer(random))
+    points = sobol.draw(n, dtype=centre.dtype)
+    shift = torch.rand(size, 1, dim, generator=random, dtype=centre.dtype)
+    uniform = (points + shift).remainder_(1.0)
+    uniform.clamp_(1e-12, 1 - 1e-12)
+    z = torch.special.ndtri(uniform)
+    return centre[:, None] + z @ factor.mT

@@ -1,0 +1,127 @@
+"""The part of a model that does not know the law: data, curve, error model, fixed parameters."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from nlmeflow.curves import Curve
+from nlmeflow.data import LongitudinalData
+from nlmeflow.errors import ModelError
+from nlmeflow.residuals import Residual
+
+CHUNK = 4_000_000  # predictions held at a time
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Everything that turns individual parameters into likelihoods.
+
+    random, fixed : names of the parameters in phi (d) and in beta (p), in the curve's order.
+    inputs : covariates that the curve takes, each (N,).
+    """
+
+    data: LongitudinalData
+    curve: Curve
+    residual: Residual
+    random: tuple[str, ...]
+    fixed: tuple[str, ...]
+    inputs: Mapping[str, Tensor]
+
+    @classmethod
+    def build(
+        cls, data: LongitudinalData, curve: Curve, residual: Residual, fixed: Sequence[str]
+    ) -> "Problem":
+        """Check that data, curve and error model fit together."""
+        for name in fixed:
+            curve[name]
+        random = tuple(name for name in curve.names if name not in fixed)
+        if not random:
+            raise ModelError("Every parameter is fixed; a mixed-effects model needs a random one.")
+        residual.check(data.response, data.mask)
+        inputs = {name: _input(data, name) for name in curve.inputs}
+        kept = tuple(name for name in curve.names if name in fixed)
+        return cls(data, curve, residual, random, kept, inputs)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    @property
+    def dim(self) -> int:
+        """Return d, the dimension of phi."""
+        return len(self.random)
+
+    def subset(self, index: Tensor) -> "Problem":
+        """Return the problem of the individuals at these positions."""
+        inputs = {name: values[index] for name, values in self.inputs.items()}
+        return replace(self, data=self.data.subset(index), inputs=inputs)
+
+    def natural(self, phi: Tensor, beta: Tensor) -> dict[str, Tensor]:
+        """Return natural parameters of phi (..., d) and the fixed beta (p,)."""
+        psi = self.curve.natural(phi, self.random)
+        return psi | self.curve.natural(beta, self.fixed)
+
+    def predict(self, phi: Tensor, beta: Tensor, rows: slice = slice(None)) -> Tensor:
+        """Return f(t_i; phi): phi (N, d) -> (N, n), or (N, M, d) -> (N, M, n)."""
+        extra = phi.ndim - 2
+        psi = {k: v[..., None] for k, v in self.natural(phi, beta).items()}
+        time = self.data.time[rows]
+        time = time.reshape(len(time), *[1] * extra, time.shape[-1])
+        x = {k: v[rows].reshape(-1, *[1] * (extra + 1)) for k, v in self.inputs.items()}
+        value = self.curve(time, psi, x)
+        if not isinstance(value, Tensor):
+            raise ModelError(f"The curve returned {type(value).__name__}, not a torch tensor.")
+        return value.expand(*phi.shape[:-1], time.shape[-1])
+
+    def jacobian(
+        self, phi: Tensor, beta: Tensor, rows: slice = slice(None), only_beta: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Return predictions (..., n) and derivatives (..., n, d + p) in phi (..., d) and beta.
+
+        Forward differentiation, all directions in one call: each has its own copy of (phi, beta).
+        `only_beta` leaves out the first d derivatives.
+        """
+        directions = torch.eye(self.dim + len(self.fixed), dtype=phi.dtype)
+        directions = directions[self.dim :] if only_beta else directions
+        size = len(directions)
+        copies = phi.unsqueeze(-2).expand(*phi.shape[:-1], size, self.dim).contiguous()
+        d_phi = directions[:, : self.dim].expand_as(copies).contiguous()
+        betas = beta.expand(size, -1).contiguous()
+        d_beta = directions[:, self.dim :].contiguous()
+
+        def predict(phi: Tensor, beta: Tensor) -> Tensor:
+            return self.predict(phi, beta, rows)
+
+        value, slopes = torch.func.jvp(predict, (copies, betas), (d_phi, d_beta))[:2]
+        return value[..., 0, :], slopes.mT
+
+    def chunks(self, width: int) -> list[slice]:
+        """Return slices of individuals small enough that `width` particles each fit in memory."""
+        size = max(1, CHUNK // (width * self.data.time.shape[1]))
+        return [slice(start, start + size) for start in range(0, len(self), size)]
+
+    def summary(self, phi: Tensor, beta: Tensor) -> tuple[Tensor, ...]:
+        """Return the error model's summary of predictions at particles (N, M, d), in chunks."""
+        parts = []
+        for rows in self.chunks(phi.shape[1]):
+            prediction = self.predict(phi[rows], beta, rows)
+            response, mask = self.data.response[rows, None], self.data.mask[rows, None]
+            parts.append(self.residual.summary(response, prediction, mask))
+        return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+
+    def log_likelihood(self, phi: Tensor, beta: Tensor, sigma: Tensor) -> Tensor:
+        """Return log p(y_i | phi): (N, M, d) -> (N, M)."""
+        return self.residual.log_likelihood(self.summary(phi, beta), sigma)
+
+
+def _input(data: LongitudinalData, name: str) -> Tensor:
+    if name not in data.covariates.columns:
+        raise ModelError(
+            f"The curve needs the covariate '{name}': name it when reading the table, "
+            f"LongitudinalData.from_frame(..., covariates=['{name}'])."
+        )
+    try:
+        return torch.tensor(data.covariates[name].astype(float).to_numpy(copy=True))
+    except (TypeError, ValueError):
+        raise ModelError(f"The curve needs numbers in covariate '{name}'.") from None

@@ -1,0 +1,129 @@
+"""First values: one curve through all the data, found without asking for starting values.
+
+Candidates for each parameter are built from the sizes of time and response, so that changing their
+units changes nothing; the best of a quasi-random sample of combinations is polished by
+Levenberg-Marquardt steps, several at a time.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from nlmeflow.curves import Parameter
+from nlmeflow.errors import EstimationError
+from nlmeflow.estimation.problem import Problem
+
+N_COMBINATIONS = 4096
+N_POLISHED = 12
+N_INDIVIDUALS = 40
+STEPS = (1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
+
+
+def pooled_start(problem: Problem, given: dict[str, float], seed: int) -> dict[str, float]:
+    """Return first values of all structural parameters on the unconstrained scale."""
+    names = problem.curve.names
+    pooled = replace(problem, random=names, fixed=())
+    if len(problem) > N_INDIVIDUALS:
+        random = torch.Generator().manual_seed(seed)
+        pooled = pooled.subset(torch.randperm(len(problem), generator=random)[:N_INDIVIDUALS])
+    choices = [_choices(problem, problem.curve[name], given.get(name)) for name in names]
+    points = _combinations(choices, seed)
+    losses = _losses(pooled, points)
+    if not bool(torch.isfinite(losses).any()):
+        raise EstimationError(_no_start(problem, points))
+    best = losses.argsort()[:N_POLISHED]
+    polished, losses = _polish(pooled, points[best], losses[best])
+    natural = problem.curve.natural(polished[losses.argmin()])
+    usual = problem.curve.conventional({name: float(value) for name, value in natural.items()})
+    return {
+        name: float(problem.curve[name].scale.unconstrained(torch.tensor(value, dtype=torch.float64)))
+        for name, value in usual.items()
+    }
+
+
+def _choices(problem: Problem, parameter: Parameter, given: float | None) -> Tensor:
+    """Return candidate values of one parameter on the unconstrained scale."""
+    value = parameter.start if given is None else given
+    if value is not None:
+        parameter.scale.check(parameter.name, value)
+        return parameter.scale.unconstrained(torch.tensor([value], dtype=torch.float64))
+    lower, upper = parameter.scale.lower, parameter.scale.upper
+    if lower > -torch.inf and upper < torch.inf:
+        return torch.linspace(-2.5, 2.5, 7, dtype=torch.float64)
+    time, response = problem.data.time[problem.data.mask], problem.data.response[problem.data.mask]
+    span, size = time.max() - time.min(), response.abs().max()
+    span, size = span.clamp_min(1e-300), size.clamp_min(1e-300)
+    units = [span, 1 / span, size, size / span, torch.ones_like(span)]
+    for x in problem.inputs.values():
+        units += [x.abs().mean() / size, x.abs().mean() / (size * span)]
+    scales = torch.stack([unit * step for unit in units for step in STEPS])
+    if lower == 0:
+        return parameter.scale.unconstrained(scales)
+    levels = torch.linspace(0, 1, 7, dtype=time.dtype)
+    places = torch.cat([time.quantile(levels), response.quantile(levels)])
+    both = torch.cat([places, places, places, scales, -scales, scales.new_zeros(1)])
+    if parameter.scale.name == "identity":
+        return both
+    inside = both[(both > lower) & (both < upper)]
+    return parameter.scale.unconstrained(inside)
+
+
+def _combinations(choices: list[Tensor], seed: int) -> Tensor:
+    """Return quasi-random combinations of candidates, (S, number of parameters)."""
+    count = 1
+    for choice in choices:
+        count *= len(choice)
+    if count <= N_COMBINATIONS:
+        return torch.cartesian_prod(*choices).reshape(count, len(choices))
+    sobol = torch.quasirandom.SobolEngine(len(choices), scramble=True, seed=seed)
+    place = sobol.draw(N_COMBINATIONS)
+    columns = [c[(place[:, k] * len(c)).long().clamp(max=len(c) - 1)] for k, c in enumerate(choices)]
+    return torch.stack(columns, 1)
+
+
+def _residuals(problem: Problem, prediction: Tensor) -> Tensor:
+    response, mask = problem.data.response[:, None], problem.data.mask[:, None]
+    return torch.where(mask, response - prediction, 0.0)
+
+
+def _losses(problem: Problem, points: Tensor) -> Tensor:
+    """Return the pooled sum of squares of each combination, infinite where the curve fails."""
+    phi = points.expand(len(problem), *points.shape)
+    beta = points.new_zeros(0)
+    losses = _residuals(problem, problem.predict(phi, beta)).square().sum((0, 2))
+    return torch.where(torch.isfinite(losses), losses, torch.inf)
+
+
+def _polish(problem: Problem, points: Tensor, losses: Tensor, steps: int = 40) -> tuple[Tensor, Tensor]:
+    """Levenberg-Marquardt on several starts at once."""
+    damping = torch.full_like(losses, 1e-2)
+    beta = points.new_zeros(0)
+    for _ in range(steps):
+        prediction, slopes = problem.jacobian(points.expand(len(problem), *points.shape), beta)
+        slopes = torch.where(problem.data.mask[:, None, :, None] & torch.isfinite(slopes), slopes, 0.0)
+        hessian = torch.einsum("isjk,isjl->skl", slopes, slopes)
+        gradient = torch.einsum("isjk,isj->sk", slopes, _residuals(problem, prediction))
+        diagonal = hessian.diagonal(dim1=-2, dim2=-1)
+        lift = damping[:, None] * diagonal + 1e-12 * diagonal.amax(-1, keepdim=True) + 1e-300
+        step = torch.linalg.solve_ex(hessian + torch.diag_embed(lift), gradient)[0]
+        tried = points + torch.where(torch.isfinite(step), step, 0.0)
+        tried_losses = _losses(problem, tried)
+        better = tried_losses < losses
+        gain = torch.where(better, 1 - tried_losses / losses, 0.0)
+        points = torch.where(better[:, None], tried, points)
+        losses = torch.where(better, tried_losses, losses)
+        damping = torch.where(better, damping / 5, damping * 4).clamp(1e-12, 1e12)
+        if not bool((gain > 1e-6).any()) and bool((damping > 1e3).all() or (gain.max() > 0)):
+            break
+    return points, losses
+
+
+def _no_start(problem: Problem, points: Tensor) -> str:
+    shown = problem.curve.natural(points[0])
+    values = ", ".join(f"{name} = {float(value):g}" for name, value in shown.items())
+    return (
+        f"The curve returns no finite prediction at any of the {len(points)} starts tried, for "
+        f"example at {values}. Give first values with Parameter(..., start=...) or "
+        "fit(..., start={...}), or check that the curve is finite at the data's times."
+    )

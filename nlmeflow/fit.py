@@ -1,0 +1,416 @@
+"""What a person touches: a model, its fit to data, and what the fit can tell."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from nlmeflow.curves import Curve
+from nlmeflow.data import LongitudinalData
+from nlmeflow.errors import ModelError
+from nlmeflow.estimation.em import Record, Result, State, evaluate
+from nlmeflow.estimation.estimators import Task, default_particles, estimate
+from nlmeflow.estimation.likelihood import Marginal, locate, marginal, population_gaussian
+from nlmeflow.estimation.modes import conditional_modes
+from nlmeflow.estimation.particles import Proposal, draw
+from nlmeflow.estimation.problem import Problem
+from nlmeflow.laws import Gaussian, GaussianLaw, Law, MixtureLaw
+from nlmeflow.laws.gaussian import moments
+from nlmeflow.residuals import Additive, Residual
+from nlmeflow.seeds import derive, generator
+
+
+class Estimate(NamedTuple):
+    """A value computed by Monte Carlo and its standard error."""
+
+    value: float
+    error: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} ± {self.error:.2f}"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A nonlinear mixed-effects model: y_ij = f(t_ij; psi_i) + error, psi_i = h(phi_i), phi_i ~ p.
+
+    curve : the structural model f.
+    residual : the error model.
+    fixed : names of parameters shared by all individuals (without variability).
+    """
+
+    curve: Curve
+    residual: Residual = field(default_factory=Additive)
+    fixed: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.curve, Curve):
+            raise ModelError(f"curve is an nf.Curve, got {type(self.curve).__name__}.")
+        if not isinstance(self.residual, Residual):
+            raise ModelError(f"residual is an error model such as nf.Additive(), got {self.residual!r}.")
+        names = (self.fixed,) if isinstance(self.fixed, str) else tuple(self.fixed)
+        object.__setattr__(self, "fixed", names)
+        for name in names:
+            self.curve[name]
+
+    @property
+    def random(self) -> tuple[str, ...]:
+        """The parameters that vary between individuals, in the order of phi."""
+        return tuple(name for name in self.curve.names if name not in self.fixed)
+
+    def problem(self, data: LongitudinalData) -> Problem:
+        """Return the estimation problem for a data set, checked."""
+        problem = Problem.build(data, self.curve, self.residual, self.fixed)
+        _check_identifiable(problem)
+        return problem
+
+    def task(
+        self,
+        data: LongitudinalData,
+        seed: int = 0,
+        start: Mapping[str, float] | None = None,
+        particles: int | None = None,
+    ) -> Task:
+        """Return a fitting task, which several laws may share."""
+        generator(seed)
+        start = dict(start or {})
+        for name, value in start.items():
+            self.curve[name].scale.check(name, value)
+        if particles is not None and particles < 64:
+            raise ModelError(f"particles is at least 64, got {particles}.")
+        return Task(self.problem(data), start, seed, particles or default_particles(len(data)))
+
+    def fit(
+        self,
+        data: LongitudinalData,
+        law: Any = None,
+        seed: int = 0,
+        start: Mapping[str, float] | None = None,
+        particles: int | None = None,
+        progress: bool | None = None,
+    ) -> "Fit":
+        """Estimate the population law, the fixed effects and the residual parameters.
+
+        law : specification such as nf.Gaussian() (default), nf.Mixture(), nf.Flow().
+        seed : of every random number; the same seed gives the same fit.
+        start : first values on the natural scale, by parameter; found from the data when absent.
+        particles : per individual; 200,000 / N, between 512 and 16,384, when absent.
+        progress : show a progress line; by default only in a terminal.
+
+        Raises
+        ------
+        ModelError, EstimationError : with the parameter, the bound and what would be accepted.
+
+        """
+        law = Gaussian() if law is None else law
+        task = self.task(data, seed, start, particles)
+        with one_thread(), _progress(task, law, progress), torch.no_grad():
+            result = estimate(law, task)
+        return Fit.of(self, data, law, result, seed, task.particles)
+
+    def simulate(
+        self,
+        law: Law,
+        times: Sequence[float] | np.ndarray,
+        n: int,
+        seed: int,
+        sigma: Sequence[float] | float,
+        **fixed: float,
+    ) -> tuple[LongitudinalData, Tensor]:
+        """Draw n individuals from a law, and their responses; return data and phi (n, d).
+
+        sigma : residual parameters; fixed : values of the parameters without variability.
+        """
+        missing = set(self.fixed) - set(fixed)
+        if missing or set(fixed) - set(self.fixed):
+            raise ModelError(f"Give values of the fixed parameters: {', '.join(self.fixed) or 'none'}.")
+        phi = law.sample(n, derive(seed, 0))
+        time = torch.as_tensor(np.asarray(times), dtype=phi.dtype).expand(n, -1)
+        empty = pd.DataFrame(index=range(n))
+        data = LongitudinalData(
+            time, torch.zeros_like(time), torch.ones_like(time, dtype=torch.bool), tuple(range(n)), empty
+        )
+        beta = [float(self.curve[k].scale.unconstrained(torch.tensor(fixed[k]).double())) for k in self.fixed]
+        problem = Problem(data, self.curve, self.residual, self.random, tuple(self.fixed), {})
+        prediction = problem.predict(phi, torch.tensor(beta, dtype=phi.dtype))
+        scale = torch.tensor(np.atleast_1d(sigma), dtype=phi.dtype)
+        response = self.residual.sample(prediction, scale, generator(derive(seed, 1)))
+        return LongitudinalData(time, response, data.mask, data.labels, empty), phi
+
+
+@dataclass
+class Fit:
+    """A fitted model.
+
+    law : the population law on the unconstrained scale; fixed : natural values of the parameters
+    without variability; residual : residual parameters by name.
+    """
+
+    model: Model
+    data: LongitudinalData
+    specification: Any
+    law: Law
+    beta: Tensor
+    sigma: Tensor
+    centre: Tensor
+    factor: Tensor
+    seed: int
+    particles: int
+    converged: bool
+    trace: pd.DataFrame
+
+    @classmethod
+    def of(
+        cls, model: Model, data: LongitudinalData, law: Any, result: Result, seed: int, particles: int
+    ) -> "Fit":
+        """Return the fit that a result of the engine describes."""
+        columns = list(Record.__dataclass_fields__)
+        trace = pd.DataFrame([[getattr(r, c) for c in columns] for r in result.trace], columns=columns)
+        state, proposal = result.state, result.proposal
+        return cls(
+            model,
+            data,
+            law,
+            state.law,
+            state.beta,
+            state.sigma,
+            proposal.centre,
+            proposal.factor,
+            seed,
+            particles,
+            result.converged,
+            trace,
+        )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The random parameters, in the order of phi."""
+        return self.model.random
+
+    @property
+    def fixed(self) -> dict[str, float]:
+        """Natural values of the parameters without variability."""
+        natural = self.model.curve.natural(self.beta, tuple(self.model.fixed))
+        return {name: float(value) for name, value in natural.items()}
+
+    @property
+    def residual(self) -> dict[str, float]:
+        """Residual parameters by name."""
+        return dict(zip(self.model.residual.names, self.sigma.tolist(), strict=True))
+
+    @property
+    def state(self) -> State:
+        """What was estimated, as the engine keeps it."""
+        return State(self.law, self.beta, self.sigma)
+
+    @property
+    def n_parameters(self) -> int:
+        """Free parameters of the law, the fixed effects and the error model."""
+        residual = 0 if self.model.residual.given else len(self.sigma)
+        return self.law.n_parameters + len(self.beta) + residual
+
+    @cached_property
+    def marginal(self) -> Marginal:
+        """Log p(y_i) of the individuals fitted, with Monte-Carlo errors."""
+        with one_thread(), torch.no_grad():
+            return self._marginal(self.data, self._proposal())
+
+    @cached_property
+    def conditional(self) -> tuple[Tensor, Tensor]:
+        """Particles (N, M, d) of each individual given its data, and their weights (N, M)."""
+        with one_thread(), torch.no_grad():
+            problem = self.model.problem(self.data)
+            drawn = draw(
+                problem, self._proposal(), self.beta, self.particles, generator(derive(self.seed, 91))
+            )
+            return drawn.phi, evaluate(problem, self.state, drawn).weights
+
+    def log_likelihood(self, data: LongitudinalData | None = None) -> Estimate:
+        """Return the marginal log-likelihood and its Monte-Carlo standard error; of other data when given."""
+        result = self.marginal if data is None else self.scores(data)
+        return Estimate(result.total, result.error)
+
+    def scores(self, data: LongitudinalData) -> Marginal:
+        """Return log p(y_i) of individuals that took no part in the fit."""
+        with one_thread(), torch.no_grad():
+            problem = self.model.problem(data)
+            random = generator(derive(self.seed, 92))
+            return self._marginal(data, locate(problem, self.state, self.particles, random))
+
+    def individuals(self, scale: Literal["phi", "natural"] = "phi") -> pd.DataFrame:
+        """Return one row per individual: conditional mean, mode and sd of each parameter.
+
+        On the unconstrained scale of phi (default) or on the natural scale (mean and sd of psi
+        given the data; psi at the mode of phi). `ess` is the effective number of particles,
+        `log_likelihood` is log p(y_i). Conditional means are shrunk: their spread is not the
+        population's.
+        """
+        if scale not in ("phi", "natural"):
+            raise ModelError(f"scale is 'phi' or 'natural', got {scale!r}.")
+        phi, weights = self.conditional
+        mode = self._modes()
+        if scale == "natural":
+            curve = self.model.curve
+            phi = torch.stack(list(curve.natural(phi, self.names).values()), -1)
+            mode = torch.stack(list(curve.natural(mode, self.names).values()), -1)
+        mean, covariance = moments(phi, weights)
+        sd = covariance.diagonal(dim1=-2, dim2=-1).sqrt()
+        columns: dict[str, Tensor] = {}
+        for k, name in enumerate(self.names):
+            columns |= {f"{name}_mean": mean[:, k], f"{name}_mode": mode[:, k], f"{name}_sd": sd[:, k]}
+        frame = pd.DataFrame({key: value.numpy() for key, value in columns.items()})
+        frame["ess"] = (1 / weights.square().sum(1)).numpy()
+        frame["log_likelihood"] = self.marginal.values.numpy()
+        frame.index = pd.Index(self.data.labels, name=self.data.names[0])
+        return frame
+
+    def shrinkage(self) -> dict[str, float]:
+        """Return 1 - var(conditional means) / var(population) of each parameter."""
+        phi, weights = self.conditional
+        means = (weights[..., None] * phi).sum(1)
+        spread = population_gaussian(self.law, derive(self.seed, 93)).sd.square()
+        return dict(zip(self.names, (1 - means.var(0) / spread).tolist(), strict=True))
+
+    def population(self, n: int = 1000, seed: int = 0) -> pd.DataFrame:
+        """Draw n individuals from the fitted law, on the natural scale."""
+        with one_thread(), torch.no_grad():
+            natural = self.model.curve.natural(self.law.sample(n, seed), self.names)
+        return pd.DataFrame({name: value.numpy() for name, value in natural.items()})
+
+    def predict(self, phi: Tensor, times: Sequence[float] | np.ndarray) -> Tensor:
+        """Return the curve at `times` for individual parameters (K, d): (K, number of times).
+
+        For curves without covariates.
+        """
+        t = torch.as_tensor(np.asarray(times), dtype=phi.dtype)
+        psi = {k: v[:, None] for k, v in self.model.curve.natural(phi, self.names).items()}
+        psi |= self.model.curve.natural(self.beta, tuple(self.model.fixed))
+        return self.model.curve(t, psi).expand(len(phi), len(t))
+
+    def summary(self) -> "Summary":
+        """Return the estimates, the log-likelihood with its Monte-Carlo error, AIC, BIC and ESS."""
+        return Summary.of(self)
+
+    def save(self, path: str | Path) -> None:
+        """Write the fit to one file (safetensors with a JSON header; nothing in it can run)."""
+        from nlmeflow.storage import save
+
+        save(self, path)
+
+    def _proposal(self) -> Proposal:
+        gaussian = population_gaussian(self.law, derive(self.seed, 93))
+        return Proposal(self.centre, self.factor, self.law, gaussian.inflated(2.0))
+
+    def _marginal(self, data: LongitudinalData, proposal: Proposal) -> Marginal:
+        problem = self.model.problem(data)
+        return marginal(problem, self.state, proposal, self.particles, generator(derive(self.seed, 90)))
+
+    def _modes(self) -> Tensor:
+        phi, weights = self.conditional
+        with one_thread():
+            return conditional_modes(self.model.problem(self.data), self.state, phi, weights)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A printed fit: `parameters` is a frame, `numbers` the rest by name."""
+
+    parameters: pd.DataFrame
+    numbers: dict[str, str]
+
+    @classmethod
+    def of(cls, fit: Fit) -> "Summary":
+        """Collect what a statistician asks first."""
+        law, curve = fit.law, fit.model.curve
+        gaussian = population_gaussian(law, derive(fit.seed, 93))
+        shrinkage = fit.shrinkage()
+        rows = []
+        for k, name in enumerate(fit.names):
+            typical = curve[name].scale.natural(gaussian.mean[k])
+            mean, sd = float(gaussian.mean[k]), float(gaussian.sd[k])
+            row = [name, curve[name].scale.name, float(typical), mean, sd, shrinkage[name], curve[name].unit]
+            rows.append(row)
+        for name, value in fit.fixed.items():
+            phi = float(fit.beta[list(fit.model.fixed).index(name)])
+            rows.append([name, curve[name].scale.name, value, phi, 0.0, np.nan, curve[name].unit])
+        for name, value in fit.residual.items():
+            rows.append([name, "residual", value, np.nan, np.nan, np.nan, ""])
+        head = ["parameter", "scale", "typical", "mean", "sd", "shrinkage", "unit"]
+        frame = pd.DataFrame(rows, columns=head).set_index("parameter")
+        return cls(frame, _numbers(fit))
+
+    def __str__(self) -> str:
+        numbers = "\n".join(f"{key:<22} {value}" for key, value in self.numbers.items())
+        return f"{self.parameters.round(4).to_string(na_rep='')}\n\n{numbers}"
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        numbers = pd.Series(self.numbers, name="").to_frame().to_html()
+        return self.parameters.round(4).to_html(na_rep="") + numbers
+
+
+def _numbers(fit: Fit) -> dict[str, str]:
+    estimate = fit.log_likelihood()
+    ess = 1 / fit.conditional[1].square().sum(1)
+    numbers = {
+        "law": type(fit.law).__name__,
+        "individuals": f"{len(fit.data)} ({fit.data.n_observations} observations)",
+        "log-likelihood": f"{estimate} (Monte-Carlo standard error)",
+    }
+    if isinstance(fit.law, GaussianLaw | MixtureLaw):
+        k = fit.n_parameters
+        numbers["free parameters"] = str(k)
+        numbers["AIC"] = f"{2 * k - 2 * estimate.value:.2f}"
+        numbers["BIC"] = f"{k * np.log(len(fit.data)) - 2 * estimate.value:.2f}"
+    numbers["effective particles"] = f"{float(ess.min()):.0f} least, {float(ess.median()):.0f} median"
+    numbers["converged"] = "yes" if fit.converged else "no: see fit.trace"
+    return numbers
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Run torch on one thread: on tensors this small two are many times slower."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def _progress(task: Task, law: Any, show: bool | None) -> Iterator[None]:
+    """Show one line: the elapsed time, what runs now, the log-likelihood so far."""
+    with tqdm(desc=type(law).__name__, disable=None if show is None else not show, unit=" steps") as bar:
+
+        def report(message: str) -> None:
+            bar.set_postfix_str(message)
+            bar.update()
+
+        task.report = report
+        yield
+
+
+def _check_identifiable(problem: Problem) -> None:
+    if len(problem) < 2:
+        raise ModelError("A population needs at least two individuals; the data have one.")
+    most = int(problem.data.counts.max())
+    if most <= problem.dim and not problem.residual.given:
+        names = ", ".join(problem.random)
+        raise ModelError(
+            f"Every individual has at most {most} observation{'s' if most != 1 else ''}, and "
+            f"{problem.dim} parameter{'s' if problem.dim != 1 else ''} vary between individuals "
+            f"({names}): the residual error and the population cannot both be estimated. Give the "
+            "residual parameters, for example nf.Additive(sigma=0.1), or name more parameters in "
+            "fixed=(...)."
+        )

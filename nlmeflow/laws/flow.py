@@ -1,0 +1,243 @@
+"""The normalizing flow: phi = mean + L T^-1(u), u from a base law, T learned.
+
+log p(phi) = log p_base(T(z)) + log |det dT/dz| - log |det L|, z = L^-1 (phi - mean).
+
+z is phi standardised by the Gaussian fit, and T starts at the identity, so that a flow starts at the
+law of its base: the Gaussian fit or the mixture fit. The base matters: a continuous map cannot split
+one mode into two without a bridge. RealNVP: Dinh, Sohl-Dickstein, Bengio, arXiv:1605.08803 (2016);
+autoregressive: Papamakarios, Pavlakou, Murray (2017); splines: Durkan, Bekasov, Murray, Papamakarios
+(2019). The transformations are zuko's.
+"""
+
+import copy
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from zuko.flows.autoregressive import MaskedAutoregressiveTransform
+from zuko.flows.coupling import GeneralCouplingTransform
+from zuko.transforms import MonotonicAffineTransform, MonotonicRQSTransform
+
+from nlmeflow.errors import ModelError
+from nlmeflow.laws.gaussian import GaussianLaw
+from nlmeflow.laws.law import Law, check_phi
+from nlmeflow.laws.mixture import MixtureLaw
+from nlmeflow.seeds import Seed, generator, integer
+
+Kind = Literal["realnvp", "autoregressive", "spline"]
+Base = Literal["gaussian", "mixture"]
+KINDS: tuple[Kind, ...] = ("realnvp", "autoregressive", "spline")
+LOG_SCALE_BOUND = 2.0  # an affine layer scales by at most e^2
+BINS = 8  # of a spline
+BOX = 5.0  # outside, a spline is the identity
+
+
+@dataclass(frozen=True)
+class Network:
+    """Specification of one transport map T.
+
+    kind : "realnvp" (affine coupling), "autoregressive" (affine) or "spline" (autoregressive,
+        rational-quadratic); layers : number of layers; hidden : widths of the networks in a layer.
+    """
+
+    kind: Kind = "spline"
+    layers: int = 2
+    hidden: tuple[int, ...] = (32, 32)
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ModelError(f"kind is one of {', '.join(KINDS)}; got {self.kind!r}.")
+        if not isinstance(self.layers, int) or self.layers < 1:
+            raise ModelError(f"layers is a whole number from 1, got {self.layers!r}.")
+        if not self.hidden or any(width < 1 for width in self.hidden):
+            raise ModelError(f"hidden lists the widths of the layers, such as (32, 32); got {self.hidden!r}.")
+
+    def build(self, dim: int, random: torch.Generator) -> "Transport":
+        """Return a map at the identity whose other weights are drawn from `random`."""
+        if self.kind == "realnvp" and dim == 1:
+            raise ModelError("A coupling layer needs two coordinates: with one, use kind='spline'.")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(integer(random))
+            layers = [self._layer(dim, k) for k in range(self.layers)]
+        return Transport(layers).double()
+
+    def _layer(self, dim: int, k: int) -> nn.Module:
+        univariate: Any = partial(MonotonicAffineTransform, slope=math.exp(-LOG_SCALE_BOUND))
+        shapes: list[tuple[int, ...]] = [(), ()]
+        if self.kind == "spline":
+            univariate = partial(MonotonicRQSTransform, bound=BOX)
+            shapes = [(BINS,), (BINS,), (BINS - 1,)]
+        options: dict[str, Any] = {
+            "univariate": univariate,
+            "shapes": shapes,
+            "hidden_features": self.hidden,
+            "activation": nn.Tanh,
+        }
+        if self.kind == "realnvp":
+            mask = (torch.arange(dim) + k) % 2 == 0
+            return GeneralCouplingTransform(dim, mask=mask, **options)
+        order = torch.arange(dim) if k % 2 == 0 else torch.arange(dim).flip(0)
+        return MaskedAutoregressiveTransform(dim, order=order, **options)
+
+
+class Transport(nn.Module):
+    """A composition of lazy transformations, at the identity when made."""
+
+    def __init__(self, layers: list[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        for layer in layers:
+            linear = [part for part in layer.modules() if hasattr(part, "weight")]
+            last = linear[-1] if linear else layer  # with d = 1 a layer is a list of parameters
+            for weight in last.parameters():
+                nn.init.zeros_(weight)
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return T(z) (..., d) and log |det dT/dz| (...)."""
+        total = torch.zeros_like(z[..., 0])
+        for layer in self.layers:
+            z, change = layer().call_and_ladj(z)
+            total = total + change
+        return z, total
+
+    def inverse(self, u: Tensor) -> Tensor:
+        """Return T^-1(u)."""
+        for layer in reversed(self.layers):
+            u = layer().inv(u)
+        return u
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Specification of a flow law: flows of several kinds on several bases, stacked.
+
+    kind : "realnvp", "autoregressive" or "spline"; None (default) takes the last two.
+    base : "gaussian" or "mixture" (started from the mixture fit, so that modes may be apart); None
+        (default) takes both.
+    layers, hidden : size of each network.
+    folds : individuals are split into this many parts; each flow is trained on all but one, stops
+        where the held-out log-likelihood is highest, and the flows of all folds are averaged.
+    noise : standard deviation of the noise added to standardised draws, times N^(-1/(d+4)).
+    steps, rate : at most so many steps of Adam at this learning rate.
+
+    The bases themselves are flows at the identity and always take part. The weights of all of them
+    maximise the held-out log-likelihood, with a weak prior towards equal weights.
+    """
+
+    kind: Kind | None = None
+    base: Base | None = None
+    layers: int = 2
+    hidden: tuple[int, ...] = (32, 32)
+    folds: int = 5
+    noise: float = 0.3
+    steps: int = 400
+    rate: float = 5e-3
+
+    def __post_init__(self) -> None:
+        if self.base not in ("gaussian", "mixture", None):
+            raise ModelError(f"base is 'gaussian', 'mixture' or None, got {self.base!r}.")
+        if not isinstance(self.folds, int) or self.folds < 2:
+            raise ModelError(f"folds is a whole number from 2, got {self.folds!r}.")
+        if self.noise < 0 or self.rate <= 0 or self.steps < 1:
+            raise ModelError("noise is not negative, rate is positive, steps is at least 1.")
+        self.networks()
+
+    @property
+    def name(self) -> str:
+        """The key of this law in tables."""
+        return "flow"
+
+    def networks(self) -> tuple[Network, ...]:
+        """Return the networks to train on each base."""
+        kinds: tuple[Kind, ...] = ("autoregressive", "spline") if self.kind is None else (self.kind,)
+        return tuple(Network(kind, self.layers, tuple(self.hidden)) for kind in kinds)
+
+    def bases(self) -> tuple[Base, ...]:
+        """Return the bases to train on."""
+        return ("gaussian", "mixture") if self.base is None else (self.base,)
+
+
+@dataclass(frozen=True)
+class FlowLaw:
+    """One flow: standardising Gaussian, transport map T, base law of u = T(z)."""
+
+    gaussian: GaussianLaw
+    transport: Transport
+    base: GaussianLaw | MixtureLaw
+    network: Network
+
+    @property
+    def dim(self) -> int:
+        return self.gaussian.dim
+
+    @property
+    def n_parameters(self) -> int:
+        """Weights of the networks and parameters of the base."""
+        weights = sum(p.numel() for p in self.transport.parameters())
+        return weights + self.base.n_parameters
+
+    def standardise(self, phi: Tensor) -> Tensor:
+        """Return z = L^-1 (phi - mean)."""
+        identity = torch.eye(self.dim, dtype=phi.dtype)
+        inverse = torch.linalg.solve_triangular(self.gaussian.factor, identity, upper=False)
+        return (phi - self.gaussian.mean) @ inverse.mT
+
+    def log_prob(self, phi: Tensor) -> Tensor:
+        """Return the log-density: (..., d) -> (...). Differentiable in phi."""
+        check_phi(phi, self.dim)
+        u, change = self.transport(self.standardise(phi.reshape(-1, self.dim)))
+        log_scale = self.gaussian.factor.diagonal().log().sum()
+        value = self.base.log_prob(u) + change - log_scale
+        return value.reshape(phi.shape[:-1])
+
+    def sample(self, n: int, seed: Seed) -> Tensor:
+        """Draw (n, d)."""
+        with torch.no_grad():
+            z = self.transport.inverse(self.base.sample(n, seed))
+            return self.gaussian.mean + z @ self.gaussian.factor.mT
+
+    def update(self, phi: Tensor, weights: Tensor, steps: int = 20, rate: float = 2e-3) -> "FlowLaw":
+        """Return the flow after Adam steps on the weighted log-density; never a lower one."""
+        flat, weight = phi.reshape(-1, self.dim), weights.reshape(-1) / weights.sum()
+        kept = weight > 1e-3 / len(weight)
+        flat, weight = flat[kept], weight[kept]
+        moved = FlowLaw(self.gaussian, copy.deepcopy(self.transport), self.base, self.network)
+        moved.transport.requires_grad_(True)
+        optimiser = torch.optim.Adam(moved.transport.parameters(), lr=rate)
+        best, state = -math.inf, moved.transport.state_dict()
+        for step in range(steps + 1):
+            value = (weight * moved.log_prob(flat)).sum()
+            if float(value.detach()) > best:
+                best, state = float(value.detach()), copy.deepcopy(moved.transport.state_dict())
+            if step < steps:
+                optimiser.zero_grad()
+                (-value).backward()
+                optimiser.step()
+        moved.transport.load_state_dict(state)
+        return moved.frozen()
+
+    def frozen(self) -> "FlowLaw":
+        """Stop recording gradients in the weights."""
+        self.transport.requires_grad_(False)
+        return self
+
+    @classmethod
+    def start(cls, network: Network, gaussian: GaussianLaw, base: Law | None, seed: Seed) -> "FlowLaw":
+        """Return the flow at the identity: the Gaussian itself, or the mixture given as base."""
+        transport = network.build(gaussian.dim, generator(seed))
+        return cls(gaussian, transport, standardised(base, gaussian), network).frozen()
+
+
+def standardised(base: Law | None, gaussian: GaussianLaw) -> GaussianLaw | MixtureLaw:
+    """Return the law of z = L^-1 (phi - mean) when phi follows `base` (the Gaussian when None)."""
+    identity = torch.eye(gaussian.dim, dtype=gaussian.mean.dtype)
+    inverse = torch.linalg.solve_triangular(gaussian.factor, identity, upper=False)
+    if isinstance(base, MixtureLaw):
+        means = (base.means - gaussian.mean) @ inverse.mT
+        return MixtureLaw(base.weights, means, inverse @ base.factors, inverse @ base.floor)
+    if isinstance(base, GaussianLaw):
+        return GaussianLaw(inverse @ (base.mean - gaussian.mean), inverse @ base.factor)
+    return GaussianLaw(torch.zeros_like(gaussian.mean), identity)

@@ -1,0 +1,149 @@
+"""The Gaussian mixture, the strongest parametric rival on multimodal populations.
+
+Verbeke and Lesaffre, A linear mixed-effects model with heterogeneity in the random-effects
+population, JASA 1996; in nonlinear models Lavielle and Mbogning, Statistics and Computing 2014.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from scipy.cluster.vq import kmeans2
+from torch import Tensor
+
+from nlmeflow.errors import ModelError
+from nlmeflow.laws.gaussian import GaussianLaw
+from nlmeflow.laws.law import check_phi, normal_log_prob
+from nlmeflow.seeds import Seed, generator, integer
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Specification: a mixture of Gaussian laws with full covariances.
+
+    components : their number; chosen by BIC from 1 to `max_components` when None.
+    floor : smallest standard deviation of a component in any direction, as a fraction of the
+        population's in that direction. Without it the likelihood is unbounded: a component may
+        shrink onto one individual.
+    """
+
+    components: int | None = None
+    max_components: int = 6
+    floor: float = 0.05
+
+    def __post_init__(self) -> None:
+        for name in ("components", "max_components"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ModelError(f"{name} is a whole number from 1, got {value!r}.")
+        if not 0 < self.floor < 1:
+            raise ModelError(f"floor lies between 0 and 1, got {self.floor!r}.")
+
+    @property
+    def name(self) -> str:
+        """The key of this law in tables."""
+        return "mixture"
+
+
+@dataclass(frozen=True)
+class MixtureLaw:
+    """sum_k w_k N(m_k, L_k L_k'): weights (K,), means (K, d), lower factors (K, d, d).
+
+    `floor` (d, d) is the lower factor of the smallest covariance that a component may have.
+    """
+
+    weights: Tensor
+    means: Tensor
+    factors: Tensor
+    floor: Tensor
+
+    @property
+    def dim(self) -> int:
+        return self.means.shape[-1]
+
+    @property
+    def n_components(self) -> int:
+        """K."""
+        return len(self.weights)
+
+    @property
+    def n_parameters(self) -> int:
+        """K - 1 weights, K d means, K d (d + 1) / 2 covariances."""
+        return self.n_components * (1 + self.dim + self.dim * (self.dim + 1) // 2) - 1
+
+    def log_joint(self, phi: Tensor) -> Tensor:
+        """Return log w_k + log N(phi; m_k, Omega_k): (..., d) -> (K, ...)."""
+        check_phi(phi, self.dim)
+        flat = phi.reshape(-1, self.dim)
+        joint = normal_log_prob(flat, self.means, self.factors) + self.weights.log()[:, None]
+        return joint.reshape(self.n_components, *phi.shape[:-1])
+
+    def log_prob(self, phi: Tensor) -> Tensor:
+        """Return the log-density: (..., d) -> (...)."""
+        return self.log_joint(phi).logsumexp(0)
+
+    def memberships(self, phi: Tensor) -> Tensor:
+        """Return the probability of each component given phi: (..., d) -> (..., K)."""
+        return self.log_joint(phi).softmax(0).movedim(0, -1)
+
+    def sample(self, n: int, seed: Seed) -> Tensor:
+        """Draw (n, d)."""
+        random = generator(seed)
+        component = torch.multinomial(self.weights, n, replacement=True, generator=random)
+        noise = torch.randn(n, self.dim, 1, generator=random, dtype=self.means.dtype)
+        return self.means[component] + (self.factors[component] @ noise).squeeze(-1)
+
+    def update(self, phi: Tensor, weights: Tensor) -> "MixtureLaw":
+        """Return one EM step: exact maximiser given the memberships, under the floor."""
+        flat, weight = phi.reshape(-1, self.dim), weights.reshape(-1) / weights.sum()
+        member = self.log_joint(flat).softmax(0) * weight
+        mass = member.sum(1)
+        safe = mass.clamp_min(torch.finfo(mass.dtype).tiny)
+        means = (member @ flat) / safe[:, None]
+        centred = flat - means[:, None, :]
+        covariance = (member[..., None] * centred).mT @ centred / safe[:, None, None]
+        alive = (mass > 1e-10)[:, None]
+        means = torch.where(alive, means, self.means)
+        factors = torch.where(alive[..., None], floored(covariance, self.floor), self.factors)
+        total = mass.clamp_min(1e-12)
+        return MixtureLaw(total / total.sum(), means, factors, self.floor)
+
+    @classmethod
+    def start(
+        cls, points: Tensor, population: GaussianLaw, components: int, floor: float, seed: Seed
+    ) -> "MixtureLaw":
+        """Return a first mixture by k-means (k-means++) on points (n, d) whitened by the Gaussian."""
+        white = torch.linalg.solve_triangular(
+            population.factor, (points - population.mean).mT, upper=False
+        ).mT.numpy()
+        random = np.random.default_rng(integer(generator(seed)))
+        _, label = kmeans2(white, components, minit="++", rng=random, missing="warn")
+        member = torch.from_numpy(np.eye(components)[label]) + 0.5 / len(points)
+        member = (member / member.sum(1, keepdim=True)).mT
+        mass = member.sum(1) / len(points)
+        z = torch.from_numpy(white)
+        means = member @ z / member.sum(1, keepdim=True)
+        centred = z - means[:, None, :]
+        spread = (member[..., None] * centred).mT @ centred / member.sum(1)[:, None, None]
+        root = population.factor
+        lowest = floor * root
+        factors = floored(root @ spread @ root.mT, lowest)
+        return cls(mass, population.mean + means @ root.mT, factors, lowest)
+
+    def without(self, component: int) -> "MixtureLaw":
+        """Return the mixture with one component removed."""
+        keep = torch.arange(self.n_components) != component
+        kept = self.weights[keep]
+        return replace(self, weights=kept / kept.sum(), means=self.means[keep], factors=self.factors[keep])
+
+
+def floored(covariance: Tensor, floor: Tensor) -> Tensor:
+    """Return lower factors of covariances (K, d, d) lifted to at least F F' (F lower, (d, d)).
+
+    Eigenvalues below one in the coordinates where F F' is the identity are set to one: the
+    maximum-likelihood covariance under the constraint Omega >= F F'.
+    """
+    inverse = torch.linalg.solve_triangular(floor, torch.eye(len(floor), dtype=floor.dtype), upper=False)
+    values, vectors = torch.linalg.eigh(inverse @ covariance @ inverse.mT)
+    half = floor @ (vectors * values.clamp_min(1.0).sqrt()[..., None, :])
+    return torch.linalg.cholesky(half @ half.mT)

@@ -1,0 +1,204 @@
+"""Figures: each function draws on Axes, gives them labels with units, and returns them."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.patches import Patch
+from torch import Tensor
+
+from nlmeflow.estimation.likelihood import population_gaussian
+from nlmeflow.fit import Fit, one_thread
+from nlmeflow.laws import Law
+
+PALETTE = {"gaussian": "#8a8a8a", "mixture": "#d1812b", "flow": "#1f6f8b", "truth": "#222222"}
+MASSES = (0.95, 0.8, 0.5, 0.2)  # of the regions of highest density that contours enclose
+
+
+def colour(name: str, position: int = 0) -> str:
+    """Return the colour of a law in every figure of the project."""
+    others = ["#4c9f70", "#a04668", "#6b5ca5", "#b5a642"]
+    return PALETTE.get(name, others[position % len(others)])
+
+
+def marginal_density(law: Law, axes: Sequence[int], grids: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the density of some coordinates of phi on a grid, others integrated out.
+
+    Gauss-Legendre quadrature over four standard deviations when one coordinate is left out, a
+    histogram of 200,000 draws smoothed over one cell when more are.
+    """
+    rest = [k for k in range(law.dim) if k not in axes]
+    mesh = np.stack(np.meshgrid(*grids, indexing="ij"), -1)
+    if len(rest) > 1:
+        return _histogram(law, axes, grids)
+    phi = torch.zeros(*mesh.shape[:-1], 1, law.dim, dtype=torch.float64)
+    weights = torch.ones(1, dtype=torch.float64)
+    if rest:
+        node, weight = np.polynomial.legendre.leggauss(60)
+        spread = population_gaussian(law)
+        reach = 4.5 * float(spread.sd[rest[0]])
+        phi = phi.expand(*mesh.shape[:-1], len(node), law.dim).clone()
+        phi[..., rest[0]] = float(spread.mean[rest[0]]) + reach * torch.from_numpy(node)
+        weights = reach * torch.from_numpy(weight)
+    for k, axis in enumerate(axes):
+        phi[..., axis] = torch.from_numpy(mesh[..., k])[..., None]
+    with one_thread(), torch.no_grad():
+        return (law.log_prob(phi).exp() * weights).sum(-1).numpy()
+
+
+def _histogram(law: Law, axes: Sequence[int], grids: Sequence[np.ndarray]) -> np.ndarray:
+    from scipy.ndimage import gaussian_filter
+
+    with one_thread(), torch.no_grad():
+        drawn = law.sample(200_000, 0)[:, list(axes)].numpy()
+    steps = [grid[1] - grid[0] for grid in grids]
+    edges = [np.append(g - s / 2, g[-1] + s / 2) for g, s in zip(grids, steps, strict=True)]
+    counts, _ = np.histogramdd(drawn, bins=edges)
+    return gaussian_filter(counts, 1.0) / (len(drawn) * np.prod(steps))
+
+
+def span(law: Law, axis: int, reach: float = 3.5, points: int = 120) -> np.ndarray:
+    """Return a grid of one coordinate: the population's mean, `reach` standard deviations around."""
+    gaussian = population_gaussian(law)
+    mean, sd = float(gaussian.mean[axis]), float(gaussian.sd[axis])
+    return np.linspace(mean - reach * sd, mean + reach * sd, points)
+
+
+def levels(density: np.ndarray) -> list[float]:
+    """Return the heights whose regions of highest density hold MASSES of the population."""
+    ordered = np.sort(density.ravel())[::-1]
+    held = np.cumsum(ordered) / ordered.sum()
+    heights = [float(ordered[min(int(np.searchsorted(held, mass)), len(held) - 1)]) for mass in MASSES]
+    return sorted(set(heights))
+
+
+def density(
+    law: Law,
+    grids: tuple[np.ndarray, np.ndarray],
+    axes: tuple[int, int] = (0, 1),
+    ax: Axes | None = None,
+    color: str = PALETTE["flow"],
+    filled: bool = True,
+) -> Axes:
+    """Draw regions of highest density of two coordinates: 20, 50, 80 and 95 % of the population."""
+    ax = plt.gca() if ax is None else ax
+    values = marginal_density(law, axes, grids)
+    heights = levels(values)
+    if filled:
+        for height in heights:
+            top = max(float(values.max()) * 1.001, height * 1.001)
+            ax.contourf(*grids, values.T, levels=[height, top], colors=[color], alpha=0.22)
+    ax.contour(*grids, values.T, levels=heights, colors=[color], linewidths=0.9)
+    return ax
+
+
+def population(fit: Fit, pair: tuple[str, str] | None = None, ax: Axes | None = None) -> Axes:
+    """Draw the fitted law of two parameters on the unconstrained scale, and conditional means.
+
+    The points are the individuals' conditional means: shrunk, so not a sample of the law.
+    """
+    axes = _pair(fit, pair)
+    ax = plt.gca() if ax is None else ax
+    color = colour(fit.specification.name)
+    grids = (span(fit.law, axes[0]), span(fit.law, axes[1]))
+    density(fit.law, grids, axes, ax, color)
+    phi, weights = fit.conditional
+    mean = (weights[..., None] * phi).sum(1).numpy()
+    ax.plot(mean[:, axes[0]], mean[:, axes[1]], ".", color="#222222", ms=2.5, alpha=0.5)
+    _label(ax, fit, axes)
+    return ax
+
+
+def _pair(fit: Fit, pair: tuple[str, str] | None) -> tuple[int, int]:
+    if len(fit.names) < 2:
+        raise ValueError("The fit has one random parameter; plots.marginals shows it.")
+    first, second = fit.names[:2] if pair is None else pair
+    return fit.names.index(first), fit.names.index(second)
+
+
+def _label(ax: Axes, fit: Fit, axes: tuple[int, int]) -> None:
+    ax.set_xlabel(fit.model.curve[fit.names[axes[0]]].label)
+    ax.set_ylabel(fit.model.curve[fit.names[axes[1]]].label)
+
+
+def marginals(
+    laws: Mapping[str, Law], fit: Fit, parameter: str, ax: Axes | None = None, reach: float = 3.5
+) -> Axes:
+    """Draw one parameter's marginal density under several laws, on the unconstrained scale."""
+    ax = plt.gca() if ax is None else ax
+    axis = fit.names.index(parameter)
+    grid = span(fit.law, axis, reach, 240)
+    for k, (name, law) in enumerate(laws.items()):
+        style = {"lw": 2.2, "ls": "--"} if name == "truth" else {"lw": 1.8}
+        values = _marginal(law, axis, grid)
+        ax.plot(grid, values, color=colour(name, k), label=name, **style)
+    unit = fit.model.curve[parameter].unit
+    ax.set_xlabel(fit.model.curve[parameter].label)
+    ax.set_ylabel(f"density (1/{unit})" if unit and unit == fit.model.curve[parameter].unit else "density")
+    if fit.model.curve[parameter].scale.name != "identity":
+        ax.set_ylabel("density")
+    ax.legend(frameon=False)
+    return ax
+
+
+def _marginal(law: Law, axis: int, grid: np.ndarray) -> np.ndarray:
+    if law.dim <= 2:
+        return marginal_density(law, [axis], [grid])
+    other = 0 if axis else 1
+    second = span(law, other, 4.5, 200)
+    axes = sorted((axis, other))
+    grids = [grid, second] if axis < other else [second, grid]
+    values = marginal_density(law, axes, grids)
+    return np.trapezoid(values, second, axis=axes.index(other))
+
+
+def trajectories(
+    fit: Fit, individuals: Sequence | None = None, ax: Axes | None = None, points: int = 200
+) -> Axes:
+    """Draw the observations of some individuals and their fitted curves (conditional means)."""
+    ax = plt.gca() if ax is None else ax
+    labels = list(fit.data.labels)
+    chosen = labels[:6] if individuals is None else list(individuals)
+    rows = [labels.index(label) for label in chosen]
+    phi, weights = fit.conditional
+    observed = fit.data.time[fit.data.mask]
+    times = np.linspace(float(observed.min()), float(observed.max()), points)
+    for k, row in enumerate(rows):
+        mask = fit.data.mask[row]
+        color = plt.cm.viridis(k / max(1, len(rows) - 1) * 0.9)
+        ax.plot(fit.data.time[row, mask], fit.data.response[row, mask], "o", ms=3.5, color=color)
+        ax.plot(times, _mean_curve(fit, phi[row], weights[row], times), color=color, label=str(chosen[k]))
+    ax.set_xlabel(fit.data.names[1])
+    ax.set_ylabel(fit.data.names[2])
+    return ax
+
+
+def _mean_curve(fit: Fit, phi: Tensor, weights: Tensor, times: np.ndarray) -> np.ndarray:
+    """Return E[f(t; psi_i) | y_i] over the heaviest particles."""
+    heavy = weights.topk(min(200, len(weights)))
+    curves = fit.predict(phi[heavy.indices], times)
+    return (heavy.values @ curves / heavy.values.sum()).numpy()
+
+
+def convergence(fit: Fit, ax: Axes | None = None) -> Axes:
+    """Draw the log-likelihood on fresh particles at each refresh, with its Monte-Carlo error."""
+    ax = plt.gca() if ax is None else ax
+    trace = fit.trace
+    ax.errorbar(
+        range(1, len(trace) + 1),
+        trace["log_likelihood"],
+        yerr=trace["error"],
+        fmt="o-",
+        color=colour(fit.specification.name),
+    )
+    ax.set_xlabel("refresh of the particles")
+    ax.set_ylabel("log-likelihood (nats)")
+    return ax
+
+
+def legend(ax: Axes, names: Sequence[str]) -> None:
+    """Put a legend of filled densities on Axes."""
+    handles = [Patch(color=colour(name, k), alpha=0.5, label=name) for k, name in enumerate(names)]
+    ax.legend(handles=handles, frameon=False)

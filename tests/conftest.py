@@ -1,0 +1,51 @@
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import nlmeflow as nf
+
+torch.set_num_threads(1)
+
+
+def senescence_frame(n=40, seed=0, sigma=0.04, times=None):
+    """Two strategies of leaf senescence: an early fast and a late slow one."""
+    random = np.random.default_rng(seed)
+    times = np.arange(30, 73, 6.0) if times is None else times
+    early = random.random(n) < 0.6
+    tau = np.where(early, 46, 55) + np.where(early, 2.0, 2.4) * random.standard_normal(n)
+    log_s = np.where(early, 0.85, 1.40) + 0.15 * random.standard_normal(n)
+    mean = 1 / (1 + np.exp((times - tau[:, None]) / np.exp(log_s)[:, None]))
+    return pd.DataFrame(
+        {
+            "plant": np.repeat([f"p{i}" for i in range(n)], len(times)),
+            "day": np.tile(times, n),
+            "greenness": (mean + sigma * random.standard_normal(mean.shape)).ravel(),
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def senescence():
+    return nf.LongitudinalData.from_frame(senescence_frame(), "plant", "day", "greenness")
+
+
+@pytest.fixture(scope="session")
+def model():
+    return nf.Model(nf.curves.logistic_senescence(), fixed=("A",))
+
+
+@pytest.fixture(scope="session")
+def gaussian_fit(model, senescence):
+    return model.fit(senescence, seed=1, progress=False)
+
+
+@pytest.fixture(scope="session")
+def mixture_fit(model, senescence):
+    return model.fit(senescence, law=nf.Mixture(2), seed=1, progress=False)
+
+
+@pytest.fixture(scope="session")
+def flow_fit(model, senescence):
+    law = nf.Flow(kind="autoregressive", base="mixture", hidden=(8,), steps=60, folds=2)
+    return model.fit(senescence, law=law, seed=1, progress=False)

@@ -1,0 +1,109 @@
+import numpy as np
+import pytest
+import torch
+
+import nlmeflow as nf
+from nlmeflow.estimation.problem import Problem
+
+CURVES = {
+    "logistic_senescence": (nf.curves.logistic_senescence(), {"A": 1.0, "tau": 50.0, "s": 3.0}),
+    "logistic_growth": (nf.curves.logistic_growth(), {"Asym": 190.0, "xmid": 40.0, "scal": 8.0}),
+    "gompertz": (nf.curves.gompertz(), {"A": 3.0, "tau": 30.0, "s": 9.0}),
+    "change_point": (nf.curves.change_point(2.0), {"A": 5.0, "tau": 30.0, "b": 0.2}),
+    "exponential_recovery": (nf.curves.exponential_recovery(), {"A": 0.7, "y0": 0.3, "k": 0.05}),
+    "oral": (nf.curves.oral(100.0), {"ka": 1.2, "CL": 2.0, "V": 30.0}),
+    "infusion": (nf.curves.infusion(500.0, 0.5), {"ke": 0.1, "V": 100.0}),
+    "biexponential": (nf.curves.biexponential(), {"A1": 3.0, "k1": 0.8, "A2": 0.5, "k2": 0.02}),
+    "emax": (nf.curves.emax(), {"E0": 1.0, "Emax": 4.0, "EC50": 20.0}),
+    "linear": (nf.curves.linear(), {"intercept": 1.0, "slope": 0.1}),
+}
+TIMES = torch.tensor([0.25, 1.0, 5.0, 20.0, 40.0, 70.0], dtype=torch.float64)
+
+
+def at(curve, psi, t):
+    psi = {name: torch.tensor(value, dtype=torch.float64) for name, value in psi.items()}
+    return curve(torch.as_tensor(t, dtype=torch.float64), psi)
+
+
+def test_the_whole_library_is_tested():
+    assert set(CURVES) == set(nf.curves.LIBRARY)
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_derivatives_agree_with_finite_differences(name):
+    curve, psi = CURVES[name]
+    data = nf.LongitudinalData(TIMES[None], TIMES[None] * 0, TIMES[None] > 0, (0,), None)
+    problem = Problem(data, curve, nf.Additive(), curve.names, (), {})
+    phi = torch.stack([curve[k].scale.unconstrained(torch.tensor(v).double()) for k, v in psi.items()])[None]
+    value, slopes = problem.jacobian(phi, phi.new_zeros(0))
+    assert torch.allclose(value[0], at(curve, psi, TIMES))
+    for k in range(len(psi)):
+        step = torch.zeros_like(phi)
+        step[0, k] = 1e-6 * max(1.0, abs(float(phi[0, k])))
+        up, down = problem.predict(phi + step, phi[0, :0]), problem.predict(phi - step, phi[0, :0])
+        numeric = (up - down)[0] / (2 * step[0, k])
+        assert torch.allclose(slopes[0, :, k], numeric, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_transforms_return(name):
+    curve, psi = CURVES[name]
+    for key, value in psi.items():
+        scale = curve[key].scale
+        assert float(scale.natural(scale.unconstrained(torch.tensor(value).double()))) == pytest.approx(value)
+
+
+def test_closed_forms():
+    assert float(at(*CURVES["logistic_senescence"], [50.0])) == pytest.approx(0.5)
+    a, s = 1.0, 3.0
+    loss = at(*CURVES["logistic_senescence"], [50 - s, 50 + s])
+    assert loss.tolist() == pytest.approx([a / (1 + np.exp(-1)), a / (1 + np.exp(1))])
+    recovery = at(*CURVES["exponential_recovery"], [0.0, 1e4])
+    assert recovery.tolist() == pytest.approx([0.3, 0.7])
+    broken = at(*CURVES["change_point"], [0.0, 70.0])
+    assert broken.tolist() == pytest.approx([5.0, 5 - 0.2 * 40], abs=1e-5)
+    dose, curve = 100.0, CURVES["oral"][0]
+    area = np.trapezoid(at(*CURVES["oral"], np.linspace(0, 400, 400001)).numpy(), dx=0.001)
+    assert area == pytest.approx(dose / 2.0, rel=1e-5)  # dose / CL
+    assert float(at(curve, {"ka": 0.1, "CL": 3.0, "V": 30.0}, [5.0])) == pytest.approx(
+        dose * 0.1 / 30 * 5 * np.exp(-0.5)
+    )
+
+
+def test_absorption_near_elimination_is_smooth():
+    curve = CURVES["oral"][0]
+    near = [float(at(curve, {"ka": 0.1 + gap, "CL": 3.0, "V": 30.0}, [5.0])) for gap in (-1e-9, 1e-9, 1e-5)]
+    assert near[0] == pytest.approx(near[1], rel=1e-7)
+    assert near[1] == pytest.approx(near[2], rel=1e-3)
+
+
+def test_conventional_twin_gives_the_same_curve():
+    for name, psi in {
+        "oral": {"ka": 0.05, "CL": 2.0, "V": 10.0},
+        "biexponential": {"A1": 1.0, "k1": 0.01, "A2": 3.0, "k2": 0.5},
+    }.items():
+        curve = CURVES[name][0]
+        twin = curve.conventional(psi)
+        assert twin != psi
+        assert torch.allclose(at(curve, psi, TIMES), at(curve, twin, TIMES), rtol=1e-10)
+        assert curve.conventional(twin) == twin
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: nf.Parameter("tau", "lgo"), ["'tau'", "'lgo'", "'log'"]),
+        (lambda: nf.Parameter("leaf age"), ["'leaf age'"]),
+        (lambda: nf.Parameter("A", "log", start=-1.0), ["A = -1", "(0, inf)"]),
+        (lambda: nf.bounded(1, 1), ["lower < upper"]),
+        (lambda: nf.Curve(lambda t, psi: t, []), ["at least one parameter"]),
+        (lambda: nf.Curve(lambda t, psi: t, [nf.Parameter("a"), nf.Parameter("a")]), ["own name"]),
+        (lambda: nf.curves.linear()["slop"], ["'slop'", "intercept, slope"]),
+        (lambda: nf.curves.linear().with_transforms(slop="log"), ["'slop'"]),
+    ],
+)
+def test_bad_curves_are_refused_by_name(make, words):
+    with pytest.raises(nf.ModelError) as error:
+        make()
+    for word in words:
+        assert word in str(error.value)

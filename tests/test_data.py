@@ -1,0 +1,81 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+import nlmeflow as nf
+
+
+def table():
+    return pd.DataFrame(
+        {
+            "plant": ["a", "a", "a", "b", "b", "b", "b"],
+            "day": [2.0, 1.0, 3.0, 1.0, 2.0, 3.0, 4.0],
+            "green": [20.0, 10.0, 30.0, 1.0, np.nan, 3.0, 4.0],
+            "dose": [5, 5, 5, 7, 7, 7, 7],
+        }
+    )
+
+
+def read(frame, **changes):
+    names = {"individual": "plant", "time": "day", "response": "green", "covariates": ["dose"]} | changes
+    return nf.LongitudinalData.from_frame(frame, **names)
+
+
+def test_ragged_rows_are_sorted_padded_and_masked():
+    data = read(table())
+    assert data.labels == ("a", "b")
+    assert data.time.tolist() == [[1, 2, 3], [1, 3, 4]]
+    assert data.response.tolist() == [[10, 20, 30], [1, 3, 4]]
+    assert data.mask.all()
+    assert data.n_missing == 1
+    assert data.counts.tolist() == [3, 3]
+    assert data.covariates["dose"].tolist() == [5, 7]
+
+
+def test_an_individual_without_responses_keeps_its_place():
+    frame = table()
+    frame.loc[frame.plant == "b", "green"] = np.nan
+    data = read(frame)
+    assert data.labels == ("a", "b")
+    assert data.counts.tolist() == [3, 0]
+
+
+def test_frame_and_back():
+    frame = read(table()).to_frame()
+    again = read(frame)
+    assert again.response.tolist() == read(table()).response.tolist()
+    assert frame["dose"].tolist() == [5, 5, 5, 7, 7, 7]
+
+
+def test_subset_keeps_order_and_trims():
+    data = read(table()).subset([1])
+    assert data.labels == ("b",)
+    assert data.time.tolist() == [[1, 3, 4]]
+
+
+def change(frame, row, column, value):
+    frame = frame.astype({column: object})
+    frame.loc[row, column] = value
+    return frame
+
+
+@pytest.mark.parametrize(
+    ("frame", "changes", "words"),
+    [
+        (table(), {"time": "dya"}, ["No column 'dya'", "plant, day, green, dose"]),
+        (change(table(), 4, "green", "high"), {}, ["'green'", "row 4", "'high'"]),
+        (change(table(), 4, "green", np.inf), {}, ["'green'", "infinite", "row 4"]),
+        (change(table(), 2, "day", np.nan), {}, ["'day'", "missing", "row 2"]),
+        (change(table(), 2, "day", 1.0), {}, ["'a'", "2 rows", "day = 1", "rows 1, 2"]),
+        (change(table(), 3, "plant", None), {}, ["'plant'", "row 3"]),
+        (change(table(), 5, "dose", 9), {}, ["'dose'", "'b'", "constant"]),
+        (table().iloc[:0], {}, ["no rows"]),
+        (table().assign(day=pd.Timestamp("2018-06-09")), {}, ["'day'", "dates", "days since"]),
+        ([1, 2], {}, ["DataFrame", "list"]),
+    ],
+)
+def test_bad_tables_are_refused_by_name(frame, changes, words):
+    with pytest.raises(nf.DataError) as error:
+        read(frame, **changes)
+    for word in words:
+        assert word in str(error.value)

@@ -1,0 +1,110 @@
+"""The likelihood against quadrature, and the properties that the engine promises."""
+
+import pytest
+import torch
+from quadrature import adaptive, brute_force
+
+import nlmeflow as nf
+from nlmeflow.estimation.cloud import make_cloud
+from nlmeflow.estimation.em import State
+from nlmeflow.estimation.likelihood import locate, marginal
+from nlmeflow.estimation.particles import Proposal, _calibration, draw, posterior_draws
+from nlmeflow.laws import FlowLaw, GaussianLaw, MixtureLaw, Network, StackedLaw
+from nlmeflow.seeds import generator
+
+
+def tensor(values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def laws(dim):
+    factor = tensor([[4.0]]) if dim == 1 else tensor([[4.0, 0.0], [-0.1, 0.25]])
+    mean = tensor([50.0, 1.1][:dim])
+    gaussian = GaussianLaw(mean, factor)
+    offset = tensor([6.0, 0.4][:dim])
+    mixture = MixtureLaw(
+        tensor([0.6, 0.4]), torch.stack([mean - offset, mean + offset]), torch.stack([0.5 * factor] * 2), factor
+    )
+    flow = FlowLaw.start(Network("spline", 2, (8,)), gaussian, mixture, 5)
+    for weight in flow.transport.parameters():
+        random = torch.Generator().manual_seed(weight.numel())
+        weight.data += 0.1 * torch.randn(weight.shape, generator=random, dtype=weight.dtype)
+    return {
+        "gaussian": gaussian,
+        "mixture": mixture,
+        "flow": flow,
+        "stacked": StackedLaw((gaussian, flow), tensor([0.5, 0.5])),
+    }
+
+
+def state_and_problem(senescence, law, dim):
+    fixed = ("A", "s") if dim == 1 else ("A",)
+    model = nf.Model(nf.curves.logistic_senescence(), fixed=fixed)
+    beta = tensor([0.0, 1.1]) if dim == 1 else tensor([0.0])
+    few = senescence.subset(range(4))
+    return State(law, beta, tensor([0.05])), model.problem(few)
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+@pytest.mark.parametrize("name", ["gaussian", "mixture", "flow", "stacked"])
+def test_likelihood_agrees_with_brute_force(senescence, name, dim):
+    state, problem = state_and_problem(senescence, laws(dim)[name], dim)
+    proposal = locate(problem, state, 2048, generator(1))
+    result = marginal(problem, state, proposal, 4096, generator(2), tolerance=1e-3)
+    reference = brute_force(problem, state.law, state.beta, state.sigma, 20_000 if dim == 1 else 500)
+    assert float((result.values - reference).abs().max()) < 0.01
+    assert abs(result.total - float(reference.sum())) < max(5 * result.error, 2e-3)
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+def test_gaussian_likelihood_agrees_with_adaptive_gauss_hermite(senescence, dim):
+    state, problem = state_and_problem(senescence, laws(dim)["gaussian"], dim)
+    proposal = locate(problem, state, 2048, generator(1))
+    result = marginal(problem, state, proposal, 4096, generator(2), tolerance=1e-3)
+    reference = adaptive(problem, state.law, state.beta, state.sigma, nodes=25)
+    assert float((result.values - reference).abs().max()) < 0.005
+
+
+def test_monte_carlo_error_is_honest(senescence):
+    """The spread of the estimate over seeds is what one run says it is."""
+    state, problem = state_and_problem(senescence, laws(2)["mixture"], 2)
+    proposal = locate(problem, state, 512, generator(1))
+    runs = [marginal(problem, state, proposal, 128, generator(k), tolerance=10.0) for k in range(40)]
+    spread = float(tensor([run.total for run in runs]).std())
+    said = sum(run.error for run in runs) / len(runs)
+    assert 0.6 < spread / said < 1.6
+
+
+def test_every_component_of_the_proposal_integrates_to_one(senescence):
+    """Control variates make each component's own integral exact, not only in expectation."""
+    law = laws(2)["gaussian"]
+    proposal = Proposal(tensor([[48.0, 1.0]]), tensor([[[1.0, 0.0], [0.0, 0.1]]]), law, law.inflated(2))
+    phi, log_proposal = proposal.draw(512, generator(3))
+    for component in (law, GaussianLaw(tensor([48.0, 1.0]), tensor([[1.15, 0.0], [0.0, 0.115]]))):
+        integral = (component.log_prob(phi) - log_proposal).exp().mean()
+        assert float(integral) == pytest.approx(1.0, abs=1e-3)
+    ratios = torch.rand(3, 50, 4, generator=generator(1), dtype=torch.float64) + 0.5
+    assert torch.allclose(_calibration(ratios).mean(1), tensor([1.0, 1.0, 1.0]), atol=1e-6)
+
+
+def test_resampling_keeps_the_weights():
+    phi = torch.arange(6, dtype=torch.float64).reshape(1, 6, 1)
+    weights = tensor([[0.1, 0.0, 0.4, 0.2, 0.0, 0.3]])
+    drawn = posterior_draws(phi, weights, 1000, generator(0))[0, :, 0]
+    counts = torch.bincount(drawn.long(), minlength=6) / 1000
+    assert torch.allclose(counts, weights[0].float(), atol=2e-3)
+
+
+def test_a_cloud_compares_laws_without_the_likelihood(senescence):
+    known = laws(2)
+    state, problem = state_and_problem(senescence, known["mixture"], 2)
+    reference = StackedLaw((known["mixture"], known["gaussian"].inflated(1.5)), tensor([0.6, 0.4]))
+    proposal = locate(problem, State(reference, state.beta, state.sigma), 4096, generator(1))
+    particles = draw(problem, proposal, state.beta, 8192, generator(2))
+    cloud = make_cloud(problem, particles, state.sigma, reference, 4096, generator(3))
+    exact = {
+        name: brute_force(problem, law, state.beta, state.sigma, 500)
+        for name, law in (("reference", reference), ("gaussian", known["gaussian"]))
+    }
+    expected = exact["gaussian"] - exact["reference"]
+    assert float((cloud.score(known["gaussian"]) - expected).abs().max()) < 0.05

@@ -1,0 +1,70 @@
+import pytest
+import torch
+from scipy import stats
+
+import nlmeflow as nf
+
+F = torch.tensor([[1.0, 2.0, 4.0, 3.0]], dtype=torch.float64)
+Y = torch.tensor([[1.2, 1.7, 4.4, 99.0]], dtype=torch.float64)
+MASK = torch.tensor([[True, True, True, False]])
+MODELS = {
+    "additive": (nf.Additive(), [0.3], lambda y, f: stats.norm.logpdf(y, f, 0.3)),
+    "proportional": (nf.Proportional(), [0.1], lambda y, f: stats.norm.logpdf(y, f, 0.1 * f)),
+    "log-additive": (nf.LogAdditive(), [0.2], lambda y, f: stats.lognorm.logpdf(y, 0.2, scale=f)),
+    "combined": (
+        nf.Combined(),
+        [0.2, 0.1],
+        lambda y, f: stats.norm.logpdf(y, f, (0.04 + 0.01 * f**2) ** 0.5),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_log_likelihood_is_the_density_of_the_observed(name):
+    residual, sigma, reference = MODELS[name]
+    summary = residual.summary(Y, F, MASK)
+    value = residual.log_likelihood(summary, torch.tensor(sigma, dtype=torch.float64))
+    assert float(value) == pytest.approx(reference(Y[MASK].numpy(), F[MASK].numpy()).sum())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_update_maximises_the_weighted_likelihood(name):
+    residual, sigma, _ = MODELS[name]
+    random = torch.Generator().manual_seed(3)
+    prediction = 1 + 4 * torch.rand(6, 5, 8, generator=random, dtype=torch.float64)
+    scale = torch.tensor(sigma, dtype=torch.float64)
+    response = residual.sample(prediction[:, :1], 2 * scale, random).abs()
+    mask = torch.rand(6, 1, 8, generator=random) < 0.8
+    weights = torch.rand(6, 5, generator=random, dtype=torch.float64)
+    summary = residual.summary(response, prediction, mask)
+    best = scale
+    for _ in range(20):  # one step is enough for one scale; two scales go on from M-step to M-step
+        best = residual.update(summary, weights, best)
+
+    def value(at):
+        return float((weights * residual.log_likelihood(summary, at)).sum())
+
+    for k in range(len(best)):
+        for factor in (0.99, 1.01):
+            other = best.clone()
+            other[k] *= factor
+            assert value(other) < value(best)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_working_slope_is_minus_the_derivative_of_the_residual(name):
+    residual, sigma, _ = MODELS[name]
+    scale = torch.tensor(sigma, dtype=torch.float64)
+    at = Y[:, :3].clone()  # at y = f the derivative of the scale does not matter
+    value, slope = residual.working(at, at, scale)
+    moved, _ = residual.working(at, at + 1e-7, scale)
+    assert torch.allclose(slope, -(moved - value) / 1e-7, rtol=1e-4)
+
+
+def test_bad_residuals_are_refused():
+    with pytest.raises(nf.ModelError, match="sigma must be positive"):
+        nf.Additive(sigma=-1)
+    with pytest.raises(nf.ModelError, match="both a and b"):
+        nf.Combined(a=1.0)
+    with pytest.raises(nf.ModelError, match=r"positive responses.*number 1 has -1"):
+        nf.LogAdditive().check(torch.tensor([[-1.0]]), torch.tensor([[True]]))

@@ -1,0 +1,59 @@
+"""Execute a chapter with papermill: strict parameters, nothing half-written, reproducible output."""
+
+import argparse
+import os
+from pathlib import Path
+
+import nbformat
+import papermill
+import yaml
+
+VOLATILE = ("papermill", "execution")
+
+
+def declared(path: Path) -> set[str]:
+    """Return the names of a notebook's parameters."""
+    return set(papermill.inspect_notebook(str(path)))
+
+
+def strip(path: Path) -> None:
+    """Remove what changes from run to run: times, paths, versions of the runner."""
+    notebook = nbformat.read(path, as_version=4)
+    for metadata in [notebook.metadata, *(cell.metadata for cell in notebook.cells)]:
+        for key in VOLATILE:
+            metadata.pop(key, None)
+    nbformat.write(notebook, path)
+
+
+def execute(source: Path, target: Path, parameters: dict[str, object]) -> None:
+    """Run `source` and write `target`, or nothing when a cell fails."""
+    unknown = set(parameters) - declared(source)
+    if unknown:
+        known = ", ".join(sorted(declared(source)))
+        raise SystemExit(f"{source} has no parameter {', '.join(sorted(unknown))}; it has: {known}.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}")
+    try:
+        papermill.execute_notebook(
+            str(source), str(partial), parameters=parameters, kernel_name="python3", progress_bar=False
+        )
+        strip(partial)
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("source", type=Path)
+    parser.add_argument("target", type=Path)
+    parser.add_argument("--parameters", type=Path, help="YAML file: parameter: value")
+    arguments = parser.parse_args()
+    given = yaml.safe_load(arguments.parameters.read_text()) if arguments.parameters else {}
+    print(f"executing {arguments.source}", flush=True)
+    execute(arguments.source, arguments.target, given or {})
+
+
+if __name__ == "__main__":
+    main()

@@ -2,7 +2,7 @@
 #
 #   make book                 set up, execute the chapters, build the site in build/site
 #   make test                 format, lint, types, tests, chapters run twice in the quick profile, site
-#   make store                keep the chapters' results on real data in data/ (needs the data)
+#   make store                keep figures and tables of the chapters in data/ (needs the real data)
 #   make clean                remove what was built, keep the environment
 #
 # PyTorch: on Linux `pip install torch` takes a build with CUDA, several gigabytes. To take the CPU
@@ -73,6 +73,7 @@ check-notebooks: $(INSTALLED)
 	$(BIN)/nbstripout --verify --extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution" $(CHAPTERS)
 
 store: $(INSTALLED)
+	NLMEFLOW_STORE=1 $(BIN)/python tools/execute.py book/shape.ipynb build/store/shape.ipynb
 	NLMEFLOW_STORE=1 $(BIN)/python tools/execute.py book/arabidopsis.ipynb build/store/arabidopsis.ipynb
 
 clean:

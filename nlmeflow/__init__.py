@@ -8,6 +8,7 @@ fit = model.fit(data, law=nf.Flow(), seed=1)
 """
 
 from nlmeflow import curves, datasets, laws, notebook, plots
+from nlmeflow.comparison import Comparison, compare
 from nlmeflow.curves import Curve, Parameter, Transform, bounded
 from nlmeflow.data import LongitudinalData
 from nlmeflow.errors import DataError, EstimationError, ModelError
@@ -21,6 +22,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Additive",
     "Combined",
+    "Comparison",
     "Curve",
     "DataError",
     "EstimationError",
@@ -37,6 +39,7 @@ __all__ = [
     "Proportional",
     "Transform",
     "bounded",
+    "compare",
     "curves",
     "datasets",
     "laws",

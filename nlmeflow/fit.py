@@ -18,7 +18,8 @@ from nlmeflow.data import LongitudinalData
 from nlmeflow.errors import ModelError
 from nlmeflow.estimation.em import Record, Result, State, evaluate
 from nlmeflow.estimation.estimators import Task, default_particles, estimate
-from nlmeflow.estimation.likelihood import Marginal, locate, marginal, population_gaussian
+from nlmeflow.estimation.learning import Lesson
+from nlmeflow.estimation.likelihood import LEAST_BATCHES, Marginal, locate, marginal, population_gaussian
 from nlmeflow.estimation.modes import conditional_modes
 from nlmeflow.estimation.particles import Proposal, draw
 from nlmeflow.estimation.problem import Problem
@@ -68,9 +69,7 @@ class Model:
 
     def problem(self, data: LongitudinalData) -> Problem:
         """Return the estimation problem for a data set, checked."""
-        problem = Problem.build(data, self.curve, self.residual, self.fixed)
-        _check_identifiable(problem)
-        return problem
+        return Problem.build(data, self.curve, self.residual, self.fixed)
 
     def task(
         self,
@@ -86,7 +85,9 @@ class Model:
             self.curve[name].scale.check(name, value)
         if particles is not None and particles < 64:
             raise ModelError(f"particles is at least 64, got {particles}.")
-        return Task(self.problem(data), start, seed, particles or default_particles(len(data)))
+        problem = self.problem(data)
+        _check_identifiable(problem)
+        return Task(problem, start, seed, particles or default_particles(len(data)))
 
     def fit(
         self,
@@ -111,10 +112,28 @@ class Model:
 
         """
         law = Gaussian() if law is None else law
+        return self.fit_laws(data, {"fit": law}, seed, start, particles, progress)["fit"]
+
+    def fit_laws(
+        self,
+        data: LongitudinalData,
+        laws: Mapping[str, Any],
+        seed: int = 0,
+        start: Mapping[str, float] | None = None,
+        particles: int | None = None,
+        progress: bool | None = None,
+    ) -> dict[str, "Fit"]:
+        """Fit several laws to the same data; what they have in common is computed once.
+
+        laws : specifications by name; arguments as in `fit`. Each fit is the one that `fit` returns
+        with the same seed.
+        """
         task = self.task(data, seed, start, particles)
-        with one_thread(), _progress(task, law, progress), torch.no_grad():
-            result = estimate(law, task)
-        return Fit.of(self, data, law, result, seed, task.particles)
+        fits = {}
+        for name, law in laws.items():
+            with one_thread(), show_progress(task, law, progress), torch.no_grad():
+                fits[name] = Fit.of(self, data, law, estimate(law, task), seed, task.particles)
+        return fits
 
     def simulate(
         self,
@@ -243,7 +262,7 @@ class Fit:
         with one_thread(), torch.no_grad():
             problem = self.model.problem(data)
             random = generator(derive(self.seed, 92))
-            return self._marginal(data, locate(problem, self.state, self.particles, random))
+            return self._marginal(data, locate(problem, self.state, min(self.particles, 256), random))
 
     def individuals(self, scale: Literal["phi", "natural"] = "phi") -> pd.DataFrame:
         """Return one row per individual: conditional mean, mode and sd of each parameter.
@@ -311,7 +330,8 @@ class Fit:
 
     def _marginal(self, data: LongitudinalData, proposal: Proposal) -> Marginal:
         problem = self.model.problem(data)
-        return marginal(problem, self.state, proposal, self.particles, generator(derive(self.seed, 90)))
+        size = max(64, self.particles // LEAST_BATCHES)
+        return marginal(problem, self.state, proposal, size, generator(derive(self.seed, 90)))
 
     def _modes(self) -> Tensor:
         phi, weights = self.conditional
@@ -389,7 +409,7 @@ def one_thread() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _progress(task: Task, law: Any, show: bool | None) -> Iterator[None]:
+def show_progress(task: Task | Lesson, law: Any, show: bool | None) -> Iterator[None]:
     """Show one line: the elapsed time, what runs now, the log-likelihood so far."""
     with tqdm(desc=type(law).__name__, disable=None if show is None else not show, unit=" steps") as bar:
 

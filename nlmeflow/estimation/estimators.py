@@ -6,22 +6,18 @@ from dataclasses import dataclass, field, replace
 from functools import singledispatch
 from typing import Any
 
-import torch
-
 from nlmeflow.errors import ModelError
 from nlmeflow.estimation.cloud import Cloud, broad_reference, climb, make_cloud
-from nlmeflow.estimation.em import Result, Schedule, State, em, silent
+from nlmeflow.estimation.em import Report, Result, Schedule, State, em, silent
 from nlmeflow.estimation.laplace import gaussian_start
+from nlmeflow.estimation.learning import Lesson, learn
 from nlmeflow.estimation.particles import Proposal, draw
 from nlmeflow.estimation.problem import Problem
-from nlmeflow.estimation.stacking import stacking_weights
 from nlmeflow.estimation.start import pooled_start
-from nlmeflow.estimation.training import Candidate, fold_bases, held_out, split, train
 from nlmeflow.laws.flow import Flow
 from nlmeflow.laws.gaussian import Covariance, Gaussian, GaussianLaw
 from nlmeflow.laws.law import Law
-from nlmeflow.laws.mixture import Mixture, MixtureLaw
-from nlmeflow.laws.stacked import StackedLaw
+from nlmeflow.laws.mixture import Mixture
 from nlmeflow.seeds import derive, generator
 
 CLOUD_DRAWS = 64
@@ -38,7 +34,7 @@ class Task:
     start: dict[str, float]
     seed: int
     particles: int
-    report: Callable[[str], None] = silent
+    report: Report = silent
     kept: dict[Any, Any] = field(default_factory=dict)
 
     @property
@@ -84,60 +80,26 @@ def _gaussian(structure: Covariance, task: Task) -> Result:
 
 @estimate.register
 def _(law: Mixture, task: Task) -> Result:
-    return task.once(law, lambda: _mixture(law, task))
+    return task.once(law, lambda: _on_clouds(law, task, 2))
 
 
-def _mixture(law: Mixture, task: Task) -> Result:
-    """Choose on the Gaussian's cloud, refit on a cloud of its own, then sigma and beta."""
+@estimate.register
+def _(law: Flow, task: Task) -> Result:
+    return task.once(law, lambda: _on_cloud(law, task, mixture_cloud(task), estimate(Mixture(), task), 3))
+
+
+def _on_clouds(law: Mixture, task: Task, stream: int) -> Result:
+    """Choose the components on the Gaussian's cloud, refit on a cloud of the mixture's own."""
     gaussian = estimate(Gaussian(), task)
-    chosen = choose_mixture(law, task)
-    cloud = reference_cloud(task, chosen, gaussian, stream=2)
+    chosen = learn(law, Lesson(gaussian_cloud(task), derive(task.seed, stream), task.report))
+    cloud = reference_cloud(task, chosen, gaussian, stream)
     refitted, _ = climb(chosen, cloud, 100, tolerance=1e-2)
-    state = State(refitted, gaussian.state.beta, gaussian.state.sigma)
-    return _finish(task, state, gaussian, stream=3)
+    return _finish(task, refitted, gaussian, stream)
 
 
-def choose_mixture(law: Mixture, task: Task) -> MixtureLaw:
-    """Return the mixture of highest BIC on a cloud; several k-means starts for each size."""
-    gaussian = estimate(Gaussian(), task)
-    population = _gaussian_law(gaussian)
-    cloud = gaussian_cloud(task)
-    sizes = range(1, law.max_components + 1) if law.components is None else [law.components]
-    best, best_bic, worse = None, math.inf, 0
-    for size in sizes:
-        task.report(f"mixture of {size}")
-        fitted, value = _best_start(law, size, cloud, population, task)
-        bic = fitted.n_parameters * math.log(len(cloud)) - 2 * value
-        if bic < best_bic:
-            best, best_bic, worse = fitted, bic, 0
-        else:
-            worse += 1
-        if worse == 2:
-            break
-    assert best is not None
-    return best
-
-
-def _best_start(
-    law: Mixture, size: int, cloud: Cloud, population: GaussianLaw, task: Task, starts: int = 6
-) -> tuple[MixtureLaw, float]:
-    """Return the best of several starts: short climbs on a thinned cloud, one long climb."""
-    thin = cloud.thinned(12)
-    points = _individual_means(cloud, population)
-    tried = []
-    for k in range(starts if size > 1 else 1):
-        spread = points if k % 2 == 0 else cloud.phi[:, k]
-        first = MixtureLaw.start(spread, population, size, law.floor, derive(task.seed, 3, size, k))
-        tried.append(climb(first, thin, 20))
-    first_law = max(tried, key=lambda pair: pair[1])[0]
-    best, value = climb(first_law, cloud.thinned(32), 100, tolerance=0.02)
-    assert isinstance(best, MixtureLaw)
-    return best, value
-
-
-def _individual_means(cloud: Cloud, population: GaussianLaw) -> torch.Tensor:
-    weights = cloud.weigh(population.inflated(1.5)).weights
-    return (weights[..., None] * cloud.phi).sum(1)
+def _on_cloud(law: Any, task: Task, cloud: Cloud, previous: Result, stream: int) -> Result:
+    learned = learn(law, Lesson(cloud, derive(task.seed, stream), task.report))
+    return _finish(task, learned, previous, stream)
 
 
 def gaussian_cloud(task: Task) -> Cloud:
@@ -170,47 +132,15 @@ def reference_cloud(task: Task, law: Law, fit: Result, stream: int) -> Cloud:
     return make_cloud(task.problem, particles, fit.state.sigma, reference, CLOUD_DRAWS, random)
 
 
-@estimate.register
-def _(law: Flow, task: Task) -> Result:
-    return task.once(law, lambda: _flow(law, task))
+def _finish(task: Task, law: Law, previous: Result, stream: int) -> Result:
+    """Run the engine on fresh particles for sigma and beta, the law as found on its cloud.
 
-
-def _flow(law: Flow, task: Task) -> Result:
-    mixture = estimate(Mixture(), task)
-    candidates = flow_candidates(law, task)
-    weights = stacking_weights(torch.stack([c.scores for c in candidates], 1))
-    parts = [part for c in candidates for part in c.laws]
-    shares = [w / len(c.laws) for c, w in zip(candidates, weights, strict=True) for _ in c.laws]
-    kept = [k for k, share in enumerate(shares) if share > 1e-3]
-    share = torch.stack([shares[k] for k in kept])
-    stack = StackedLaw(tuple(parts[k] for k in kept), share / share.sum())
-    state = State(stack, mixture.state.beta, mixture.state.sigma)
-    return _finish(task, state, mixture, stream=8)
-
-
-def flow_candidates(law: Flow, task: Task) -> list[Candidate]:
-    """Return the bases and the flows trained on them, each with its held-out scores."""
-    gaussian = _gaussian_law(estimate(Gaussian(), task))
-    base_laws: dict[str, Law] = {"gaussian": gaussian, "mixture": estimate(Mixture(), task).state.law}
-    cloud = mixture_cloud(task)
-    fold = split(len(cloud), law.folds, derive(task.seed, 6))
-    candidates = []
-    for b, name in enumerate(law.bases()):
-        base = base_laws[name]
-        bases = fold_bases(cloud, base, fold)
-        candidates.append(Candidate((base,), held_out(cloud, bases, fold)))
-        for k, network in enumerate(law.networks()):
-            task.report(f"{network.kind} flow on the {name}")
-            seed = derive(task.seed, 7, b, k)
-            candidates.append(train(network, law, cloud, gaussian, bases, fold, seed))
-    return candidates
-
-
-def _finish(task: Task, state: State, previous: Result, stream: int) -> Result:
-    """Run the engine on fresh particles for sigma and beta, the law as found on its cloud."""
-    schedule = replace(task.schedule, update_law=False, refreshes=6)
-    proposal = replace(previous.proposal, law=state.law)
-    random = generator(derive(task.seed, stream))
+    Both are known far better than the law, and 256 particles each are enough for them.
+    """
+    state = replace(previous.state, law=law)
+    schedule = Schedule(particles=256, first=256, refreshes=4, update_law=False)
+    proposal = replace(previous.proposal, law=law)
+    random = generator(derive(task.seed, stream, 1))
     return em(task.problem, state, proposal, schedule, random, task.report)
 
 

@@ -114,7 +114,7 @@ class Transport(nn.Module):
 class Flow:
     """Specification of a flow law: flows of several kinds on several bases, stacked.
 
-    kind : "realnvp", "autoregressive" or "spline"; None (default) takes the last two.
+    kind : "autoregressive" (default), "realnvp" or "spline", or several of them.
     base : "gaussian" or "mixture" (started from the mixture fit, so that modes may be apart); None
         (default) takes both.
     layers, hidden : size of each network.
@@ -127,7 +127,7 @@ class Flow:
     maximise the held-out log-likelihood, with a weak prior towards equal weights.
     """
 
-    kind: Kind | None = None
+    kind: Kind | tuple[Kind, ...] = "autoregressive"
     base: Base | None = None
     layers: int = 2
     hidden: tuple[int, ...] = (32, 32)
@@ -152,7 +152,7 @@ class Flow:
 
     def networks(self) -> tuple[Network, ...]:
         """Return the networks to train on each base."""
-        kinds: tuple[Kind, ...] = ("autoregressive", "spline") if self.kind is None else (self.kind,)
+        kinds: tuple[Kind, ...] = (self.kind,) if isinstance(self.kind, str) else tuple(self.kind)
         return tuple(Network(kind, self.layers, tuple(self.hidden)) for kind in kinds)
 
     def bases(self) -> tuple[Base, ...]:

@@ -54,7 +54,8 @@ def normal_log_prob(phi: Tensor, mean: Tensor, factor: Tensor) -> Tensor:
     inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
     z = (phi - mean[..., None, :]) @ inverse.mT
     constant = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1) + 0.9189385332046727 * dim
-    return -0.5 * z.square().sum(-1) - constant[..., None]
+    ones = torch.ones(dim, dtype=z.dtype)  # a product is faster than a sum over a short axis
+    return -0.5 * (z.square_() @ ones) - constant[..., None]
 
 
 def safe_cholesky(covariance: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ Verbeke and Lesaffre, A linear mixed-effects model with heterogeneity in the ran
 population, JASA 1996; in nonlinear models Lavielle and Mbogning, Statistics and Computing 2014.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nlmeflow.errors import ModelError
 from nlmeflow.laws.gaussian import GaussianLaw
-from nlmeflow.laws.law import check_phi, normal_log_prob
+from nlmeflow.laws.law import check_phi
 from nlmeflow.seeds import Seed, generator, integer
 
 
@@ -74,9 +74,38 @@ class MixtureLaw:
     def log_joint(self, phi: Tensor) -> Tensor:
         """Return log w_k + log N(phi; m_k, Omega_k): (..., d) -> (K, ...)."""
         check_phi(phi, self.dim)
+        return (self._coefficients() @ self._features(phi)).reshape(self.n_components, *phi.shape[:-1])
+
+    def _features(self, phi: Tensor) -> Tensor:
+        """Return 1, x and the products x_a x_b (a <= b) of x = F^-1 (phi - c): (p, number of phi).
+
+        F is the floor's factor, c the mixture's mean. A Gaussian log-density is linear in them, so
+        that both steps of EM are one matrix product each.
+        """
         flat = phi.reshape(-1, self.dim)
-        joint = normal_log_prob(flat, self.means, self.factors) + self.weights.log()[:, None]
-        return joint.reshape(self.n_components, *phi.shape[:-1])
+        x = (flat - self._centre()).mT.contiguous()
+        x = torch.linalg.solve_triangular(self.floor, x, upper=False)
+        row, column = torch.triu_indices(self.dim, self.dim)
+        return torch.cat([torch.ones_like(x[:1]), x, x[row] * x[column]])
+
+    def _centre(self) -> Tensor:
+        return self.weights @ self.means
+
+    def _coefficients(self) -> Tensor:
+        """Return the coefficients of the log joint density in the features, (K, p)."""
+        identity = torch.eye(self.dim, dtype=self.floor.dtype)
+        whitener = torch.linalg.solve_triangular(self.floor, identity, upper=False)
+        inverse = torch.linalg.solve_triangular(
+            whitener @ self.factors, identity.expand_as(self.factors), upper=False
+        )
+        precision = inverse.mT @ inverse
+        mean = (self.means - self._centre()) @ whitener.mT
+        linear = (precision @ mean[..., None]).squeeze(-1)
+        row, column = torch.triu_indices(self.dim, self.dim)
+        quadratic = -torch.where(row == column, 0.5, 1.0) * precision[:, row, column]
+        log_scale = self.factors.diagonal(dim1=-2, dim2=-1).log().sum(-1) + 0.9189385332046727 * self.dim
+        constant = self.weights.log() - log_scale - 0.5 * (linear * mean).sum(-1)
+        return torch.cat([constant[:, None], linear, quadratic], 1)
 
     def log_prob(self, phi: Tensor) -> Tensor:
         """Return the log-density: (..., d) -> (...)."""
@@ -95,15 +124,21 @@ class MixtureLaw:
 
     def update(self, phi: Tensor, weights: Tensor) -> "MixtureLaw":
         """Return one EM step: exact maximiser given the memberships, under the floor."""
-        flat, weight = phi.reshape(-1, self.dim), weights.reshape(-1) / weights.sum()
-        member = self.log_joint(flat).softmax(0) * weight
-        mass = member.sum(1)
-        safe = mass.clamp_min(torch.finfo(mass.dtype).tiny)
-        means = (member @ flat) / safe[:, None]
-        centred = flat - means[:, None, :]
-        covariance = (member[..., None] * centred).mT @ centred / safe[:, None, None]
+        features = self._features(phi)
+        log_joint = self._coefficients() @ features
+        member = (log_joint - log_joint.logsumexp(0)).exp_() * (weights.reshape(-1) / weights.sum())
+        sums = member @ features.mT
+        mass = sums[:, 0]
         alive = (mass > 1e-10)[:, None]
-        means = torch.where(alive, means, self.means)
+        moments = sums[:, 1:] / mass.clamp_min(torch.finfo(mass.dtype).tiny)[:, None]
+        mean, second = moments.split([self.dim, moments.shape[1] - self.dim], 1)
+        covariance = second.new_zeros(len(mass), self.dim, self.dim)
+        row, column = torch.triu_indices(self.dim, self.dim)
+        covariance[:, row, column] = second
+        covariance[:, column, row] = second
+        covariance = covariance - mean[:, :, None] * mean[:, None, :]
+        means = torch.where(alive, self._centre() + mean @ self.floor.mT, self.means)
+        covariance = self.floor @ covariance @ self.floor.mT
         factors = torch.where(alive[..., None], floored(covariance, self.floor), self.factors)
         total = mass.clamp_min(1e-12)
         return MixtureLaw(total / total.sum(), means, factors, self.floor)
@@ -130,11 +165,14 @@ class MixtureLaw:
         factors = floored(root @ spread @ root.mT, lowest)
         return cls(mass, population.mean + means @ root.mT, factors, lowest)
 
-    def without(self, component: int) -> "MixtureLaw":
-        """Return the mixture with one component removed."""
-        keep = torch.arange(self.n_components) != component
-        kept = self.weights[keep]
-        return replace(self, weights=kept / kept.sum(), means=self.means[keep], factors=self.factors[keep])
+    def with_component(self, mean: Tensor, weight: float = 0.05, scale: float = 6.0) -> "MixtureLaw":
+        """Return the mixture with one more component, `scale` times as wide as the floor."""
+        return MixtureLaw(
+            torch.cat([self.weights * (1 - weight), self.weights.new_tensor([weight])]),
+            torch.cat([self.means, mean[None]]),
+            torch.cat([self.factors, scale * self.floor[None]]),
+            self.floor,
+        )
 
 
 def floored(covariance: Tensor, floor: Tensor) -> Tensor:

@@ -1,0 +1,127 @@
+"""Comparison of laws by how well they predict individuals that they have not seen."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from nlmeflow.data import LongitudinalData
+from nlmeflow.errors import ModelError
+from nlmeflow.estimation.estimators import estimate, mixture_cloud
+from nlmeflow.estimation.learning import Lesson, learn
+from nlmeflow.estimation.stacking import stacking_weights
+from nlmeflow.fit import Fit, Model, one_thread, show_progress
+from nlmeflow.laws import StackedLaw
+from nlmeflow.seeds import derive
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Held-out scores of several laws.
+
+    fits : each law fitted to all the data, by name.
+    scores : a frame, one row per individual, one column per law: log p(y_i) under the law fitted
+        without the individual's fold, up to a constant of the individual that is the same for all
+        laws (sigma and the fixed effects are those of the mixture fit).
+    groups : what each individual was held out with.
+    stacked : the law with the weights that predict held-out individuals best.
+    weights : these weights, by name.
+    """
+
+    fits: dict[str, Fit]
+    scores: pd.DataFrame
+    groups: pd.Series
+    stacked: StackedLaw
+    weights: dict[str, float]
+
+    def table(self, against: str = "gaussian") -> pd.DataFrame:
+        """Return, for each law, the mean gain in held-out log-likelihood per individual over another.
+
+        The standard error of the paired difference treats groups as the independent units.
+        """
+        if against not in self.scores:
+            raise ModelError(f"'{against}' is not among {', '.join(self.fits)}.")
+        rows = {}
+        for name in self.fits:
+            gain = self.scores[name] - self.scores[against]
+            by_group = gain.groupby(self.groups.to_numpy()).sum()
+            error = float(by_group.std()) * len(by_group) ** 0.5 / len(gain)
+            better = float((by_group > 0).mean())
+            rows[name] = [float(gain.mean()), error, better, self.weights[name]]
+        columns = ["gain", "standard error", "groups better predicted", "stacking weight"]
+        return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("law")
+
+
+def compare(
+    model: Model,
+    data: LongitudinalData,
+    laws: Sequence[Any],
+    folds: int = 5,
+    seed: int = 0,
+    groups: str | None = None,
+    progress: bool | None = None,
+) -> Comparison:
+    """Fit laws, and score each on individuals held out, by K-fold cross-validation.
+
+    Every law is learned anew without each fold, from posterior draws that stand for the
+    individuals, so that the curve is not called again. An individual's score is
+    log p(y_i) - log p_R(y_i), R a broad reference law common to all.
+
+    laws : specifications such as nf.Gaussian(), nf.Mixture(), nf.Flow(), of different names.
+    groups : a covariate; individuals with the same value are held out together (plants of a
+        genotype, say). Without it individuals are.
+    """
+    named = _named(laws)
+    labels = _groups(data, groups)
+    fold = _folds(labels, folds, seed)
+    task = model.task(data, seed)
+    fits: dict[str, Fit] = {}
+    scores = np.full((len(data), len(named)), np.nan)
+    with one_thread(), torch.no_grad():
+        for name, law in named.items():
+            with show_progress(task, law, progress):
+                fits[name] = Fit.of(model, data, law, estimate(law, task), seed, task.particles)
+        cloud = mixture_cloud(task)
+        for k in range(folds):
+            inside, outside = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
+            lesson = Lesson(cloud.subset(torch.from_numpy(inside)), derive(seed, 200, k))
+            held_out = cloud.subset(torch.from_numpy(outside))
+            for column, law in enumerate(named.values()):
+                with show_progress(lesson, law, progress):
+                    scores[outside, column] = held_out.score(learn(law, lesson)).numpy()
+        weights = stacking_weights(torch.from_numpy(scores))
+    frame = pd.DataFrame(scores, index=pd.Index(data.labels), columns=list(named))
+    stacked = StackedLaw(tuple(fit.law for fit in fits.values()), weights)
+    shares = dict(zip(named, weights.tolist(), strict=True))
+    return Comparison(fits, frame, pd.Series(list(labels), index=frame.index), stacked, shares)
+
+
+def _named(laws: Sequence[Any]) -> dict[str, Any]:
+    names = [getattr(law, "name", type(law).__name__) for law in laws]
+    twice = {name for name in names if names.count(name) > 1}
+    if not laws or twice:
+        raise ModelError(f"Give laws of different names; got {', '.join(names) or 'none'}.")
+    return dict(zip(names, laws, strict=True))
+
+
+def _groups(data: LongitudinalData, groups: str | None) -> list[Hashable]:
+    if groups is None:
+        return list(data.labels)
+    if groups not in data.covariates:
+        raise ModelError(
+            f"No covariate '{groups}' in the data; name it when reading the table, "
+            f"LongitudinalData.from_frame(..., covariates=['{groups}'])."
+        )
+    return data.covariates[groups].tolist()
+
+
+def _folds(labels: Sequence[Hashable], folds: int, seed: int) -> np.ndarray:
+    """Return the fold of each individual; a group lies in one fold."""
+    code, names = pd.factorize(pd.Series(list(labels)))
+    if not 2 <= folds <= len(names):
+        raise ModelError(f"folds lies between 2 and the number of groups, {len(names)}; got {folds}.")
+    place = np.random.default_rng(derive(seed, 201)).permutation(len(names)) % folds
+    return place[code]

@@ -1,0 +1,166 @@
+"""The repository keeps its promises: chapters, profiles, environment, stored results."""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+import yaml
+
+import nlmeflow as nf
+
+ROOT = Path(__file__).resolve().parent.parent
+CHAPTERS = sorted((ROOT / "book").glob("*.ipynb"))
+QUICK = ROOT / "book" / "parameters" / "quick"
+by_chapter = pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+
+
+def sources(path, kind):
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == kind]
+
+
+def test_environment_file_follows_pyproject():
+    about = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert "python=3.11" in environment["dependencies"]
+    assert "make" in environment["dependencies"]
+    assert "pip" in environment["dependencies"]
+    (pip,) = [d["pip"] for d in environment["dependencies"] if isinstance(d, dict)]
+    assert pip == ["--editable .[book,test]"]
+    extras = about["optional-dependencies"]
+    pins = about["dependencies"] + extras["book"] + extras["test"]
+    assert all(re.fullmatch(r"[a-zA-Z0-9_.-]+==[0-9][^,*]*", pin) for pin in pins), "pins are exact"
+    names = {pin.split("==")[0] for pin in pins}
+    assert {
+        "jupyter-book",
+        "jupyter",
+        "torch",
+        "numpy",
+        "pandas",
+        "matplotlib",
+        "nbval",
+        "papermill",
+    } <= names
+    assert about["requires-python"] == ">=3.11,<3.12"
+
+
+def test_every_chapter_is_in_the_table_of_contents_and_has_a_quick_profile():
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    listed = {Path(chapter["file"]).name for chapter in toc["chapters"]}
+    assert {path.stem for path in CHAPTERS} <= listed
+    assert {path.stem for path in CHAPTERS} == {path.stem for path in QUICK.glob("*.yml")}
+
+
+@by_chapter
+def test_quick_parameters_exist_and_differ_from_the_published_ones(path):
+    declared = papermill.inspect_notebook(str(path))
+    quick = yaml.safe_load((QUICK / f"{path.stem}.yml").read_text())
+    assert set(quick) <= set(declared)
+    assert all(str(quick[name]) != declared[name]["default"] for name in quick)
+
+
+@by_chapter
+def test_every_parameter_says_its_meaning(path):
+    (cell,) = [c for c in sources(path, "code") if "parameters" in c.metadata.get("tags", [])]
+    for line in cell.source.strip().splitlines():
+        assert re.fullmatch(r"\w+ = [^#]+  # .{8,}", line), line
+
+
+@by_chapter
+def test_figures_have_captions_and_alternative_text(path):
+    for cell in sources(path, "code"):
+        if "plt.show()" in cell.source or "results.figure(" in cell.source:
+            about = cell.metadata["mystnb"]
+            assert len(about["image"]["alt"]) > 60
+            assert len(about["figure"]["caption"]) > 60
+            assert about["figure"]["name"].startswith("fig-")
+
+
+@by_chapter
+def test_a_chapter_has_the_parts_that_its_reader_expects(path):
+    text = "\n".join(cell.source for cell in sources(path, "markdown"))
+    for part in (
+        "**Question.**",
+        "**Answer.**",
+        "After this chapter you can",
+        "What would falsify this",
+        "{exercise}",
+        "{solution-start}",
+        "Run it again",
+        f"papermill book/{path.name} out.ipynb -p",
+    ):
+        assert part in text, part
+    parameters = papermill.inspect_notebook(str(path))
+    shown = re.findall(r" -p (\w+) ", text)
+    assert set(shown) <= set(parameters)
+
+
+@by_chapter
+def test_notebooks_are_stored_without_outputs(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert notebook.metadata.kernelspec.language == "python"
+    assert notebook.metadata.language_info.name == "python"
+    for cell in notebook.cells:
+        assert not cell.get("outputs")
+        assert "papermill" not in cell.metadata
+
+
+def test_a_misspelt_parameter_fails(tmp_path):
+    """Papermill itself only warns; the chapter refuses."""
+    chapter = str(CHAPTERS[-1])
+    command = [sys.executable, "-m", "papermill", chapter, str(tmp_path / "out.ipynb"), "-p", "sede", "3"]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert run.returncode != 0
+    assert "no parameter sede" in run.stderr
+    command = [sys.executable, "tools/execute.py", chapter, str(tmp_path / "x.ipynb"), "--parameters"]
+    (tmp_path / "wrong.yml").write_text("sede: 3\n")
+    run = subprocess.run([*command, str(tmp_path / "wrong.yml")], capture_output=True, text=True, cwd=ROOT)
+    assert run.returncode != 0
+    assert "has no parameter sede" in run.stderr
+    assert not (tmp_path / "x.ipynb").exists()
+
+
+def test_check_parameters_reads_the_two_cells_before_it():
+    declared, injected = "n = 3  # plants\nseed = 1  # of draws", "# Parameters\nn = 5\n"
+    nf.notebook.check_parameters([declared, injected, "check"])
+    nf.notebook.check_parameters(["import x", declared, "check"])
+    with pytest.raises(NameError, match="no parameter m; its parameters are n, seed"):
+        nf.notebook.check_parameters([declared, "# Parameters\nm = 5\n", "check"])
+
+
+def test_without_the_real_data_the_stored_results_are_shown(tmp_path):
+    """No folder, no cache, no network: the chapter runs, says so at its top and shows what is stored."""
+    environment = os.environ | {
+        "NLMEFLOW_DATA_DIR": str(tmp_path),
+        "XDG_CACHE_HOME": str(tmp_path),
+        "https_proxy": "http://127.0.0.1:9",
+    }
+    target = tmp_path / "out.ipynb"
+    command = [sys.executable, "tools/execute.py", "book/arabidopsis.ipynb", str(target)]
+    subprocess.run(command, check=True, cwd=ROOT, env=environment, capture_output=True)
+    outputs = [o for cell in sources(target, "code") for o in cell.outputs]
+    first = next(o["data"]["text/markdown"] for o in outputs if "text/markdown" in o.get("data", {}))
+    assert "stored results" in first
+    assert sum("image/png" in o.get("data", {}) for o in outputs) == 3
+    assert any("check2" in o.get("data", {}).get("text/plain", "") for o in outputs)
+
+
+def test_the_readme_tells_the_truth():
+    text = (ROOT / "README.md").read_text()
+    for command in ("make book", "make test"):
+        assert command in text
+    for name, value in re.findall(r"papermill book/(\w+)\.ipynb out\.ipynb -p (\w+)", text):
+        assert value in papermill.inspect_notebook(str(ROOT / "book" / f"{name}.ipynb"))
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (ROOT / target).exists(), target
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.S)
+    assert blocks
+    space = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), space)

@@ -78,6 +78,13 @@ class LongitudinalData:
             n_missing=int((~keep).sum()),
         )
 
+    @classmethod
+    def regular(cls, time: Tensor, response: Tensor) -> "LongitudinalData":
+        """Return data of individuals 0..N-1 all observed, time and response (N, n)."""
+        n = len(time)
+        mask = torch.ones_like(time, dtype=torch.bool)
+        return cls(time, response, mask, tuple(range(n)), pd.DataFrame(index=range(n)))
+
     def __len__(self) -> int:
         """Return the number of individuals N."""
         return len(self.labels)

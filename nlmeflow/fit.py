@@ -153,16 +153,15 @@ class Model:
             raise ModelError(f"Give values of the fixed parameters: {', '.join(self.fixed) or 'none'}.")
         phi = law.sample(n, derive(seed, 0))
         time = torch.as_tensor(np.asarray(times), dtype=phi.dtype).expand(n, -1)
-        empty = pd.DataFrame(index=range(n))
-        data = LongitudinalData(
-            time, torch.zeros_like(time), torch.ones_like(time, dtype=torch.bool), tuple(range(n)), empty
-        )
-        beta = [float(self.curve[k].scale.unconstrained(torch.tensor(fixed[k]).double())) for k in self.fixed]
-        problem = Problem(data, self.curve, self.residual, self.random, tuple(self.fixed), {})
-        prediction = problem.predict(phi, torch.tensor(beta, dtype=phi.dtype))
+        mean = self.mean_response(phi, time, **fixed)
         scale = torch.tensor(np.atleast_1d(sigma), dtype=phi.dtype)
-        response = self.residual.sample(prediction, scale, generator(derive(seed, 1)))
-        return LongitudinalData(time, response, data.mask, data.labels, empty), phi
+        response = self.residual.sample(mean, scale, generator(derive(seed, 1)))
+        return LongitudinalData.regular(time, response), phi
+
+    def mean_response(self, phi: Tensor, time: Tensor, **fixed: float) -> Tensor:
+        """Return f(t_i; phi_i) for phi (N, d) and time (N, n): (N, n). For curves without covariates."""
+        psi = {name: value[:, None] for name, value in self.curve.natural(phi, self.random).items()}
+        return self.curve(time, psi | {k: phi.new_tensor(v) for k, v in fixed.items()}).expand_as(time)
 
 
 @dataclass

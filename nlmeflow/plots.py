@@ -26,26 +26,31 @@ def colour(name: str, position: int = 0) -> str:
 def marginal_density(law: Law, axes: Sequence[int], grids: Sequence[np.ndarray]) -> np.ndarray:
     """Return the density of some coordinates of phi on a grid, others integrated out.
 
-    Gauss-Legendre quadrature over four standard deviations when one coordinate is left out, a
-    histogram of 200,000 draws smoothed over one cell when more are.
+    Gauss-Legendre quadrature over 4.5 standard deviations when at most two coordinates are left
+    out, a histogram of 200,000 draws smoothed over one cell when more are.
     """
     rest = [k for k in range(law.dim) if k not in axes]
-    mesh = np.stack(np.meshgrid(*grids, indexing="ij"), -1)
-    if len(rest) > 1:
+    if len(rest) > 2:
         return _histogram(law, axes, grids)
-    phi = torch.zeros(*mesh.shape[:-1], 1, law.dim, dtype=torch.float64)
-    weights = torch.ones(1, dtype=torch.float64)
-    if rest:
-        node, weight = np.polynomial.legendre.leggauss(60)
-        spread = population_gaussian(law)
-        reach = 4.5 * float(spread.sd[rest[0]])
-        phi = phi.expand(*mesh.shape[:-1], len(node), law.dim).clone()
-        phi[..., rest[0]] = float(spread.mean[rest[0]]) + reach * torch.from_numpy(node)
-        weights = reach * torch.from_numpy(weight)
-    for k, axis in enumerate(axes):
-        phi[..., axis] = torch.from_numpy(mesh[..., k])[..., None]
+    nodes, weights = _rule(law, rest)
+    mesh = torch.from_numpy(np.stack(np.meshgrid(*grids, indexing="ij"), -1))
+    phi = torch.zeros(*mesh.shape[:-1], len(nodes), law.dim, dtype=torch.float64)
+    phi[..., rest] = nodes
+    phi[..., list(axes)] = mesh[..., None, :]
     with one_thread(), torch.no_grad():
-        return (law.log_prob(phi).exp() * weights).sum(-1).numpy()
+        return (law.log_prob(phi).exp() @ weights).numpy()
+
+
+def _rule(law: Law, rest: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Return quadrature nodes (n, number left out) and weights (n,) of the coordinates left out."""
+    if not rest:
+        return torch.zeros(1, 0, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+    node, weight = (torch.from_numpy(x) for x in np.polynomial.legendre.leggauss(56 - 10 * len(rest)))
+    spread = population_gaussian(law)
+    reach = 4.5 * spread.sd[rest]
+    nodes = torch.cartesian_prod(*[node] * len(rest)).reshape(-1, len(rest))
+    weights = torch.cartesian_prod(*[weight] * len(rest)).reshape(-1, len(rest)).prod(1)
+    return spread.mean[rest] + reach * nodes, weights * reach.prod()
 
 
 def _histogram(law: Law, axes: Sequence[int], grids: Sequence[np.ndarray]) -> np.ndarray:
@@ -129,29 +134,17 @@ def marginals(
     """Draw one parameter's marginal density under several laws, on the unconstrained scale."""
     ax = plt.gca() if ax is None else ax
     axis = fit.names.index(parameter)
-    grid = span(fit.law, axis, reach, 240)
+    grid = span(fit.law, axis, reach, 160)
     for k, (name, law) in enumerate(laws.items()):
         style = {"lw": 2.2, "ls": "--"} if name == "truth" else {"lw": 1.8}
-        values = _marginal(law, axis, grid)
+        values = marginal_density(law, [axis], [grid])
         ax.plot(grid, values, color=colour(name, k), label=name, **style)
-    unit = fit.model.curve[parameter].unit
-    ax.set_xlabel(fit.model.curve[parameter].label)
-    ax.set_ylabel(f"density (1/{unit})" if unit and unit == fit.model.curve[parameter].unit else "density")
-    if fit.model.curve[parameter].scale.name != "identity":
-        ax.set_ylabel("density")
+    about = fit.model.curve[parameter]
+    ax.set_xlabel(about.label)
+    natural = about.scale.name == "identity" and about.unit
+    ax.set_ylabel(f"density (1/{about.unit})" if natural else "density")
     ax.legend(frameon=False)
     return ax
-
-
-def _marginal(law: Law, axis: int, grid: np.ndarray) -> np.ndarray:
-    if law.dim <= 2:
-        return marginal_density(law, [axis], [grid])
-    other = 0 if axis else 1
-    second = span(law, other, 4.5, 200)
-    axes = sorted((axis, other))
-    grids = [grid, second] if axis < other else [second, grid]
-    values = marginal_density(law, axes, grids)
-    return np.trapezoid(values, second, axis=axes.index(other))
 
 
 def trajectories(

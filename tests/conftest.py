@@ -8,7 +8,7 @@ import nlmeflow as nf
 torch.set_num_threads(1)
 
 
-def senescence_frame(n=40, seed=0, sigma=0.04, times=None):
+def senescence_frame(n=100, seed=0, sigma=0.04, times=None):
     """Two strategies of leaf senescence: an early fast and a late slow one."""
     random = np.random.default_rng(seed)
     times = np.arange(30, 73, 6.0) if times is None else times

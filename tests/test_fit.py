@@ -51,7 +51,7 @@ def test_rescaling_changes_nothing_but_the_units(gaussian_fit):
 
 def test_order_of_rows_does_not_matter(gaussian_fit, model):
     frame = senescence_frame().sample(frac=1, random_state=1)
-    frame["plant"] = pd.Categorical(frame["plant"], categories=[f"p{i}" for i in range(40)])
+    frame["plant"] = pd.Categorical(frame["plant"], categories=[f"p{i}" for i in range(100)])
     data = nf.LongitudinalData.from_frame(frame.sort_values("plant"), "plant", "day", "greenness")
     fit = model.fit(data, seed=1, progress=False)
     assert fit.log_likelihood().value == pytest.approx(gaussian_fit.log_likelihood().value, abs=1e-6)

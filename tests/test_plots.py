@@ -1,0 +1,57 @@
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+
+import nlmeflow as nf
+from nlmeflow.laws import GaussianLaw, MixtureLaw
+
+
+def law(dim):
+    random = torch.Generator().manual_seed(dim)
+    factors = torch.eye(dim).double() * 0.6 + 0.2 * torch.rand(2, dim, dim, generator=random).double().tril()
+    means = torch.stack([torch.zeros(dim), torch.ones(dim)]).double()
+    return MixtureLaw(torch.tensor([0.3, 0.7]).double(), means, factors, factors[0] * 0.05)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3, 4])
+def test_marginal_densities_agree_with_the_closed_form(dim):
+    full = law(dim)
+    covariance = full.factors @ full.factors.mT
+    grid = np.linspace(-2, 3, 41)
+    for axis in range(dim):
+        found = nf.plots.marginal_density(full, [axis], [grid])
+        parts = [
+            GaussianLaw(full.means[k, axis : axis + 1], covariance[k, axis, axis].sqrt().reshape(1, 1))
+            for k in range(2)
+        ]
+        points = torch.from_numpy(grid)[:, None]
+        expected = sum(w * p.log_prob(points).exp() for w, p in zip(full.weights, parts, strict=True))
+        assert np.abs(found - expected.numpy()).max() < (0.02 if dim == 4 else 1e-3)
+
+
+def test_contour_levels_enclose_what_they_say():
+    x = np.linspace(-6, 6, 400)
+    density = np.exp(-0.5 * (x[:, None] ** 2 + x**2))
+    for height, mass in zip(nf.plots.levels(density), nf.plots.MASSES, strict=True):
+        assert height == pytest.approx(1 - mass, abs=0.01)  # of a bivariate normal, relative to its top
+
+
+def test_figures_have_labels_with_units(mixture_fit, flow_fit):
+    figure, axes = plt.subplots(2, 2)
+    ax = nf.plots.population(mixture_fit, ax=axes[0, 0])
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("tau (days)", "log s (days)")
+    ax = nf.plots.marginals(
+        {"mixture": mixture_fit.law, "flow": flow_fit.law}, mixture_fit, "tau", axes[0, 1]
+    )
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("tau (days)", "density (1/days)")
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["mixture", "flow"]
+    ax = nf.plots.trajectories(flow_fit, ["p3", "p5"], ax=axes[1, 0])
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("day", "greenness")
+    assert len(ax.lines) == 4
+    ax = nf.plots.convergence(flow_fit, ax=axes[1, 1])
+    assert "nats" in ax.get_ylabel()
+    plt.close(figure)

@@ -45,7 +45,7 @@ def _rule(law: Law, rest: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Return quadrature nodes (n, number left out) and weights (n,) of the coordinates left out."""
     if not rest:
         return torch.zeros(1, 0, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
-    node, weight = (torch.from_numpy(x) for x in np.polynomial.legendre.leggauss(56 - 10 * len(rest)))
+    node, weight = (torch.from_numpy(x) for x in np.polynomial.legendre.leggauss({1: 64, 2: 40}[len(rest)]))
     spread = population_gaussian(law)
     reach = 4.5 * spread.sd[rest]
     nodes = torch.cartesian_prod(*[node] * len(rest)).reshape(-1, len(rest))

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy import stats
+from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
 from nlmeflow import curves
@@ -86,17 +87,22 @@ def _factor(sds: list[float], correlation: Any) -> Tensor:
 def _skewed() -> Truth:
     """Tau = 56 - Gamma(2, scale 3), log s ~ SkewNormal(.80, .35, alpha 5), Gaussian copula -.5."""
     onset, rate, r = stats.gamma(2, scale=3), stats.skewnorm(5, loc=0.80, scale=0.35), -0.5
+    grid = np.linspace(0.45, 3.1, 3000)
+    score = stats.norm.ppf(rate.cdf(grid))  # the normal score of each value, and back, interpolated
+    usable = np.isfinite(score) & (np.diff(score, prepend=-np.inf) > 0) & (np.abs(score) < 7)
+    to_rate = PchipInterpolator(score[usable], grid[usable], extrapolate=True)
+    to_score = PchipInterpolator(grid[usable], score[usable], extrapolate=True)
 
     def from_noise(u: np.ndarray, z: np.ndarray) -> np.ndarray:
         second = r * z[:, 0] + math.sqrt(1 - r * r) * z[:, 1]
         tau = 56 - onset.isf(stats.norm.cdf(z[:, 0]))
-        return np.stack([tau, rate.ppf(stats.norm.cdf(second))], 1)
+        return np.stack([tau, to_rate(second)], 1)
 
     def density(phi: Tensor) -> Tensor:
         x = phi.reshape(-1, 2).numpy()
         with np.errstate(divide="ignore"):
             a = stats.norm.ppf(onset.sf(56 - x[:, 0]).clip(1e-300, 1 - 1e-16))
-            b = stats.norm.ppf(rate.cdf(x[:, 1]).clip(1e-300, 1 - 1e-16))
+            b = to_score(x[:, 1])
             copula = -0.5 * math.log(1 - r * r) - (r * r * (a * a + b * b) - 2 * r * a * b) / (
                 2 * (1 - r * r)
             )

@@ -47,5 +47,5 @@ def mixture_fit(model, senescence):
 
 @pytest.fixture(scope="session")
 def flow_fit(model, senescence):
-    law = nf.Flow(kind="autoregressive", base="mixture", hidden=(8,), steps=60, folds=2)
+    law = nf.Flow(kind="autoregressive", base="mixture", hidden=(8,), steps=60, folds=3)
     return model.fit(senescence, law=law, seed=1, progress=False)

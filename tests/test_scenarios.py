@@ -89,7 +89,7 @@ def test_metrics_have_their_known_values():
         torch.ones(2, 1, 1).double(),
         torch.ones(1, 1).double() * 0.01,
     )
-    assert nf.metrics.bridge_mass(two, normal(0.0, 1.0)) > 0.8
+    assert nf.metrics.bridge_mass(two, normal(0.0, 1.0)) > 0.7
     assert nf.metrics.bridge_mass(two, two) < 0.01
 
 

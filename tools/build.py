@@ -22,16 +22,8 @@ def build(executed: Path, site: Path) -> None:
         shutil.copytree(ROOT / "book" / "images", stage / "book" / "images")
     for notebook in executed.glob("*.ipynb"):
         shutil.copy(notebook, stage / "book")
-    command = [
-        sys.executable,
-        "-m",
-        "jupyter_book.cli.main",
-        "build",
-        "-W",
-        "--keep-going",
-        "--all",
-        str(stage),
-    ]
+    program = Path(sys.executable).parent / "jupyter-book"
+    command = [str(program), "build", "-W", "--keep-going", "--all", str(stage)]
     subprocess.run(command, check=True)
     shutil.rmtree(site, ignore_errors=True)
     shutil.move(stage / "_build" / "html", site)

@@ -114,6 +114,7 @@ class _Members:
         self.module = copy.deepcopy(first.transport).float()
         self.base = _StackedBase([start.base for start in starts])
         self.train_index = [torch.nonzero(fold != k)[:, 0] for k in range(size)]
+        self.batch = min(BATCH, *(len(rows) for rows in self.train_index))
         held = [torch.nonzero(fold == k)[:, 0] for k in range(size)]
         width = max(len(h) for h in held)
         self.held_mask = torch.stack([torch.arange(width) < len(h) for h in held])
@@ -129,7 +130,7 @@ class _Members:
 
     def loss(self, random: torch.Generator) -> Tensor:
         """Return the sum over flows of minus the mean log marginal density of a batch."""
-        index = torch.stack([_pick(rows, random) for rows in self.train_index])
+        index = torch.stack([_pick(rows, self.batch, random) for rows in self.train_index])
         draw = torch.randint(self.z.shape[1], (*index.shape, DRAWS), generator=random)
         z = self.z[index[..., None], draw]
         z = z + self.noise * torch.randn(z.shape, generator=random, dtype=z.dtype)
@@ -191,8 +192,8 @@ def _as_mixture(law: GaussianLaw | MixtureLaw) -> MixtureLaw:
     return MixtureLaw(law.mean.new_ones(1), law.mean[None], law.factor[None], law.factor)
 
 
-def _pick(rows: Tensor, random: torch.Generator) -> Tensor:
-    """Return the rows of one step: all, or BATCH of them at random."""
-    if len(rows) <= BATCH:
+def _pick(rows: Tensor, size: int, random: torch.Generator) -> Tensor:
+    """Return `size` of the rows at random, all of them in order when there are no more."""
+    if len(rows) == size:
         return rows
-    return rows[torch.randperm(len(rows), generator=random)[:BATCH]]
+    return rows[torch.randperm(len(rows), generator=random)[:size]]

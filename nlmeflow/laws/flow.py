@@ -130,7 +130,7 @@ class Flow:
     kind: Kind | tuple[Kind, ...] = "autoregressive"
     base: Base | None = None
     layers: int = 2
-    hidden: tuple[int, ...] = (32, 32)
+    hidden: tuple[int, ...] = (16, 16)
     folds: int = 5
     noise: float = 0.3
     steps: int = 400

@@ -10,7 +10,7 @@ import torch
 
 from nlmeflow.data import LongitudinalData
 from nlmeflow.errors import ModelError
-from nlmeflow.estimation.estimators import estimate, mixture_cloud
+from nlmeflow.estimation.estimators import mixture_cloud
 from nlmeflow.estimation.learning import Lesson, learn
 from nlmeflow.estimation.stacking import stacking_weights
 from nlmeflow.fit import Fit, Model, one_thread, show_progress
@@ -78,12 +78,9 @@ def compare(
     labels = _groups(data, groups)
     fold = _folds(labels, folds, seed)
     task = model.task(data, seed)
-    fits: dict[str, Fit] = {}
     scores = np.full((len(data), len(named)), np.nan)
+    fits = {name: model.fit_task(task, law, progress) for name, law in named.items()}
     with one_thread(), torch.no_grad():
-        for name, law in named.items():
-            with show_progress(task, law, progress):
-                fits[name] = Fit.of(model, data, law, estimate(law, task), seed, task.particles)
         cloud = mixture_cloud(task)
         for k in range(folds):
             inside, outside = np.flatnonzero(fold != k), np.flatnonzero(fold == k)

@@ -16,12 +16,13 @@ from tqdm.auto import tqdm
 from nlmeflow.curves import Curve
 from nlmeflow.data import LongitudinalData
 from nlmeflow.errors import ModelError
+from nlmeflow.estimation.certificate import Certificate, certify
 from nlmeflow.estimation.em import Record, Result, State, evaluate
 from nlmeflow.estimation.estimators import Task, default_particles, estimate
 from nlmeflow.estimation.learning import Lesson
 from nlmeflow.estimation.likelihood import LEAST_BATCHES, Marginal, locate, marginal, population_gaussian
 from nlmeflow.estimation.modes import conditional_modes
-from nlmeflow.estimation.particles import Proposal, draw
+from nlmeflow.estimation.particles import Proposal, draw, posterior_draws
 from nlmeflow.estimation.problem import Problem
 from nlmeflow.laws import Gaussian, GaussianLaw, Law, MixtureLaw
 from nlmeflow.laws.gaussian import moments
@@ -129,11 +130,12 @@ class Model:
         with the same seed.
         """
         task = self.task(data, seed, start, particles)
-        fits = {}
-        for name, law in laws.items():
-            with one_thread(), show_progress(task, law, progress), torch.no_grad():
-                fits[name] = Fit.of(self, data, law, estimate(law, task), seed, task.particles)
-        return fits
+        return {name: self.fit_task(task, law, progress) for name, law in laws.items()}
+
+    def fit_task(self, task: Task, law: Any, progress: bool | None = None) -> "Fit":
+        """Fit a law to a task made by `task`; what earlier laws of the task computed is used."""
+        with one_thread(), show_progress(task, law, progress), torch.no_grad():
+            return Fit.of(self, task.problem.data, law, estimate(law, task), task.seed, task.particles)
 
     def simulate(
         self,
@@ -296,6 +298,20 @@ class Fit:
         means = (weights[..., None] * phi).sum(1)
         spread = population_gaussian(self.law, derive(self.seed, 93)).sd.square()
         return dict(zip(self.names, (1 - means.var(0) / spread).tolist(), strict=True))
+
+    def certificate(self) -> Certificate:
+        """Return a bound on the log-likelihood that any law whatever could still add (Lindsay 1983).
+
+        sup over phi of D(phi; G) = sum_i p(y_i | phi) / p_G(y_i) - N, sought from conditional modes
+        and draws; fixed effects and residual parameters are those of the fit.
+        """
+        phi, weights = self.conditional
+        with one_thread(), torch.no_grad():
+            drawn = posterior_draws(phi, weights, 8, generator(derive(self.seed, 94))).flatten(0, 1)
+            candidates = torch.cat([self._modes(), drawn])
+            scale = moments(phi, weights)[1].diagonal(dim1=-2, dim2=-1).sqrt().median(0).values
+            problem = self.model.problem(self.data)
+            return certify(problem, self.state, self.marginal.values, candidates, scale)
 
     def population(self, n: int = 1000, seed: int = 0) -> pd.DataFrame:
         """Draw n individuals from the fitted law, on the natural scale."""

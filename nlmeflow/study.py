@@ -1,4 +1,4 @@
-"""Replicated simulation studies, from the command line: python -m nlmeflow.study --help.
+"""Replicated simulation studies, from the command line; see the help of python -m nlmeflow.study.
 
 Each job is one replicate of one scenario in one design: the laws are fitted and measured against the
 truth. Rows are appended to a CSV file as jobs finish, so that an interrupted study goes on where it
@@ -15,6 +15,7 @@ from pathlib import Path
 from time import process_time
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from tqdm.auto import tqdm

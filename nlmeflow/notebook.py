@@ -23,8 +23,8 @@ def check_parameters(executed: Sequence[str]) -> None:
     Called in the cell after the parameters with IPython's `In`: its last element is the calling
     cell, the one before it is papermill's injected cell if there is one, else the parameters.
     """
-    if not executed[-2].startswith("# Parameters"):
-        return
+    if len(executed) < 3 or not executed[-2].startswith("# Parameters"):
+        return  # the defaults, or a runner that keeps no history
     known, given = _assigned(executed[-3]), _assigned(executed[-2])
     unknown = [name for name in given if name not in known]
     if unknown:

@@ -130,6 +130,7 @@ def test_check_parameters_reads_the_two_cells_before_it():
     declared, injected = "n = 3  # plants\nseed = 1  # of draws", "# Parameters\nn = 5\n"
     nf.notebook.check_parameters([declared, injected, "check"])
     nf.notebook.check_parameters(["import x", declared, "check"])
+    nf.notebook.check_parameters([""])  # a runner without history
     with pytest.raises(NameError, match="no parameter m; its parameters are n, seed"):
         nf.notebook.check_parameters([declared, "# Parameters\nm = 5\n", "check"])
 

@@ -1,11 +1,12 @@
 """Training of flows that do not overfit: folds, early stopping, noise, averages.
 
 With individuals in the hundreds a flow trained to convergence is worse than a Gaussian: its
-likelihood rises while the law gets worse. Each flow here sees all folds but one and keeps the
-weights at which the held-out individuals' marginal log-likelihood was highest; the flows of all
-folds are averaged. Noise of width `noise * N^(-1/(d+4))` on standardised draws keeps a flow from
-standing on single particles; scales are bounded in the flow itself. The folds of one network are
-one batched computation, in single precision: the noise is far larger than its rounding.
+likelihood rises while the law gets worse. Each flow here sees all folds but one; training
+ends where the held-out individuals' marginal log-likelihood, summed over the folds, was highest,
+and the flows of all folds are averaged. Noise of width `noise * N^(-1/(d+4))` on standardised draws
+keeps a flow from standing on single particles; scales are bounded in the flow itself. The folds of
+one network are one batched computation, in single precision: the noise is far larger than its
+rounding.
 """
 
 import copy
@@ -119,7 +120,7 @@ class _Members:
         width = max(len(h) for h in held)
         self.held_mask = torch.stack([torch.arange(width) < len(h) for h in held])
         self.held = torch.stack([torch.cat([h, h[:1].expand(width - len(h))]) for h in held])
-        self.best_values = torch.full((size,), -torch.inf, dtype=torch.float64)
+        self.best_value = -math.inf
         self.best_scores = torch.zeros(len(cloud), dtype=torch.float64)
         self.best = {name: w.detach().clone() for name, w in self.weights.items()}
 
@@ -139,21 +140,22 @@ class _Members:
         return -(log_ratio.logsumexp(-1) - math.log(DRAWS)).mean(-1).sum()
 
     def look(self) -> bool:
-        """Score held-out individuals; keep the weights of the flows that improved."""
+        """Score held-out individuals; keep the weights when the total of all folds improved.
+
+        One step for all folds: a fold alone has too few individuals to choose by.
+        """
         with torch.no_grad():
             z = self.z[self.held, :LOOK_DRAWS]
             log_ratio = self.log_prob(z.flatten(1, 2)).reshape(z.shape[:-1])
             log_ratio = (log_ratio - self.log_reference[self.held, :LOOK_DRAWS]).double()
             scores = log_ratio.logsumexp(-1) - math.log(z.shape[2])
-            values = torch.where(self.held_mask, scores, 0.0).sum(-1)
-            better = values > self.best_values + 1e-3
-            for name, weight in self.weights.items():
-                self.best[name][better] = weight.detach()[better]
-            self.best_values = torch.where(better, values, self.best_values)
-            for k in torch.nonzero(better)[:, 0].tolist():
-                mask = self.held_mask[k]
-                self.best_scores[self.held[k][mask]] = scores[k][mask]
-        return bool(better.any())
+        value = float(scores[self.held_mask].sum())
+        if value < self.best_value + 1e-3 or math.isnan(value):
+            return False
+        self.best_value = value
+        self.best = {name: weight.detach().clone() for name, weight in self.weights.items()}
+        self.best_scores[self.held[self.held_mask]] = scores[self.held_mask]
+        return True
 
     def best_laws(self) -> tuple[FlowLaw, ...]:
         """Return the flows at their best weights."""

@@ -8,6 +8,8 @@
 # PyTorch: on Linux `pip install torch` takes a build with CUDA, several gigabytes. To take the CPU
 # build, give the address of PyTorch's CPU wheels (see README): make book TORCH_INDEX=<address>
 
+# chapters executed at the same time
+JOBS ?= 2
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -31,7 +33,8 @@ QUICK := $(CHAPTERS:book/%=build/quick/%)
 .PHONY: book test store clean setup check-format check-types check-notebooks
 .DELETE_ON_ERROR:
 
-book: build/site/index.html
+book: $(INSTALLED)
+	$(MAKE) -j$(JOBS) build/site/index.html
 	@echo "The book is in build/site/index.html"
 
 setup: $(INSTALLED)
@@ -58,7 +61,7 @@ build/quick-site/index.html: $(QUICK) $(PAGES)
 
 test: $(INSTALLED) check-format check-types check-notebooks
 	$(BIN)/python -m pytest tests --ignore=tests/test_site.py
-	$(MAKE) build/quick-site/index.html
+	$(MAKE) -j$(JOBS) build/quick-site/index.html
 	$(BIN)/python -m pytest --nbval -p no:cacheprovider $(QUICK)
 	$(BIN)/python -m pytest tests/test_site.py
 

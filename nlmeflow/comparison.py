@@ -13,8 +13,9 @@ from nlmeflow.errors import ModelError
 from nlmeflow.estimation.estimators import mixture_cloud
 from nlmeflow.estimation.learning import Lesson, learn
 from nlmeflow.estimation.stacking import stacking_weights
-from nlmeflow.fit import Fit, Model, one_thread, show_progress
+from nlmeflow.fit import Fit, Model
 from nlmeflow.laws import StackedLaw
+from nlmeflow.running import one_thread, show_progress
 from nlmeflow.seeds import derive
 
 
@@ -87,7 +88,7 @@ def compare(
             lesson = Lesson(cloud.subset(torch.from_numpy(inside)), derive(seed, 200, k))
             held_out = cloud.subset(torch.from_numpy(outside))
             for column, law in enumerate(named.values()):
-                with show_progress(lesson, law, progress):
+                with show_progress(law, progress) as lesson.report:
                     scores[outside, column] = held_out.score(learn(law, lesson)).numpy()
         weights = stacking_weights(torch.from_numpy(scores))
     frame = pd.DataFrame(scores, index=pd.Index(data.labels), columns=list(named))

@@ -1,7 +1,6 @@
 """What a person touches: a model, its fit to data, and what the fit can tell."""
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +10,6 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from nlmeflow.curves import Curve
 from nlmeflow.data import LongitudinalData
@@ -19,15 +17,16 @@ from nlmeflow.errors import ModelError
 from nlmeflow.estimation.certificate import Certificate, certify
 from nlmeflow.estimation.em import Record, Result, State, evaluate
 from nlmeflow.estimation.estimators import Task, default_particles, estimate
-from nlmeflow.estimation.learning import Lesson
 from nlmeflow.estimation.likelihood import LEAST_BATCHES, Marginal, locate, marginal, population_gaussian
 from nlmeflow.estimation.modes import conditional_modes
 from nlmeflow.estimation.particles import Proposal, draw, posterior_draws
 from nlmeflow.estimation.problem import Problem
-from nlmeflow.laws import Gaussian, GaussianLaw, Law, MixtureLaw
+from nlmeflow.laws import Gaussian, Law
 from nlmeflow.laws.gaussian import moments
 from nlmeflow.residuals import Additive, Residual
+from nlmeflow.running import one_thread, show_progress
 from nlmeflow.seeds import derive, generator
+from nlmeflow.summary import Summary
 
 
 class Estimate(NamedTuple):
@@ -134,7 +133,7 @@ class Model:
 
     def fit_task(self, task: Task, law: Any, progress: bool | None = None) -> "Fit":
         """Fit a law to a task made by `task`; what earlier laws of the task computed is used."""
-        with one_thread(), show_progress(task, law, progress), torch.no_grad():
+        with one_thread(), show_progress(law, progress) as task.report, torch.no_grad():
             return Fit.of(self, task.problem.data, law, estimate(law, task), task.seed, task.particles)
 
     def simulate(
@@ -352,88 +351,6 @@ class Fit:
         phi, weights = self.conditional
         with one_thread():
             return conditional_modes(self.model.problem(self.data), self.state, phi, weights)
-
-
-@dataclass(frozen=True)
-class Summary:
-    """A printed fit: `parameters` is a frame, `numbers` the rest by name."""
-
-    parameters: pd.DataFrame
-    numbers: dict[str, str]
-
-    @classmethod
-    def of(cls, fit: Fit) -> "Summary":
-        """Collect what a statistician asks first."""
-        law, curve = fit.law, fit.model.curve
-        gaussian = population_gaussian(law, derive(fit.seed, 93))
-        shrinkage = fit.shrinkage()
-        rows = []
-        for k, name in enumerate(fit.names):
-            typical = curve[name].scale.natural(gaussian.mean[k])
-            mean, sd = float(gaussian.mean[k]), float(gaussian.sd[k])
-            row = [name, curve[name].scale.name, float(typical), mean, sd, shrinkage[name], curve[name].unit]
-            rows.append(row)
-        for name, value in fit.fixed.items():
-            phi = float(fit.beta[list(fit.model.fixed).index(name)])
-            rows.append([name, curve[name].scale.name, value, phi, 0.0, np.nan, curve[name].unit])
-        for name, value in fit.residual.items():
-            rows.append([name, "residual", value, np.nan, np.nan, np.nan, ""])
-        head = ["parameter", "scale", "typical", "mean", "sd", "shrinkage", "unit"]
-        frame = pd.DataFrame(rows, columns=head).set_index("parameter")
-        return cls(frame, _numbers(fit))
-
-    def __str__(self) -> str:
-        numbers = "\n".join(f"{key:<22} {value}" for key, value in self.numbers.items())
-        return f"{self.parameters.round(4).to_string(na_rep='')}\n\n{numbers}"
-
-    def __repr__(self) -> str:
-        return str(self)
-
-    def _repr_html_(self) -> str:
-        numbers = pd.Series(self.numbers, name="").to_frame().to_html()
-        return self.parameters.round(4).to_html(na_rep="") + numbers
-
-
-def _numbers(fit: Fit) -> dict[str, str]:
-    estimate = fit.log_likelihood()
-    ess = 1 / fit.conditional[1].square().sum(1)
-    numbers = {
-        "law": type(fit.law).__name__,
-        "individuals": f"{len(fit.data)} ({fit.data.n_observations} observations)",
-        "log-likelihood": f"{estimate} (Monte-Carlo standard error)",
-    }
-    if isinstance(fit.law, GaussianLaw | MixtureLaw):
-        k = fit.n_parameters
-        numbers["free parameters"] = str(k)
-        numbers["AIC"] = f"{2 * k - 2 * estimate.value:.2f}"
-        numbers["BIC"] = f"{k * np.log(len(fit.data)) - 2 * estimate.value:.2f}"
-    numbers["effective particles"] = f"{float(ess.min()):.0f} least, {float(ess.median()):.0f} median"
-    numbers["converged"] = "yes" if fit.converged else "no: see fit.trace"
-    return numbers
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Run torch on one thread: on tensors this small two are many times slower."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@contextlib.contextmanager
-def show_progress(task: Task | Lesson, law: Any, show: bool | None) -> Iterator[None]:
-    """Show one line: the elapsed time, what runs now, the log-likelihood so far."""
-    with tqdm(desc=type(law).__name__, disable=None if show is None else not show, unit=" steps") as bar:
-
-        def report(message: str) -> None:
-            bar.set_postfix_str(message)
-            bar.update()
-
-        task.report = report
-        yield
 
 
 def _check_identifiable(problem: Problem) -> None:

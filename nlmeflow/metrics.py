@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from nlmeflow.estimation.likelihood import population_gaussian
-from nlmeflow.fit import one_thread
 from nlmeflow.laws import GaussianLaw, Law
+from nlmeflow.running import one_thread
 from nlmeflow.seeds import derive
 
 DRAWS = 20_000

@@ -10,8 +10,9 @@ from matplotlib.patches import Patch
 from torch import Tensor
 
 from nlmeflow.estimation.likelihood import population_gaussian
-from nlmeflow.fit import Fit, one_thread
+from nlmeflow.fit import Fit
 from nlmeflow.laws import Law
+from nlmeflow.running import one_thread
 
 PALETTE = {"gaussian": "#8a8a8a", "mixture": "#d1812b", "flow": "#1f6f8b", "truth": "#222222"}
 MASSES = (0.95, 0.8, 0.5, 0.2)  # of the regions of highest density that contours enclose

@@ -1,16 +1,15 @@
 """From a specification of a law to a fit: Gaussian first, then what it makes possible."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import singledispatch
-from typing import Any
 
 from nlmeflow.errors import ModelError
 from nlmeflow.estimation.cloud import Cloud, broad_reference, climb, make_cloud
 from nlmeflow.estimation.em import Report, Result, Schedule, State, em, silent
 from nlmeflow.estimation.laplace import gaussian_start
 from nlmeflow.estimation.learning import Lesson, learn
+from nlmeflow.estimation.memory import Memory
 from nlmeflow.estimation.particles import Proposal, draw
 from nlmeflow.estimation.problem import Problem
 from nlmeflow.estimation.start import pooled_start
@@ -35,18 +34,12 @@ class Task:
     seed: int
     particles: int
     report: Report = silent
-    kept: dict[Any, Any] = field(default_factory=dict)
+    kept: Memory = field(default_factory=Memory)
 
     @property
     def schedule(self) -> Schedule:
         """Return the engine's configuration for this task."""
         return Schedule(particles=self.particles, first=min(256, self.particles))
-
-    def once(self, key: Any, make: Callable[[], Any]) -> Any:
-        """Return what `make` made the first time it was asked for under this key."""
-        if key not in self.kept:
-            self.kept[key] = make()
-        return self.kept[key]
 
 
 def default_particles(n_individuals: int) -> int:
@@ -64,7 +57,7 @@ def estimate(law: object, task: Task) -> Result:
 
 @estimate.register
 def _(law: Gaussian, task: Task) -> Result:
-    return task.once(law, lambda: _gaussian(law.covariance, task))
+    return task.kept.once(law, lambda: _gaussian(law.covariance, task))
 
 
 def _gaussian(structure: Covariance, task: Task) -> Result:
@@ -80,12 +73,12 @@ def _gaussian(structure: Covariance, task: Task) -> Result:
 
 @estimate.register
 def _(law: Mixture, task: Task) -> Result:
-    return task.once(law, lambda: _on_clouds(law, task, 2))
+    return task.kept.once(law, lambda: _on_clouds(law, task, 2))
 
 
 @estimate.register
 def _(law: Flow, task: Task) -> Result:
-    return task.once(law, lambda: _on_cloud(law, task, mixture_cloud(task), estimate(Mixture(), task), 3))
+    return task.kept.once(law, lambda: _on_mixture_cloud(law, task, stream=3))
 
 
 def _on_clouds(law: Mixture, task: Task, stream: int) -> Result:
@@ -97,9 +90,11 @@ def _on_clouds(law: Mixture, task: Task, stream: int) -> Result:
     return _finish(task, refitted, gaussian, stream)
 
 
-def _on_cloud(law: Any, task: Task, cloud: Cloud, previous: Result, stream: int) -> Result:
-    learned = learn(law, Lesson(cloud, derive(task.seed, stream), task.report))
-    return _finish(task, learned, previous, stream)
+def _on_mixture_cloud(law: Flow, task: Task, stream: int) -> Result:
+    """Learn the flows on the cloud of the mixture fit."""
+    mixture = estimate(Mixture(), task)
+    learned = learn(law, Lesson(mixture_cloud(task), derive(task.seed, stream), task.report))
+    return _finish(task, learned, mixture, stream)
 
 
 def gaussian_cloud(task: Task) -> Cloud:
@@ -109,7 +104,7 @@ def gaussian_cloud(task: Task) -> Cloud:
         fit = estimate(Gaussian(), task)
         return reference_cloud(task, fit.state.law, fit, stream=4)
 
-    return task.once("gaussian cloud", make)
+    return task.kept.once("gaussian cloud", make)
 
 
 def mixture_cloud(task: Task) -> Cloud:
@@ -119,7 +114,7 @@ def mixture_cloud(task: Task) -> Cloud:
         fit = estimate(Mixture(), task)
         return reference_cloud(task, fit.state.law, fit, stream=5)
 
-    return task.once("mixture cloud", make)
+    return task.kept.once("mixture cloud", make)
 
 
 def reference_cloud(task: Task, law: Law, fit: Result, stream: int) -> Cloud:

@@ -1,10 +1,8 @@
 """Learning a law on a cloud: no likelihood, no curve, no data, only posterior draws."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import singledispatch
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +10,7 @@ from torch import Tensor
 from nlmeflow.errors import ModelError
 from nlmeflow.estimation.cloud import Cloud, climb
 from nlmeflow.estimation.em import Report, silent
+from nlmeflow.estimation.memory import Memory
 from nlmeflow.estimation.stacking import stacking_weights
 from nlmeflow.estimation.training import Candidate, fold_bases, held_out, split, train
 from nlmeflow.laws.flow import Flow
@@ -34,13 +33,7 @@ class Lesson:
     cloud: Cloud
     seed: int
     report: Report = silent
-    kept: dict[Any, Any] = field(default_factory=dict)
-
-    def once(self, key: Any, make: Callable[[], Any]) -> Any:
-        """Return what `make` made the first time it was asked for under this key."""
-        if key not in self.kept:
-            self.kept[key] = make()
-        return self.kept[key]
+    kept: Memory = field(default_factory=Memory)
 
 
 @singledispatch
@@ -71,7 +64,7 @@ def population(cloud: Cloud, law: Gaussian | None = None) -> GaussianLaw:
 @learn.register
 def _(law: Mixture, lesson: Lesson) -> Law:
     """Return the mixture of highest BIC."""
-    return lesson.once(law, lambda: _mixture(law, lesson))
+    return lesson.kept.once(law, lambda: _mixture(law, lesson))
 
 
 def _mixture(law: Mixture, lesson: Lesson) -> MixtureLaw:

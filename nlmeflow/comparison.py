@@ -10,8 +10,8 @@ import torch
 
 from nlmeflow.data import LongitudinalData
 from nlmeflow.errors import ModelError
-from nlmeflow.estimation.estimators import mixture_cloud
-from nlmeflow.estimation.learning import Lesson, learn
+from nlmeflow.estimation.estimators import Task, lesson
+from nlmeflow.estimation.learning import held_out
 from nlmeflow.estimation.stacking import stacking_weights
 from nlmeflow.fit import Fit, Model
 from nlmeflow.laws import StackedLaw
@@ -75,23 +75,31 @@ def compare(
     groups : a covariate; individuals with the same value are held out together (plants of a
         genotype, say). Without it individuals are.
     """
-    named = _named(laws)
     labels = _groups(data, groups)
-    fold = _folds(labels, folds, seed)
     task = model.task(data, seed)
-    scores = np.full((len(data), len(named)), np.nan)
+    task.fold = torch.from_numpy(_folds(labels, folds, seed))
+    return compare_task(model, task, laws, labels, progress)
+
+
+def compare_task(
+    model: Model,
+    task: Task,
+    laws: Sequence[Any],
+    labels: Sequence[Hashable],
+    progress: bool | None = None,
+) -> Comparison:
+    """Compare laws on a task whose folds are set; labels (N) say who was held out with whom."""
+    named = _named(laws)
+    assert task.fold is not None
     fits = {name: model.fit_task(task, law, progress) for name, law in named.items()}
+    columns = []
     with one_thread(), torch.no_grad():
-        cloud = mixture_cloud(task)
-        for k in range(folds):
-            inside, outside = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
-            lesson = Lesson(cloud.subset(torch.from_numpy(inside)), derive(seed, 200, k))
-            held_out = cloud.subset(torch.from_numpy(outside))
-            for column, law in enumerate(named.values()):
-                with show_progress(law, progress) as lesson.report:
-                    scores[outside, column] = held_out.score(learn(law, lesson)).numpy()
-        weights = stacking_weights(torch.from_numpy(scores))
-    frame = pd.DataFrame(scores, index=pd.Index(data.labels), columns=list(named))
+        for law in named.values():
+            with show_progress(law, progress) as task.report:
+                columns.append(held_out(law, lesson(task), task.fold))
+        scores = torch.stack(columns, 1)
+        weights = stacking_weights(scores)
+    frame = pd.DataFrame(scores.numpy(), index=pd.Index(task.problem.data.labels), columns=list(named))
     stacked = StackedLaw(tuple(fit.law for fit in fits.values()), weights)
     shares = dict(zip(named, weights.tolist(), strict=True))
     return Comparison(fits, frame, pd.Series(list(labels), index=frame.index), stacked, shares)

@@ -68,7 +68,7 @@ def modes(
     if law.dim > 3:
         raise ValueError(f"modes() looks at one to three dimensions; the law has {law.dim}.")
     frame = population_gaussian(law) if frame is None else frame
-    points = {1: 400, 2: 110, 3: 44}[law.dim]
+    points = {1: 400, 2: 110, 3: 32}[law.dim]
     axis = torch.linspace(-4.5, 4.5, points, dtype=torch.float64)
     mesh = torch.cartesian_prod(*[axis] * law.dim).reshape(-1, law.dim)
     phi = frame.mean + mesh @ frame.factor.mT

@@ -196,7 +196,7 @@ def _(law: GaussianLaw, prefix: str, tensors: Tensors) -> dict[str, Any]:
 def _(law: MixtureLaw, prefix: str, tensors: Tensors) -> dict[str, Any]:
     for name in ("weights", "means", "factors", "floor"):
         tensors[f"{prefix}.{name}"] = getattr(law, name)
-    return {"kind": "mixture"}
+    return {"kind": "mixture", "shrinkage": law.shrinkage}
 
 
 @encode.register
@@ -225,7 +225,9 @@ def decode(about: dict[str, Any], prefix: str, tensors: Tensors) -> Law:
         return GaussianLaw(tensors[f"{prefix}.mean"], tensors[f"{prefix}.factor"], about["structure"])
     if kind == "mixture":
         names = ("weights", "means", "factors", "floor")
-        return MixtureLaw(*(tensors[f"{prefix}.{name}"] for name in names))
+        return MixtureLaw(
+            **{name: tensors[f"{prefix}.{name}"] for name in names}, shrinkage=about["shrinkage"]
+        )
     if kind == "stacked":
         parts = [decode(part, f"{prefix}.{k}", tensors) for k, part in enumerate(about["laws"])]
         return StackedLaw(tuple(parts), tensors[f"{prefix}.weights"])

@@ -18,40 +18,128 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from nlmeflow import metrics, scenarios
+from nlmeflow.comparison import compare_task
+from nlmeflow.estimation.cloud import Cloud
+from nlmeflow.estimation.estimators import lesson
+from nlmeflow.estimation.ladder import Candidate, candidates
+from nlmeflow.estimation.learning import Lesson, learn, split
+from nlmeflow.estimation.stacking import prior_weights, stacking_weights
 from nlmeflow.fit import Fit
 from nlmeflow.laws import Flow, Gaussian, Law, Mixture
 from nlmeflow.notebook import versions
+from nlmeflow.running import one_thread
+from nlmeflow.scenarios import Truth
+from nlmeflow.seeds import derive
 
-LAWS: dict[str, Any] = {"gaussian": Gaussian(), "mixture": Mixture(), "flow": Flow()}
+FOLDS = 5
+LAWS: tuple[Any, ...] = (Gaussian(), Mixture(), Flow())
 KEY = ["scenario", "design", "n", "replicate"]
 Job = tuple[str, str, int, int]
+Row = dict[str, Any]
 
 
-def measure(job: Job, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Fit the named laws to one replicate; return one row per law."""
+def measure(job: Job) -> list[Row]:
+    """Fit and compare all laws on one replicate; return one row per law, candidate and rule.
+
+    gaussian, mixture, flow: the fits. stacked: their average, by `nf.compare`. oracle: the flow learned
+    from the true phi. "flow: ..." are the ladder's candidates alone, "without ..." the ladder without
+    one of them, "rule: ..." the ladder with its weights set in another way.
+    """
     name, design, n, replicate = job
     scenario = scenarios.load(name, design, n, replicate)
     task = scenario.model.task(scenario.data, seed=replicate)
-    rows = []
-    for law in names:
-        begun = process_time()
-        fit = scenario.model.fit_task(task, LAWS[law], progress=False)
-        seconds = process_time() - begun
-        about = {**dict(zip(KEY, job, strict=True)), "law": law, **distances(scenario.law, fit.law)}
-        rows.append({**about, **_errors(scenario, fit), "seconds": seconds, "converged": fit.converged})
-    return rows
+    task.fold = split(n, FOLDS, derive(replicate, 201))
+    begun = process_time()
+    comparison = compare_task(scenario.model, task, LAWS, scenario.data.labels, progress=False)
+    seconds = process_time() - begun
+    rows = [
+        {"law": law, **distances(scenario.law, fit.law), **structure(scenario.law, fit.law)}
+        | {**_errors(scenario, fit), "converged": fit.converged}
+        for law, fit in comparison.fits.items()
+    ]
+    rows.append({"law": "stacked", **distances(scenario.law, comparison.stacked)})
+    rows[-1] |= {**structure(scenario.law, comparison.stacked), "seconds": seconds}
+    rows.append({"law": "oracle", **distances(scenario.law, oracle(scenario.phi, replicate))})
+    with one_thread(), torch.no_grad():
+        rows += ablation(scenario.law, candidates(Flow(), lesson(task)))
+    return [{**dict(zip(KEY, job, strict=True)), **row} for row in rows]
 
 
-def distances(truth: Law, law: Law) -> dict[str, Any]:
+def oracle(phi: Tensor, seed: int) -> Law:
+    """Return the flow learned from individual parameters (N, d) known without error."""
+    with one_thread(), torch.no_grad():
+        cloud = Cloud(phi[:, None], torch.zeros(len(phi), 1, dtype=phi.dtype))
+        return learn(Flow(), Lesson(cloud, seed))
+
+
+def ablation(truth: Truth, found: list[Candidate]) -> list[Row]:
+    """Return KL and weight of each candidate alone, of the ladder without it, and of other weights."""
+    phi = truth.sample(metrics.DRAWS, 0)
+    log_truth = truth.log_prob(phi)
+    log_laws = torch.stack([candidate.law.log_prob(phi) for candidate in found], 1)
+    scores = torch.stack([candidate.scores for candidate in found], 1)
+
+    def divergence(weights: Tensor, kept: list[int]) -> float:
+        log_stack = (log_laws[:, kept] + weights.log()).logsumexp(1)
+        return float((log_truth - log_stack).mean())
+
+    everyone = list(range(len(found)))
+    weights = stacking_weights(scores)
+    rows: list[Row] = []
+    for k, candidate in enumerate(found):
+        alone = {"kl": float((log_truth - log_laws[:, k]).mean()), "weight": float(weights[k])}
+        rows.append({"law": f"flow: {candidate.name}", **alone})
+        others = [j for j in everyone if j != k]
+        rest = divergence(stacking_weights(scores[:, others]), others)
+        rows.append({"law": f"without {candidate.name}", "kl": rest})
+    size = len(found)
+    best = torch.nn.functional.one_hot(scores.sum(0).argmax(), size).double()
+    rules = {
+        "equal weights": torch.full((size,), 1 / size, dtype=torch.float64),
+        "the best alone": best.clamp_min(1e-300),
+        "stacking": stacking_weights(scores, strength=1e-3),
+        "pseudo-BMA": prior_weights(scores, temperature=1.0),
+        "pseudo-BMA, temperature 2": prior_weights(scores),
+        "pseudo-BMA, temperature 4": prior_weights(scores, temperature=4.0),
+    }
+    return rows + [{"law": f"rule: {rule}", "kl": divergence(w, everyone)} for rule, w in rules.items()]
+
+
+def distances(truth: Law, law: Law) -> Row:
     """Return the headline measures of an estimated law."""
     return {
         "kl": metrics.kl(truth, law),
         "tv": metrics.total_variation(truth, law),
         "hellinger": metrics.hellinger(truth, law),
+    }
+
+
+def structure(truth: Law, law: Law) -> Row:
+    """Return what the estimate says of groups, and its errors in the first three moments.
+
+    Errors are root mean squares over the coordinates, in units of the true sds.
+    """
+    with one_thread(), torch.no_grad():
+        true, drawn = truth.sample(metrics.DRAWS, 0), law.sample(metrics.DRAWS, 0)
+    centre, spread = true.mean(0), true.std(0)
+    z, t = (drawn - centre) / spread, (true - centre) / spread
+
+    def skewness(x: Tensor) -> Tensor:
+        return ((x - x.mean(0)) / x.std(0)).pow(3).mean(0)
+
+    def size(x: Tensor) -> float:
+        return float(x.square().mean().sqrt())
+
+    return {
         "modes": len(metrics.modes(law)),
+        "bridge mass": metrics.bridge_mass(truth, law),
+        "error of the mean": size(z.mean(0)),
+        "error of the sd": size(z.std(0) - 1),
+        "error of the skewness": size(skewness(z) - skewness(t)),
     }
 
 
@@ -61,7 +149,7 @@ def _errors(scenario: scenarios.Scenario, fit: Fit) -> dict[str, float]:
     return {"relative error sigma": sigma, **fixed}
 
 
-def run(jobs: Sequence[Job], names: Sequence[str], path: Path, processes: int) -> pd.DataFrame:
+def run(jobs: Sequence[Job], path: Path, processes: int) -> pd.DataFrame:
     """Run the jobs that the file does not have yet; return all its rows."""
     path.parent.mkdir(parents=True, exist_ok=True)
     done = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=[*KEY, "law"])
@@ -71,7 +159,7 @@ def run(jobs: Sequence[Job], names: Sequence[str], path: Path, processes: int) -
     with ProcessPoolExecutor(
         processes, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
     ) as pool:
-        waiting = [pool.submit(measure, job, names) for job in missing]
+        waiting = [pool.submit(measure, job) for job in missing]
         for finished in tqdm(as_completed(waiting), total=len(waiting), unit="replicate"):
             done = pd.concat([done, pd.DataFrame(finished.result())], ignore_index=True)
             partial = path.with_suffix(".partial")
@@ -87,7 +175,7 @@ def table(rows: pd.DataFrame, measure: str = "kl") -> pd.DataFrame:
     return text.unstack("law")
 
 
-def ratios(rows: pd.DataFrame, law: str) -> pd.Series:
+def ratios(rows: pd.DataFrame, law: str = "stacked") -> pd.Series:
     """Return mean KL of a law over that of the better of Gaussian and mixture, chosen in hindsight."""
     means = rows.groupby(["design", "scenario", "law"])["kl"].mean().unstack("law")
     return means[law] / means[["gaussian", "mixture"]].min(axis=1)
@@ -100,7 +188,6 @@ def main() -> None:
     parser.add_argument("--designs", nargs="+", default=["R", "S"])
     parser.add_argument("--n", nargs="+", type=int, default=[200], help="individuals")
     parser.add_argument("--replicates", type=int, default=20)
-    parser.add_argument("--laws", nargs="+", default=list(LAWS), choices=list(LAWS))
     parser.add_argument("--processes", type=int, default=max(1, (os.cpu_count() or 2)))
     parser.add_argument("--out", type=Path, default=Path("build/study/core.csv"))
     options = parser.parse_args()
@@ -111,16 +198,31 @@ def main() -> None:
         for design in options.designs
         for n in options.n
     ]
-    rows = run(jobs, options.laws, options.out, options.processes)
+    rows = run(jobs, options.out, options.processes)
     about = {"command": vars(options), "versions": versions()}
     options.out.with_suffix(".json").write_text(json.dumps(about, indent=2, default=str) + "\n")
-    print(table(rows).to_string())
-    if {"gaussian", "mixture", "flow"} <= set(rows["law"]):
-        ratio = ratios(rows, "flow")
-        geometric = {str(k): float(np.exp(np.log(r).mean())) for k, r in ratio.groupby("design")}
-        print("\nKL of the flow over the better of Gaussian and mixture (in hindsight)")
-        print(ratio.unstack("design").round(2).to_string())
-        print("geometric mean:", ", ".join(f"{k} {v:.2f}" for k, v in geometric.items()))
+    report(rows)
+
+
+def report(rows: pd.DataFrame) -> None:
+    """Print the tables of a study."""
+    detail = rows["law"].str.contains(":|without")
+    print("KL from the truth, mean (standard error)\n", table(rows[~detail]).to_string())
+    print("\nTotal variation\n", table(rows[~detail], "tv").to_string())
+    against = {law: ratios(rows, law) for law in rows["law"].unique()}
+    geometric = pd.DataFrame(
+        {law: np.exp(np.log(ratio).groupby("design").mean()) for law, ratio in against.items()}
+    )
+    print("\nKL of the stacked law over the better of Gaussian and mixture (in hindsight)")
+    print(against["stacked"].unstack("design").round(2).to_string())
+    print("\nThe same ratio for every law and rule, geometric mean over the scenarios")
+    print(geometric.T.round(3).to_string())
+    right = rows[rows["law"] == "stacked"]
+    right = right.assign(right=right["modes"] == right["scenario"].map(scenarios.MODES))
+    print("\nShare of replicates with the right number of modes (stacked)")
+    print(right.groupby(["scenario", "design"])["right"].mean().unstack("design").to_string())
+    sigma = rows[rows["law"] == "flow"].groupby(["scenario", "design"])["relative error sigma"]
+    print("\nMean relative error of sigma (flow)\n", sigma.mean().unstack("design").round(4).to_string())
 
 
 if __name__ == "__main__":

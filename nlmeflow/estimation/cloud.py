@@ -47,8 +47,9 @@ class Cloud:
         return Cloud(self.phi[index], self.log_reference[index])
 
     def thinned(self, n: int) -> "Cloud":
-        """Return the cloud with n draws per individual, evenly spaced among those there are."""
-        keep = torch.linspace(0, self.phi.shape[1] - 1, n).round().long()
+        """Return the cloud with n draws per individual (all when fewer), evenly spaced."""
+        last = self.phi.shape[1] - 1
+        keep = torch.linspace(0, last, min(n, last + 1)).round().long()
         return Cloud(self.phi[:, keep], self.log_reference[:, keep])
 
 

@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass, field, replace
 from functools import singledispatch
 
+from torch import Tensor
+
 from nlmeflow.errors import ModelError
 from nlmeflow.estimation.cloud import Cloud, broad_reference, climb, make_cloud
 from nlmeflow.estimation.em import Report, Result, Schedule, State, em, silent
@@ -26,7 +28,8 @@ CLOUD_DRAWS = 64
 class Task:
     """One fitting task: the problem, first values, the seed, and what was already computed.
 
-    Gaussian and mixture fits are kept, so that several laws of one task share them.
+    Gaussian and mixture fits are kept, so that several laws of one task share them. `fold` (N,) says
+    which individuals are held out together; when None, each law that needs folds draws its own.
     """
 
     problem: Problem
@@ -34,6 +37,7 @@ class Task:
     seed: int
     particles: int
     report: Report = silent
+    fold: Tensor | None = None
     kept: Memory = field(default_factory=Memory)
 
     @property
@@ -93,8 +97,14 @@ def _on_clouds(law: Mixture, task: Task, stream: int) -> Result:
 def _on_mixture_cloud(law: Flow, task: Task, stream: int) -> Result:
     """Learn the flows on the cloud of the mixture fit."""
     mixture = estimate(Mixture(), task)
-    learned = learn(law, Lesson(mixture_cloud(task), derive(task.seed, stream), task.report))
-    return _finish(task, learned, mixture, stream)
+    return _finish(task, learn(law, lesson(task)), mixture, stream)
+
+
+def lesson(task: Task) -> Lesson:
+    """Return the lesson on the cloud of the mixture fit, on which laws are learned and compared."""
+    made = task.kept.once("lesson", lambda: Lesson(mixture_cloud(task), derive(task.seed, 3)))
+    made.report, made.fold = task.report, task.fold
+    return made
 
 
 def gaussian_cloud(task: Task) -> Cloud:
@@ -130,10 +140,10 @@ def reference_cloud(task: Task, law: Law, fit: Result, stream: int) -> Cloud:
 def _finish(task: Task, law: Law, previous: Result, stream: int) -> Result:
     """Run the engine on fresh particles for sigma and beta, the law as found on its cloud.
 
-    Both are known far better than the law, and 256 particles each are enough for them.
+    Both are known far better than the law, and 128 particles each are enough for them.
     """
     state = replace(previous.state, law=law)
-    schedule = Schedule(particles=256, first=256, refreshes=4, update_law=False)
+    schedule = Schedule(particles=128, first=128, refreshes=3, update_law=False)
     proposal = replace(previous.proposal, law=law)
     random = generator(derive(task.seed, stream, 1))
     return em(task.problem, state, proposal, schedule, random, task.report)

@@ -1,21 +1,47 @@
-"""Stacking: the mixture of laws that predicts held-out individuals best (Wolpert 1992)."""
+"""Averaging laws by how well they predict individuals that they have not seen.
 
+Two classical rules fail at opposite ends. Stacking (Wolpert 1992) takes the weights that are best
+for the held-out individuals; with few of them, or with sparse data, it follows their noise. The
+plain average ignores them. Pseudo-BMA with the Bayesian bootstrap (Yao, Vehtari, Simpson, Gelman,
+Bayesian Analysis 2018) lies between: each law gets the probability that it is the best, and laws
+that cannot be told apart share. Here it is the prior of stacking: with N far above the prior's
+strength the weights are those of stacking.
+"""
+
+import torch
 from torch import Tensor
 
-PRIOR = 5.0  # individuals' worth of belief that all laws deserve the same weight
+from nlmeflow.seeds import generator
+
+STRENGTH = 100.0  # individuals' worth of belief in the prior weights
+TEMPERATURE = 2.0  # by which differences of held-out log-likelihood are divided
+BOOTSTRAPS = 500
 
 
-def stacking_weights(scores: Tensor, prior: float = PRIOR, iterations: int = 500) -> Tensor:
-    """Return weights w (K,) that maximise sum_i log sum_k w_k exp(s_ik) + (prior / K) sum_k log w_k.
+def prior_weights(scores: Tensor, temperature: float = TEMPERATURE) -> Tensor:
+    """Return pseudo-BMA weights (K,) of held-out scores (N, K): E softmax(sum_i e_i s_ik / temperature).
 
-    scores (N, K): held-out log-likelihood of each individual under each law. Concave, solved by EM.
-    The prior keeps apart laws that the held-out score cannot tell apart from being chosen by luck.
+    The expectation is over Dirichlet weights e of the individuals (summing to N).
     """
-    size = scores.shape[1]
-    weights = scores.new_full((size,), 1 / size)
+    random = generator(0)
+    exponential = -torch.rand(BOOTSTRAPS, len(scores), generator=random, dtype=scores.dtype).log()
+    share = exponential / exponential.mean(1, keepdim=True)
+    return (share @ scores / temperature).softmax(1).mean(0)
+
+
+def stacking_weights(
+    scores: Tensor, strength: float = STRENGTH, temperature: float = TEMPERATURE, iterations: int = 300
+) -> Tensor:
+    """Return w (K,) that maximise sum_i log sum_k w_k exp(s_ik) + strength sum_k a_k log w_k.
+
+    scores (N, K): held-out log-likelihood of each individual under each law; a: `prior_weights`.
+    Concave, solved by EM.
+    """
+    prior = strength * prior_weights(scores, temperature)
+    weights = scores.new_full((scores.shape[1],), 1 / scores.shape[1])
     for _ in range(iterations):
         member = (scores + weights.log()).softmax(1)
-        new = (member.sum(0) + prior / size) / (len(scores) + prior)
+        new = (member.sum(0) + prior) / (len(scores) + prior.sum())
         moved = float((new - weights).abs().max())
         weights = new
         if moved < 1e-8:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
 
-from nlmeflow.estimation.cloud import Cloud, climb
+from nlmeflow.estimation.cloud import Cloud
 from nlmeflow.laws.flow import Flow, FlowLaw, Network, Transport
 from nlmeflow.laws.gaussian import GaussianLaw
 from nlmeflow.laws.law import Law
@@ -33,41 +33,11 @@ PATIENCE = 6  # looks without a gain before training ends
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A law of the ladder: its parts, averaged (one for each fold), and held-out scores (N,).
+class Trained:
+    """Flows, one for each fold, and the held-out score of each individual (N,)."""
 
-    The score of an individual is log p(y_i) relative to the cloud's reference under the part that
-    did not see it.
-    """
-
-    laws: tuple[Law, ...]
+    laws: tuple[FlowLaw, ...]
     scores: Tensor
-
-
-def split(n: int, folds: int, seed: int) -> Tensor:
-    """Return the fold of each of n individuals: sizes differ by at most one, order at random."""
-    order = torch.randperm(n, generator=generator(seed))
-    fold = torch.empty(n, dtype=torch.long)
-    fold[order] = torch.arange(n) % folds
-    return fold
-
-
-def fold_bases(cloud: Cloud, base: Law, fold: Tensor, iterations: int = 15) -> list[Law]:
-    """Return the base refitted without each fold, so that a held-out score is honest."""
-    refitted = []
-    for k in range(int(fold.max()) + 1):
-        law, _ = climb(base, cloud.subset(torch.nonzero(fold != k)[:, 0]), iterations)
-        refitted.append(law)
-    return refitted
-
-
-def held_out(cloud: Cloud, laws: Sequence[Law], fold: Tensor) -> Tensor:
-    """Return each individual's score under the law that was fitted without its fold, (N,)."""
-    scores = torch.zeros(len(cloud), dtype=torch.float64)
-    for k, law in enumerate(laws):
-        index = torch.nonzero(fold == k)[:, 0]
-        scores[index] = cloud.subset(index).score(law)
-    return scores
 
 
 @torch.enable_grad()
@@ -79,28 +49,27 @@ def train(
     bases: Sequence[Law],
     fold: Tensor,
     seed: int,
-) -> Candidate:
-    """Train one network on all folds at once."""
+) -> Trained:
+    """Train one network on all folds at once, from bases refitted without each fold."""
     starts = [FlowLaw.start(network, gaussian, base, derive(seed, k)) for k, base in enumerate(bases)]
     members = _Members(starts, cloud, fold, flow.noise)
     random = generator(derive(seed, len(starts)))
-    optimiser = torch.optim.Adam(list(members.weights.values()), lr=flow.rate)
-    waited = 0
+    optimiser = torch.optim.Adam(list(members.weights.values()), lr=flow.learning_rate(network))
     for step in range(flow.steps + 1):
         if step % CHECK == 0:
-            waited = 0 if members.look() else waited + 1
-            if waited == PATIENCE or step == flow.steps:
+            members.look()
+            if members.since_best() == PATIENCE or step + CHECK > flow.steps:
                 break
         optimiser.zero_grad()
         loss = members.loss(random)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(list(members.weights.values()), 5.0 * len(starts))
         optimiser.step()
-    return Candidate(members.best_laws(), members.best_scores)
+    return Trained(members.best_laws(), members.held_out_scores())
 
 
 class _Members:
-    """The flows of all folds as one batch: stacked weights, data, best weights so far."""
+    """The flows of all folds as one batch: stacked weights, data, what held-out individuals said."""
 
     def __init__(self, starts: list[FlowLaw], cloud: Cloud, fold: Tensor, noise: float) -> None:
         self.starts = starts
@@ -120,9 +89,9 @@ class _Members:
         width = max(len(h) for h in held)
         self.held_mask = torch.stack([torch.arange(width) < len(h) for h in held])
         self.held = torch.stack([torch.cat([h, h[:1].expand(width - len(h))]) for h in held])
-        self.best_value = -math.inf
-        self.best_scores = torch.zeros(len(cloud), dtype=torch.float64)
-        self.best = {name: w.detach().clone() for name, w in self.weights.items()}
+        self.fold = fold
+        self.looks: list[Tensor] = []
+        self.states: list[dict[str, Tensor]] = []
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Return log-densities of z (K, n, d) under the K flows: (K, n)."""
@@ -139,30 +108,44 @@ class _Members:
         log_ratio = log_ratio - self.log_reference[index[..., None], draw]
         return -(log_ratio.logsumexp(-1) - math.log(DRAWS)).mean(-1).sum()
 
-    def look(self) -> bool:
-        """Score held-out individuals; keep the weights when the total of all folds improved.
-
-        One step for all folds: a fold alone has too few individuals to choose by.
-        """
+    def look(self) -> None:
+        """Score the held-out individuals (N,) and keep the weights."""
         with torch.no_grad():
             z = self.z[self.held, :LOOK_DRAWS]
             log_ratio = self.log_prob(z.flatten(1, 2)).reshape(z.shape[:-1])
             log_ratio = (log_ratio - self.log_reference[self.held, :LOOK_DRAWS]).double()
-            scores = log_ratio.logsumexp(-1) - math.log(z.shape[2])
-        value = float(scores[self.held_mask].sum())
-        if value < self.best_value + 1e-3 or math.isnan(value):
-            return False
-        self.best_value = value
-        self.best = {name: weight.detach().clone() for name, weight in self.weights.items()}
-        self.best_scores[self.held[self.held_mask]] = scores[self.held_mask]
-        return True
+            found = log_ratio.logsumexp(-1) - math.log(z.shape[2])
+        scores = torch.zeros(len(self.fold), dtype=torch.float64)
+        scores[self.held[self.held_mask]] = found[self.held_mask].nan_to_num(-1e6)
+        self.looks.append(scores)
+        self.states.append({name: weight.detach().clone() for name, weight in self.weights.items()})
+
+    def best_look(self, kept: Tensor) -> int:
+        """Return the look at which these individuals (a mask) were predicted best, all folds in one.
+
+        One step for all folds: a fold alone has too few individuals to choose by.
+        """
+        return int(torch.stack([scores[kept].sum() for scores in self.looks]).argmax())
+
+    def since_best(self) -> int:
+        """Return the number of looks since the best one."""
+        return len(self.looks) - 1 - self.best_look(torch.ones_like(self.fold, dtype=torch.bool))
+
+    def held_out_scores(self) -> Tensor:
+        """Return each individual's score at the step that the other folds chose."""
+        scores = torch.zeros_like(self.looks[0])
+        for k in range(len(self.starts)):
+            inside = self.fold == k
+            scores[inside] = self.looks[self.best_look(~inside)][inside]
+        return scores
 
     def best_laws(self) -> tuple[FlowLaw, ...]:
         """Return the flows at their best weights."""
+        best = self.states[self.best_look(torch.ones_like(self.fold, dtype=torch.bool))]
         laws = []
         for k, start in enumerate(self.starts):
             transport: Transport = copy.deepcopy(start.transport)
-            weights = {name: w[k].double() for name, w in self.best.items()}
+            weights = {name: w[k].double() for name, w in best.items()}
             transport.load_state_dict(transport.state_dict() | weights)
             laws.append(FlowLaw(start.gaussian, transport, start.base, start.network).frozen())
         return tuple(laws)
@@ -173,7 +156,9 @@ class _StackedBase:
 
     def __init__(self, bases: Sequence[GaussianLaw | MixtureLaw]) -> None:
         mixtures = [_as_mixture(base) for base in bases]
-        self.log_weights = torch.stack([m.weights.log() for m in mixtures]).float()
+        most = max(mixture.n_components for mixture in mixtures)
+        mixtures = [mixture.padded(most) for mixture in mixtures]
+        self.log_weights = torch.stack([m.weights.log() for m in mixtures]).clamp_min(-1e30).float()
         self.means = torch.stack([m.means for m in mixtures]).float()
         identity = torch.eye(mixtures[0].dim, dtype=self.means.dtype)
         factors = torch.stack([m.factors for m in mixtures]).float()

@@ -25,11 +25,14 @@ from nlmeflow.errors import ModelError
 from nlmeflow.laws.gaussian import GaussianLaw
 from nlmeflow.laws.law import Law, check_phi
 from nlmeflow.laws.mixture import MixtureLaw
+from nlmeflow.laws.quadratic import Quadratic
 from nlmeflow.seeds import Seed, generator, integer
 
-Kind = Literal["realnvp", "autoregressive", "spline"]
+Kind = Literal["realnvp", "autoregressive", "spline", "quadratic"]
 Base = Literal["gaussian", "mixture"]
-KINDS: tuple[Kind, ...] = ("realnvp", "autoregressive", "spline")
+KINDS: tuple[Kind, ...] = ("realnvp", "autoregressive", "spline", "quadratic")
+LAYERS: dict[Kind, int] = {"realnvp": 4, "autoregressive": 2, "spline": 1, "quadratic": 2}
+RATES: dict[Kind, float] = {"realnvp": 0.01, "autoregressive": 0.01, "spline": 0.015, "quadratic": 0.03}
 LOG_SCALE_BOUND = 2.0  # an affine layer scales by at most e^2
 BINS = 8  # of a spline
 BOX = 5.0  # outside, a spline is the identity
@@ -39,17 +42,21 @@ BOX = 5.0  # outside, a spline is the identity
 class Network:
     """Specification of one transport map T.
 
-    kind : "realnvp" (affine coupling), "autoregressive" (affine) or "spline" (autoregressive,
-        rational-quadratic); layers : number of layers; hidden : widths of the networks in a layer.
+    kind : "quadratic" (few parameters, see `nlmeflow.laws.quadratic`), "spline" (autoregressive,
+        rational-quadratic), "autoregressive" (affine) or "realnvp" (affine coupling).
+    layers : number of layers, alternating the order of the coordinates; of the kind's own when None.
+    hidden : widths of the networks in a layer.
     """
 
     kind: Kind = "spline"
-    layers: int = 2
-    hidden: tuple[int, ...] = (32, 32)
+    layers: int | None = None
+    hidden: tuple[int, ...] = (16, 16)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ModelError(f"kind is one of {', '.join(KINDS)}; got {self.kind!r}.")
+        if self.layers is None:
+            object.__setattr__(self, "layers", LAYERS[self.kind])
         if not isinstance(self.layers, int) or self.layers < 1:
             raise ModelError(f"layers is a whole number from 1, got {self.layers!r}.")
         if not self.hidden or any(width < 1 for width in self.hidden):
@@ -61,10 +68,13 @@ class Network:
             raise ModelError("A coupling layer needs two coordinates: with one, use kind='spline'.")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(integer(random))
-            layers = [self._layer(dim, k) for k in range(self.layers)]
+            layers = [self._layer(dim, k) for k in range(self.layers or 1)]
         return Transport(layers).double()
 
     def _layer(self, dim: int, k: int) -> nn.Module:
+        order = torch.arange(dim) if k % 2 == 0 else torch.arange(dim).flip(0)
+        if self.kind == "quadratic":
+            return Quadratic(dim, order)
         univariate: Any = partial(MonotonicAffineTransform, slope=math.exp(-LOG_SCALE_BOUND))
         shapes: list[tuple[int, ...]] = [(), ()]
         if self.kind == "spline":
@@ -79,7 +89,6 @@ class Network:
         if self.kind == "realnvp":
             mask = (torch.arange(dim) + k) % 2 == 0
             return GeneralCouplingTransform(dim, mask=mask, **options)
-        order = torch.arange(dim) if k % 2 == 0 else torch.arange(dim).flip(0)
         return MaskedAutoregressiveTransform(dim, order=order, **options)
 
 
@@ -112,52 +121,67 @@ class Transport(nn.Module):
 
 @dataclass(frozen=True)
 class Flow:
-    """Specification of a flow law: flows of several kinds on several bases, stacked.
+    """Specification of a flow law: flows of several kinds on several bases, averaged.
 
-    kind : "autoregressive" (default), "realnvp" or "spline", or several of them.
-    base : "gaussian" or "mixture" (started from the mixture fit, so that modes may be apart); None
-        (default) takes both.
-    layers, hidden : size of each network.
+    kind : "quadratic", "spline", "autoregressive", "realnvp", or several of them, on each base. None
+        (default): quadratic and spline on the Gaussian, quadratic of one layer on the mixture.
+    base : "gaussian" or "mixture" (a mixture fit, so that modes may be apart); None takes both.
+    layers, hidden : size of each network; None leaves the number of layers to the kind.
     folds : individuals are split into this many parts; each flow is trained on all but one, stops
         where the held-out log-likelihood is highest, and the flows of all folds are averaged.
     noise : standard deviation of the noise added to standardised draws, times N^(-1/(d+4)).
-    steps, rate : at most so many steps of Adam at this learning rate.
+    steps, rate : at most so many steps of Adam at this learning rate; None leaves it to the kind.
+    shrinkage : of the mixture that is a base (see `Mixture`): more than for a mixture alone, because
+        the flow bends what the base keeps simple.
 
-    The bases themselves are flows at the identity and always take part. The weights of all of them
-    maximise the held-out log-likelihood, with a weak prior towards equal weights.
+    The bases themselves are flows at the identity and always take part, and so does the mixture of
+    usual shrinkage. All are averaged with weights by held-out log-likelihood.
     """
 
-    kind: Kind | tuple[Kind, ...] = "autoregressive"
+    kind: Kind | tuple[Kind, ...] | None = None
     base: Base | None = None
-    layers: int = 2
+    layers: int | None = None
     hidden: tuple[int, ...] = (16, 16)
     folds: int = 5
     noise: float = 0.3
-    steps: int = 400
-    rate: float = 5e-3
+    steps: int = 150
+    rate: float | None = None
+    shrinkage: float = 20.0
 
     def __post_init__(self) -> None:
         if self.base not in ("gaussian", "mixture", None):
             raise ModelError(f"base is 'gaussian', 'mixture' or None, got {self.base!r}.")
         if not isinstance(self.folds, int) or self.folds < 2:
             raise ModelError(f"folds is a whole number from 2, got {self.folds!r}.")
-        if self.noise < 0 or self.rate <= 0 or self.steps < 1:
+        if self.noise < 0 or (self.rate is not None and self.rate <= 0) or self.steps < 1:
             raise ModelError("noise is not negative, rate is positive, steps is at least 1.")
-        self.networks()
+        for base in self.bases():
+            self.networks(base)
 
     @property
     def name(self) -> str:
         """The key of this law in tables."""
         return "flow"
 
-    def networks(self) -> tuple[Network, ...]:
-        """Return the networks to train on each base."""
-        kinds: tuple[Kind, ...] = (self.kind,) if isinstance(self.kind, str) else tuple(self.kind)
-        return tuple(Network(kind, self.layers, tuple(self.hidden)) for kind in kinds)
+    def networks(self, base: Base) -> tuple[Network, ...]:
+        """Return the networks to train on a base."""
+        hidden = tuple(self.hidden)
+        if self.kind is None and base == "mixture":
+            return (Network("quadratic", self.layers or 1, hidden),)  # the base has most of the shape
+        kinds: tuple[Kind, ...] = ("quadratic", "spline") if self.kind is None else _as_tuple(self.kind)
+        return tuple(Network(kind, self.layers, hidden) for kind in kinds)
 
     def bases(self) -> tuple[Base, ...]:
         """Return the bases to train on."""
         return ("gaussian", "mixture") if self.base is None else (self.base,)
+
+    def learning_rate(self, network: Network) -> float:
+        """Return Adam's learning rate for a network."""
+        return RATES[network.kind] if self.rate is None else self.rate
+
+
+def _as_tuple(kind: Kind | tuple[Kind, ...]) -> tuple[Kind, ...]:
+    return (kind,) if isinstance(kind, str) else tuple(kind)
 
 
 @dataclass(frozen=True)
@@ -237,7 +261,8 @@ def standardised(base: Law | None, gaussian: GaussianLaw) -> GaussianLaw | Mixtu
     inverse = torch.linalg.solve_triangular(gaussian.factor, identity, upper=False)
     if isinstance(base, MixtureLaw):
         means = (base.means - gaussian.mean) @ inverse.mT
-        return MixtureLaw(base.weights, means, inverse @ base.factors, inverse @ base.floor)
+        floor = inverse @ base.floor
+        return MixtureLaw(base.weights, means, inverse @ base.factors, floor, base.shrinkage)
     if isinstance(base, GaussianLaw):
         return GaussianLaw(inverse @ (base.mean - gaussian.mean), inverse @ base.factor)
     return GaussianLaw(torch.zeros_like(gaussian.mean), identity)

@@ -25,11 +25,15 @@ class Mixture:
     floor : smallest standard deviation of a component in any direction, as a fraction of the
         population's in that direction. Without it the likelihood is unbounded: a component may
         shrink onto one individual.
+    shrinkage : covariances are drawn to the diagonal matrix of the components' mean variances, as
+        if so many individuals had been seen with it (regularised discriminant analysis, Friedman,
+        JASA 1989). With 0, sparse data are explained by thin components that are not there.
     """
 
     components: int | None = None
     max_components: int = 6
     floor: float = 0.05
+    shrinkage: float = 5.0
 
     def __post_init__(self) -> None:
         for name in ("components", "max_components"):
@@ -38,6 +42,8 @@ class Mixture:
                 raise ModelError(f"{name} is a whole number from 1, got {value!r}.")
         if not 0 < self.floor < 1:
             raise ModelError(f"floor lies between 0 and 1, got {self.floor!r}.")
+        if not self.shrinkage >= 0:
+            raise ModelError(f"shrinkage is not negative, got {self.shrinkage!r}.")
 
     @property
     def name(self) -> str:
@@ -49,13 +55,15 @@ class Mixture:
 class MixtureLaw:
     """sum_k w_k N(m_k, L_k L_k'): weights (K,), means (K, d), lower factors (K, d, d).
 
-    `floor` (d, d) is the lower factor of the smallest covariance that a component may have.
+    `floor` (d, d) is the lower factor of the smallest covariance that a component may have;
+    `shrinkage` counts the pseudo-individuals by which covariances are drawn to their mean variances.
     """
 
     weights: Tensor
     means: Tensor
     factors: Tensor
     floor: Tensor
+    shrinkage: float = 0.0
 
     @property
     def dim(self) -> int:
@@ -138,14 +146,22 @@ class MixtureLaw:
         covariance[:, column, row] = second
         covariance = covariance - mean[:, :, None] * mean[:, None, :]
         means = torch.where(alive, self._centre() + mean @ self.floor.mT, self.means)
-        covariance = self.floor @ covariance @ self.floor.mT
+        covariance = self._shrunk(self.floor @ covariance @ self.floor.mT, weights.sum() * mass)
         factors = torch.where(alive[..., None], floored(covariance, self.floor), self.factors)
         total = mass.clamp_min(1e-12)
-        return MixtureLaw(total / total.sum(), means, factors, self.floor)
+        return MixtureLaw(total / total.sum(), means, factors, self.floor, self.shrinkage)
+
+    def _shrunk(self, covariance: Tensor, individuals: Tensor) -> Tensor:
+        """Return covariances (K, d, d) of so many individuals (K,) drawn to their mean variances."""
+        if not self.shrinkage:
+            return covariance
+        pooled = (individuals[:, None, None] * covariance).sum(0) / individuals.sum()
+        share = 1 / (1 + individuals / self.shrinkage)
+        return covariance + share[:, None, None] * (pooled.diagonal().diag() - covariance)
 
     @classmethod
     def start(
-        cls, points: Tensor, population: GaussianLaw, components: int, floor: float, seed: Seed
+        cls, points: Tensor, population: GaussianLaw, law: Mixture, components: int, seed: Seed
     ) -> "MixtureLaw":
         """Return a first mixture by k-means (k-means++) on points (n, d) whitened by the Gaussian."""
         white = torch.linalg.solve_triangular(
@@ -161,9 +177,20 @@ class MixtureLaw:
         centred = z - means[:, None, :]
         spread = (member[..., None] * centred).mT @ centred / member.sum(1)[:, None, None]
         root = population.factor
-        lowest = floor * root
+        lowest = law.floor * root
         factors = floored(root @ spread @ root.mT, lowest)
-        return cls(mass, population.mean + means @ root.mT, factors, lowest)
+        return cls(mass, population.mean + means @ root.mT, factors, lowest, law.shrinkage)
+
+    def padded(self, size: int) -> "MixtureLaw":
+        """Return the same law with components of no weight up to `size` of them."""
+        more = [0] * (size - self.n_components)
+        return MixtureLaw(
+            torch.cat([self.weights, self.weights.new_zeros(len(more))]),
+            torch.cat([self.means, self.means[more]]),
+            torch.cat([self.factors, self.factors[more]]),
+            self.floor,
+            self.shrinkage,
+        )
 
     def with_component(self, mean: Tensor, weight: float = 0.05, scale: float = 6.0) -> "MixtureLaw":
         """Return the mixture with one more component, `scale` times as wide as the floor."""
@@ -172,6 +199,7 @@ class MixtureLaw:
             torch.cat([self.means, mean[None]]),
             torch.cat([self.factors, scale * self.floor[None]]),
             self.floor,
+            self.shrinkage,
         )
 
 

@@ -1,0 +1,96 @@
+"""The ladder: Gaussian, mixtures and flows on both, each scored on individuals held out, averaged."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nlmeflow.estimation.components import redrawn
+from nlmeflow.estimation.learning import (
+    Lesson,
+    held_out,
+    learn,
+    population,
+    rows,
+    score_held_out,
+    without_folds,
+)
+from nlmeflow.estimation.stacking import stacking_weights
+from nlmeflow.estimation.training import train
+from nlmeflow.laws.flow import Flow
+from nlmeflow.laws.gaussian import Gaussian
+from nlmeflow.laws.law import Law
+from nlmeflow.laws.mixture import Mixture
+from nlmeflow.laws.stacked import StackedLaw
+from nlmeflow.seeds import derive
+
+NEGLIGIBLE = 1e-3  # weight under which a law is left out
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A law of the ladder and the held-out scores (N,) of its fits without each fold."""
+
+    name: str
+    law: Law
+    scores: Tensor
+
+
+def candidates(law: Flow, lesson: Lesson) -> list[Candidate]:
+    """Return the bases and the flows trained on them; made once for each lesson."""
+    return lesson.kept.once(law, lambda: _candidates(law, lesson))
+
+
+def _candidates(law: Flow, lesson: Lesson) -> list[Candidate]:
+    cloud, fold = lesson.cloud, lesson.folds(law.folds)
+    gaussian = population(cloud)
+    found = []
+    for b, base in enumerate(law.bases()):
+        if base == "gaussian":
+            first: Law = gaussian
+            refits = without_folds(Gaussian(), lesson, fold)
+        else:
+            plain, plain_refits = learn(Mixture(), lesson), without_folds(Mixture(), lesson, fold)
+            found.append(Candidate("mixture", plain, score_held_out(cloud, plain_refits, fold)))
+            first = redrawn(plain, cloud, law.shrinkage)
+            refits = [
+                redrawn(refit, cloud.subset(inside), law.shrinkage)
+                for refit, (inside, _) in zip(plain_refits, rows(fold), strict=True)
+            ]
+        found.append(Candidate(f"{base} base", first, score_held_out(cloud, refits, fold)))
+        for k, network in enumerate(law.networks(base)):
+            name = f"{network.kind} on {base}"
+            lesson.report(f"flow: {name}")
+            seed = derive(lesson.seed, 101, b, k)
+            trained = train(network, law, cloud, gaussian, refits, fold, seed)
+            found.append(Candidate(name, StackedLaw.average(trained.laws), trained.scores))
+    return found
+
+
+@learn.register
+def _(law: Flow, lesson: Lesson) -> Law:
+    """Return the average of the ladder."""
+    found = candidates(law, lesson)
+    return average([c.law for c in found], stacking_weights(torch.stack([c.scores for c in found], 1)))
+
+
+@held_out.register
+def _(law: Flow, lesson: Lesson, fold: Tensor) -> Tensor:
+    """Score each fold under the average whose weights the other folds gave.
+
+    Every law of the ladder was fitted, and its stopping step chosen, without the fold.
+    """
+    found = candidates(law, lesson)
+    table = torch.stack([c.scores for c in found], 1)
+    scores = torch.zeros(len(table), dtype=torch.float64)
+    for inside, outside in rows(fold):
+        weights = stacking_weights(table[inside])
+        scores[outside] = (table[outside] + weights.log()).logsumexp(1)
+    return scores
+
+
+def average(laws: list[Law], weights: Tensor) -> StackedLaw:
+    """Return the stack of the laws whose weight counts."""
+    kept = [k for k in range(len(laws)) if weights[k] > NEGLIGIBLE]
+    share = weights[kept]
+    return StackedLaw(tuple(laws[k] for k in kept), share / share.sum())

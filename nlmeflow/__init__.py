@@ -7,7 +7,7 @@ model = nf.Model(nf.curves.logistic_senescence(), residual=nf.Additive())
 fit = model.fit(data, law=nf.Flow(), seed=1)
 """
 
-from nlmeflow import curves, datasets, laws, metrics, notebook, plots, scenarios
+from nlmeflow import curves, datasets, laws, marginals, metrics, notebook, plots, scenarios
 from nlmeflow.comparison import Comparison, compare
 from nlmeflow.curves import Curve, Parameter, Transform, bounded
 from nlmeflow.data import LongitudinalData
@@ -44,6 +44,7 @@ __all__ = [
     "datasets",
     "laws",
     "load",
+    "marginals",
     "metrics",
     "notebook",
     "plots",

@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from nlmeflow.bands import Bands
 from nlmeflow.curves import Curve
 from nlmeflow.data import LongitudinalData
 from nlmeflow.errors import ModelError
@@ -311,6 +312,18 @@ class Fit:
             scale = moments(phi, weights)[1].diagonal(dim1=-2, dim2=-1).sqrt().median(0).values
             problem = self.model.problem(self.data)
             return certify(problem, self.state, self.marginal.values, candidates, scale)
+
+    def bands(
+        self, replicates: int = 40, level: float = 0.9, seed: int = 0, progress: bool | None = None
+    ) -> Bands:
+        """Return pointwise bands for marginal densities, by the weighted-likelihood bootstrap.
+
+        The law is refitted with Dirichlet weights of the individuals from posterior draws that the
+        fit has, without a call of the curve. sigma and the fixed effects stay at their estimates.
+        Bands say what other individuals would have changed; they do not know the bias of a law
+        that is too simple (a Gaussian's bands are narrow wherever the truth is).
+        """
+        return Bands.of(self, replicates, level, seed, progress)
 
     def population(self, n: int = 1000, seed: int = 0) -> pd.DataFrame:
         """Draw n individuals from the fitted law, on the natural scale."""

@@ -23,7 +23,7 @@ def test_marginal_densities_agree_with_the_closed_form(dim):
     covariance = full.factors @ full.factors.mT
     grid = np.linspace(-2, 3, 41)
     for axis in range(dim):
-        found = nf.plots.marginal_density(full, [axis], [grid])
+        found = nf.marginals.marginal_density(full, [axis], [grid])
         parts = [
             GaussianLaw(full.means[k, axis : axis + 1], covariance[k, axis, axis].sqrt().reshape(1, 1))
             for k in range(2)

@@ -69,7 +69,7 @@ def test_responses_scatter_around_their_curves_as_said():
 def test_modes_of_the_truth_are_counted(name):
     found = nf.metrics.modes(LAWS[name])
     assert len(found) == MODES[name]
-    assert sum(mode.mass for mode in found) == pytest.approx(1.0, abs=0.02)
+    assert sum(mode.mass for mode in found) == pytest.approx(1.0, abs=0.03)
 
 
 def test_metrics_have_their_known_values():

@@ -76,14 +76,20 @@ def make_cloud(
     return Cloud(phi, reference.log_prob(phi))
 
 
-def climb(law: Law, cloud: Cloud, iterations: int, tolerance: float = 1e-4) -> tuple[Law, float]:
-    """Run EM of a law on a cloud; return the law and its log-likelihood relative to R."""
+def climb(
+    law: Law, cloud: Cloud, iterations: int, tolerance: float = 1e-4, share: Tensor | None = None
+) -> tuple[Law, float]:
+    """Run EM of a law on a cloud; return the law and its log-likelihood relative to R.
+
+    share (N,): what each individual counts for; one each when None.
+    """
     value = -torch.inf
+    one = cloud.phi.new_ones(len(cloud)) if share is None else share
     for _ in range(iterations):
         step = cloud.weigh(law)
-        new = float(step.log_likelihood.sum())
+        new = float(one @ step.log_likelihood)
         if new - value < tolerance:
             break
         value = new
-        law = law.update(cloud.phi, step.weights)
-    return law, float(cloud.score(law).sum())
+        law = law.update(cloud.phi, one[:, None] * step.weights)
+    return law, float(one @ cloud.score(law))

@@ -54,7 +54,7 @@ def _(law: Mixture, lesson: Lesson, fold: Tensor) -> list[Law]:
 
 def _again(firsts: tuple[MixtureLaw, ...], cloud: Cloud) -> Law:
     climbed = [climb(first, cloud.thinned(32), 40, 0.02) for first in firsts]
-    best, _ = min(climbed, key=lambda pair: bic(*pair, len(cloud)))
+    best, _ = min(climbed, key=lambda pair: bic(pair[0], pair[1], len(cloud)))
     refined, _ = climb(best, cloud, 10, 0.02)
     return refined
 

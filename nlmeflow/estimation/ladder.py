@@ -1,10 +1,13 @@
 """The ladder: Gaussian, mixtures and flows on both, each scored on individuals held out, averaged."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from nlmeflow.estimation.cloud import Cloud, climb
 from nlmeflow.estimation.components import redrawn
 from nlmeflow.estimation.learning import (
     Lesson,
@@ -16,24 +19,29 @@ from nlmeflow.estimation.learning import (
     without_folds,
 )
 from nlmeflow.estimation.stacking import stacking_weights
-from nlmeflow.estimation.training import train
-from nlmeflow.laws.flow import Flow
-from nlmeflow.laws.gaussian import Gaussian
+from nlmeflow.estimation.training import retrain, train
+from nlmeflow.laws.flow import Flow, Network
+from nlmeflow.laws.gaussian import Gaussian, GaussianLaw
 from nlmeflow.laws.law import Law
 from nlmeflow.laws.mixture import Mixture
 from nlmeflow.laws.stacked import StackedLaw
 from nlmeflow.seeds import derive
 
+Refit = Callable[[Tensor], Sequence[Law]]
 NEGLIGIBLE = 1e-3  # weight under which a law is left out
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A law of the ladder and the held-out scores (N,) of its fits without each fold."""
+    """A law of the ladder, the held-out scores (N,) of its fits without each fold, how to refit it.
+
+    refit(share) returns one law for each row of individual weights (R, N).
+    """
 
     name: str
     law: Law
     scores: Tensor
+    refit: Refit
 
 
 def candidates(law: Flow, lesson: Lesson) -> list[Candidate]:
@@ -51,20 +59,46 @@ def _candidates(law: Flow, lesson: Lesson) -> list[Candidate]:
             refits = without_folds(Gaussian(), lesson, fold)
         else:
             plain, plain_refits = learn(Mixture(), lesson), without_folds(Mixture(), lesson, fold)
-            found.append(Candidate("mixture", plain, score_held_out(cloud, plain_refits, fold)))
+            found.append(
+                Candidate(
+                    "mixture",
+                    plain,
+                    score_held_out(cloud, plain_refits, fold),
+                    partial(_climbed, plain, cloud),
+                )
+            )
             first = redrawn(plain, cloud, law.shrinkage)
             refits = [
                 redrawn(refit, cloud.subset(inside), law.shrinkage)
                 for refit, (inside, _) in zip(plain_refits, rows(fold), strict=True)
             ]
-        found.append(Candidate(f"{base} base", first, score_held_out(cloud, refits, fold)))
+        again = partial(_climbed, first, cloud)
+        found.append(Candidate(f"{base} base", first, score_held_out(cloud, refits, fold), again))
         for k, network in enumerate(law.networks(base)):
             name = f"{network.kind} on {base}"
             lesson.report(f"flow: {name}")
             seed = derive(lesson.seed, 101, b, k)
             trained = train(network, law, cloud, gaussian, refits, fold, seed)
-            found.append(Candidate(name, StackedLaw.average(trained.laws), trained.scores))
+            retrained = partial(_retrained, network, law, cloud, gaussian, again, trained.steps, seed)
+            found.append(Candidate(name, StackedLaw.average(trained.laws), trained.scores, retrained))
     return found
+
+
+def _climbed(law: Law, cloud: Cloud, share: Tensor) -> list[Law]:
+    return [climb(law, cloud, 40, 0.02, row)[0] for row in share]
+
+
+def _retrained(
+    network: Network,
+    law: Flow,
+    cloud: Cloud,
+    gaussian: GaussianLaw,
+    bases: Refit,
+    steps: int,
+    seed: int,
+    share: Tensor,
+) -> Sequence[Law]:
+    return retrain(network, law, cloud, gaussian, bases(share), share, steps, derive(seed, 1))
 
 
 @learn.register

@@ -34,10 +34,11 @@ PATIENCE = 6  # looks without a gain before training ends
 
 @dataclass(frozen=True)
 class Trained:
-    """Flows, one for each fold, and the held-out score of each individual (N,)."""
+    """Flows, one for each fold, held-out score of each individual (N,), steps of training."""
 
     laws: tuple[FlowLaw, ...]
     scores: Tensor
+    steps: int
 
 
 @torch.enable_grad()
@@ -52,28 +53,62 @@ def train(
 ) -> Trained:
     """Train one network on all folds at once, from bases refitted without each fold."""
     starts = [FlowLaw.start(network, gaussian, base, derive(seed, k)) for k, base in enumerate(bases)]
-    members = _Members(starts, cloud, fold, flow.noise)
-    random = generator(derive(seed, len(starts)))
-    optimiser = torch.optim.Adam(list(members.weights.values()), lr=flow.learning_rate(network))
+    inside = torch.stack([fold != k for k in range(len(starts))])
+    members = _Members(starts, cloud, inside.double(), flow.noise)
+    judge = _Judge(members, fold)
+    climb = _Ascent(members, flow.learning_rate(network), derive(seed, len(starts)))
     for step in range(flow.steps + 1):
         if step % CHECK == 0:
-            members.look()
-            if members.since_best() == PATIENCE or step + CHECK > flow.steps:
+            judge.look()
+            if judge.since_best() == PATIENCE or step + CHECK > flow.steps:
                 break
-        optimiser.zero_grad()
-        loss = members.loss(random)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(list(members.weights.values()), 5.0 * len(starts))
-        optimiser.step()
-    return Trained(members.best_laws(), members.held_out_scores())
+        climb.step()
+    best = judge.best_look(torch.ones_like(fold, dtype=torch.bool))
+    return Trained(members.laws(judge.states[best]), judge.held_out_scores(), best * CHECK)
+
+
+@torch.enable_grad()
+def retrain(
+    network: Network,
+    flow: Flow,
+    cloud: Cloud,
+    gaussian: GaussianLaw,
+    bases: Sequence[Law],
+    share: Tensor,
+    steps: int,
+    seed: int,
+) -> tuple[FlowLaw, ...]:
+    """Train one network for each row of individual weights (R, N), all at once, for so many steps."""
+    starts = [FlowLaw.start(network, gaussian, base, derive(seed, k)) for k, base in enumerate(bases)]
+    members = _Members(starts, cloud, share, flow.noise)
+    climb = _Ascent(members, flow.learning_rate(network), derive(seed, len(starts)))
+    for _ in range(steps):
+        climb.step()
+    return members.laws(members.weights)
+
+
+class _Ascent:
+    """Adam on the likelihood of all flows of a batch; they share nothing."""
+
+    def __init__(self, members: "_Members", rate: float, seed: int) -> None:
+        self.members = members
+        self.random = generator(seed)
+        self.parameters = list(members.weights.values())
+        self.optimiser = torch.optim.Adam(self.parameters, lr=rate)
+
+    def step(self) -> None:
+        """Take one step."""
+        self.optimiser.zero_grad()
+        self.members.loss(self.random).backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, 5.0 * len(self.members.starts))
+        self.optimiser.step()
 
 
 class _Members:
-    """The flows of all folds as one batch: stacked weights, data, what held-out individuals said."""
+    """Flows of one network as one batch: stacked weights, and share (K, N), what each flow is shown."""
 
-    def __init__(self, starts: list[FlowLaw], cloud: Cloud, fold: Tensor, noise: float) -> None:
+    def __init__(self, starts: list[FlowLaw], cloud: Cloud, share: Tensor, noise: float) -> None:
         self.starts = starts
-        size = len(starts)
         first = starts[0]
         self.z = first.standardise(cloud.phi).float()
         log_scale = first.gaussian.factor.diagonal().log().sum()
@@ -83,15 +118,9 @@ class _Members:
         self.weights = {n: w.detach().float().requires_grad_(True) for n, w in weights.items()}
         self.module = copy.deepcopy(first.transport).float()
         self.base = _StackedBase([start.base for start in starts])
-        self.train_index = [torch.nonzero(fold != k)[:, 0] for k in range(size)]
-        self.batch = min(BATCH, *(len(rows) for rows in self.train_index))
-        held = [torch.nonzero(fold == k)[:, 0] for k in range(size)]
-        width = max(len(h) for h in held)
-        self.held_mask = torch.stack([torch.arange(width) < len(h) for h in held])
-        self.held = torch.stack([torch.cat([h, h[:1].expand(width - len(h))]) for h in held])
-        self.fold = fold
-        self.looks: list[Tensor] = []
-        self.states: list[dict[str, Tensor]] = []
+        self.share = share.float()
+        self.shown = [torch.nonzero(row > 0)[:, 0] for row in share]
+        self.batch = min(BATCH, *(len(rows) for rows in self.shown))
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Return log-densities of z (K, n, d) under the K flows: (K, n)."""
@@ -100,25 +129,51 @@ class _Members:
 
     def loss(self, random: torch.Generator) -> Tensor:
         """Return the sum over flows of minus the mean log marginal density of a batch."""
-        index = torch.stack([_pick(rows, self.batch, random) for rows in self.train_index])
+        index = torch.stack([_pick(rows, self.batch, random) for rows in self.shown])
         draw = torch.randint(self.z.shape[1], (*index.shape, DRAWS), generator=random)
         z = self.z[index[..., None], draw]
         z = z + self.noise * torch.randn(z.shape, generator=random, dtype=z.dtype)
         log_ratio = self.log_prob(z.flatten(1, 2)).reshape(draw.shape)
         log_ratio = log_ratio - self.log_reference[index[..., None], draw]
-        return -(log_ratio.logsumexp(-1) - math.log(DRAWS)).mean(-1).sum()
+        value = log_ratio.logsumexp(-1) - math.log(DRAWS)
+        weight = self.share.gather(1, index)
+        return -((weight * value).sum(-1) / weight.sum(-1)).sum()
+
+    def laws(self, state: dict[str, Tensor]) -> tuple[FlowLaw, ...]:
+        """Return the flows with these stacked weights."""
+        laws = []
+        for k, start in enumerate(self.starts):
+            transport: Transport = copy.deepcopy(start.transport)
+            weights = {name: w[k].detach().double() for name, w in state.items()}
+            transport.load_state_dict(transport.state_dict() | weights)
+            laws.append(FlowLaw(start.gaussian, transport, start.base, start.network).frozen())
+        return tuple(laws)
+
+
+class _Judge:
+    """What the held-out individuals say of the flows of all folds, look after look."""
+
+    def __init__(self, members: _Members, fold: Tensor) -> None:
+        self.members = members
+        self.fold = fold
+        held = [torch.nonzero(fold == k)[:, 0] for k in range(len(members.starts))]
+        width = max(len(h) for h in held)
+        self.mask = torch.stack([torch.arange(width) < len(h) for h in held])
+        self.held = torch.stack([torch.cat([h, h[:1].expand(width - len(h))]) for h in held])
+        self.looks: list[Tensor] = []
+        self.states: list[dict[str, Tensor]] = []
 
     def look(self) -> None:
         """Score the held-out individuals (N,) and keep the weights."""
         with torch.no_grad():
-            z = self.z[self.held, :LOOK_DRAWS]
-            log_ratio = self.log_prob(z.flatten(1, 2)).reshape(z.shape[:-1])
-            log_ratio = (log_ratio - self.log_reference[self.held, :LOOK_DRAWS]).double()
+            z = self.members.z[self.held, :LOOK_DRAWS]
+            log_ratio = self.members.log_prob(z.flatten(1, 2)).reshape(z.shape[:-1])
+            log_ratio = (log_ratio - self.members.log_reference[self.held, :LOOK_DRAWS]).double()
             found = log_ratio.logsumexp(-1) - math.log(z.shape[2])
         scores = torch.zeros(len(self.fold), dtype=torch.float64)
-        scores[self.held[self.held_mask]] = found[self.held_mask].nan_to_num(-1e6)
+        scores[self.held[self.mask]] = found[self.mask].nan_to_num(-1e6)
         self.looks.append(scores)
-        self.states.append({name: weight.detach().clone() for name, weight in self.weights.items()})
+        self.states.append({name: weight.detach().clone() for name, weight in self.members.weights.items()})
 
     def best_look(self, kept: Tensor) -> int:
         """Return the look at which these individuals (a mask) were predicted best, all folds in one.
@@ -134,21 +189,10 @@ class _Members:
     def held_out_scores(self) -> Tensor:
         """Return each individual's score at the step that the other folds chose."""
         scores = torch.zeros_like(self.looks[0])
-        for k in range(len(self.starts)):
+        for k in range(len(self.members.starts)):
             inside = self.fold == k
             scores[inside] = self.looks[self.best_look(~inside)][inside]
         return scores
-
-    def best_laws(self) -> tuple[FlowLaw, ...]:
-        """Return the flows at their best weights."""
-        best = self.states[self.best_look(torch.ones_like(self.fold, dtype=torch.bool))]
-        laws = []
-        for k, start in enumerate(self.starts):
-            transport: Transport = copy.deepcopy(start.transport)
-            weights = {name: w[k].double() for name, w in best.items()}
-            transport.load_state_dict(transport.state_dict() | weights)
-            laws.append(FlowLaw(start.gaussian, transport, start.base, start.network).frozen())
-        return tuple(laws)
 
 
 class _StackedBase:

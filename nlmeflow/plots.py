@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
 
@@ -49,6 +50,30 @@ def density(
             ax.contourf(*grids, values.T, levels=[height, top], colors=[color], alpha=0.22)
     ax.contour(*grids, values.T, levels=heights, colors=[color], linewidths=0.9)
     return ax
+
+
+def side_by_side(
+    laws: Mapping[str, Law],
+    labels: tuple[str, str],
+    axes: tuple[int, int] = (0, 1),
+    points: Tensor | None = None,
+    titles: Mapping[str, str] | None = None,
+) -> Figure:
+    """Draw two coordinates of several laws in one row, on the grid of the first law.
+
+    labels : of the two coordinates, with units. points (N, d) : drawn over the first law.
+    """
+    first = next(iter(laws.values()))
+    grids = (span(first, axes[0], 3.2, 90), span(first, axes[1], 4.0, 90))
+    figure, panels = plt.subplots(1, len(laws), figsize=(2.75 * len(laws), 3.1), sharex=True, sharey=True)
+    for k, (name, law) in enumerate(laws.items()):
+        density(law, grids, axes, panels[k], colour(name, k))
+        panels[k].set_title((titles or {}).get(name, name), fontsize=10)
+        panels[k].set_xlabel(labels[0])
+    if points is not None:
+        panels[0].plot(*points[:, list(axes)].mT.numpy(), ".", ms=2.5, color="#222222", alpha=0.7)
+    panels[0].set_ylabel(labels[1])
+    return figure
 
 
 def population(fit: Fit, pair: tuple[str, str] | None = None, ax: Axes | None = None) -> Axes:

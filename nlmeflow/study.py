@@ -30,7 +30,7 @@ from nlmeflow.estimation.learning import Lesson, learn, split
 from nlmeflow.estimation.stacking import prior_weights, stacking_weights
 from nlmeflow.fit import Fit
 from nlmeflow.laws import Flow, Gaussian, Law, Mixture
-from nlmeflow.notebook import versions
+from nlmeflow.notebook import DATA, versions
 from nlmeflow.running import one_thread
 from nlmeflow.scenarios import Truth
 from nlmeflow.seeds import derive
@@ -168,10 +168,11 @@ def run(jobs: Sequence[Job], path: Path, processes: int) -> pd.DataFrame:
     return done
 
 
-def table(rows: pd.DataFrame, measure: str = "kl") -> pd.DataFrame:
+def table(rows: pd.DataFrame, measure: str = "kl", digits: int = 3) -> pd.DataFrame:
     """Return means with standard errors over replicates, one row per scenario and design."""
     grouped = rows.groupby(["design", "scenario", "law"])[measure]
-    text = grouped.mean().map("{:.3f}".format) + " (" + grouped.sem().map("{:.3f}".format) + ")"
+    number = f"{{:.{digits}f}}".format
+    text = grouped.mean().map(number) + " (" + grouped.sem().map(number) + ")"
     return text.unstack("law")
 
 
@@ -179,6 +180,17 @@ def ratios(rows: pd.DataFrame, law: str = "stacked") -> pd.Series:
     """Return mean KL of a law over that of the better of Gaussian and mixture, chosen in hindsight."""
     means = rows.groupby(["design", "scenario", "law"])["kl"].mean().unstack("law")
     return means[law] / means[["gaussian", "mixture"]].min(axis=1)
+
+
+def stored() -> pd.DataFrame:
+    """Return the rows of the project's own study, kept in data/study."""
+    return pd.read_csv(DATA / "study" / "core.csv")
+
+
+def median_replicate(rows: pd.DataFrame, scenario: str, design: str, law: str = "stacked") -> int:
+    """Return the replicate whose KL is the median of its scenario and design (the lower of two)."""
+    kept = rows.query("scenario == @scenario and design == @design and law == @law").sort_values("kl")
+    return int(kept["replicate"].iloc[(len(kept) - 1) // 2])
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from functools import singledispatch
 from torch import Tensor
 
 from nlmeflow.errors import ModelError
-from nlmeflow.estimation.cloud import Cloud, broad_reference, climb, make_cloud
+from nlmeflow.estimation.cloud import Cloud, broad_reference, make_cloud
 from nlmeflow.estimation.em import Report, Result, Schedule, State, em, silent
 from nlmeflow.estimation.laplace import gaussian_start
 from nlmeflow.estimation.learning import Lesson, learn
@@ -47,8 +47,13 @@ class Task:
 
 
 def default_particles(n_individuals: int) -> int:
-    """Return the particles per individual: 200,000 in all, between 512 and 16,384."""
-    return min(16384, max(512, 2 ** round(math.log2(200_000 / n_individuals))))
+    """Return the particles per individual: 200,000 in all, between a least number and 16,384.
+
+    The least number is 512, and 256 (128) above 5,000 (20,000) individuals: the more there are, the
+    less each one's Monte-Carlo error matters, and predictions of all particles are kept in memory.
+    """
+    least = 512 if n_individuals <= 5000 else 256 if n_individuals <= 20_000 else 128
+    return min(16384, max(least, 2 ** round(math.log2(200_000 / n_individuals))))
 
 
 @singledispatch
@@ -75,56 +80,40 @@ def _gaussian(structure: Covariance, task: Task) -> Result:
     return em(problem, state, proposal, task.schedule, generator(derive(task.seed, 1)), task.report)
 
 
-@estimate.register
-def _(law: Mixture, task: Task) -> Result:
-    return task.kept.once(law, lambda: _on_clouds(law, task, 2))
+@estimate.register(Mixture)
+@estimate.register(Flow)
+def _(law: Mixture | Flow, task: Task) -> Result:
+    """Learn the law on the task's cloud; then sigma and beta on fresh particles."""
 
+    def make() -> Result:
+        first = rough_mixture(task)
+        return settled(task, learn(law, lesson(task)), first, stream=3)
 
-@estimate.register
-def _(law: Flow, task: Task) -> Result:
-    return task.kept.once(law, lambda: _on_mixture_cloud(law, task, stream=3))
-
-
-def _on_clouds(law: Mixture, task: Task, stream: int) -> Result:
-    """Choose the components on the Gaussian's cloud, refit on a cloud of the mixture's own."""
-    gaussian = estimate(Gaussian(), task)
-    chosen = learn(law, Lesson(gaussian_cloud(task), derive(task.seed, stream), task.report))
-    cloud = reference_cloud(task, chosen, gaussian, stream)
-    refitted, _ = climb(chosen, cloud, 100, tolerance=1e-2)
-    return _finish(task, refitted, gaussian, stream)
-
-
-def _on_mixture_cloud(law: Flow, task: Task, stream: int) -> Result:
-    """Learn the flows on the cloud of the mixture fit."""
-    mixture = estimate(Mixture(), task)
-    return _finish(task, learn(law, lesson(task)), mixture, stream)
+    return task.kept.once(law, make)
 
 
 def lesson(task: Task) -> Lesson:
-    """Return the lesson on the cloud of the mixture fit, on which laws are learned and compared."""
-    made = task.kept.once("lesson", lambda: Lesson(mixture_cloud(task), derive(task.seed, 3)))
+    """Return the lesson on which laws are learned and compared, made once for each task."""
+
+    def make() -> Lesson:
+        first = rough_mixture(task)
+        return Lesson(reference_cloud(task, first.state.law, first, stream=5), derive(task.seed, 3))
+
+    made = task.kept.once("lesson", make)
     made.report, made.fold = task.report, task.fold
     return made
 
 
-def gaussian_cloud(task: Task) -> Cloud:
-    """Return the cloud under a reference wider than the Gaussian fit."""
+def rough_mixture(task: Task) -> Result:
+    """Return a mixture learned on the Gaussian fit's cloud: where the draws of the lesson come from."""
 
-    def make() -> Cloud:
-        fit = estimate(Gaussian(), task)
-        return reference_cloud(task, fit.state.law, fit, stream=4)
+    def make() -> Result:
+        gaussian = estimate(Gaussian(), task)
+        cloud = reference_cloud(task, gaussian.state.law, gaussian, stream=4)
+        law = learn(Mixture(), Lesson(cloud, derive(task.seed, 2), task.report))
+        return settled(task, law, gaussian, stream=2)
 
-    return task.kept.once("gaussian cloud", make)
-
-
-def mixture_cloud(task: Task) -> Cloud:
-    """Return the cloud under a reference of the mixture fit and a wider Gaussian."""
-
-    def make() -> Cloud:
-        fit = estimate(Mixture(), task)
-        return reference_cloud(task, fit.state.law, fit, stream=5)
-
-    return task.kept.once("mixture cloud", make)
+    return task.kept.once("rough mixture", make)
 
 
 def reference_cloud(task: Task, law: Law, fit: Result, stream: int) -> Cloud:
@@ -137,7 +126,7 @@ def reference_cloud(task: Task, law: Law, fit: Result, stream: int) -> Cloud:
     return make_cloud(task.problem, particles, fit.state.sigma, reference, CLOUD_DRAWS, random)
 
 
-def _finish(task: Task, law: Law, previous: Result, stream: int) -> Result:
+def settled(task: Task, law: Law, previous: Result, stream: int) -> Result:
     """Run the engine on fresh particles for sigma and beta, the law as found on its cloud.
 
     Both are known far better than the law, and 128 particles each are enough for them.

@@ -23,7 +23,7 @@ from nlmeflow.estimation.training import retrain, train
 from nlmeflow.laws.flow import Flow, Network
 from nlmeflow.laws.gaussian import Gaussian, GaussianLaw
 from nlmeflow.laws.law import Law
-from nlmeflow.laws.mixture import Mixture
+from nlmeflow.laws.mixture import Mixture, MixtureLaw
 from nlmeflow.laws.stacked import StackedLaw
 from nlmeflow.seeds import derive
 
@@ -67,9 +67,11 @@ def _candidates(law: Flow, lesson: Lesson) -> list[Candidate]:
                     partial(_climbed, plain, cloud),
                 )
             )
-            first = redrawn(plain, cloud, law.shrinkage)
+            assert isinstance(plain, MixtureLaw)
+            shrinkage = law.stiffness * plain.shrinkage
+            first = redrawn(plain, cloud, shrinkage)
             refits = [
-                redrawn(refit, cloud.subset(inside), law.shrinkage)
+                redrawn(refit, cloud.subset(inside), shrinkage)
                 for refit, (inside, _) in zip(plain_refits, rows(fold), strict=True)
             ]
         again = partial(_climbed, first, cloud)

@@ -131,8 +131,8 @@ class Flow:
         where the held-out log-likelihood is highest, and the flows of all folds are averaged.
     noise : standard deviation of the noise added to standardised draws, times N^(-1/(d+4)).
     steps, rate : at most so many steps of Adam at this learning rate; None leaves it to the kind.
-    shrinkage : of the mixture that is a base (see `Mixture`): more than for a mixture alone, because
-        the flow bends what the base keeps simple.
+    stiffness : the mixture that is a base has so many times the shrinkage of a mixture alone (see
+        `Mixture`), because the flow bends what the base keeps simple.
 
     The bases themselves are flows at the identity and always take part, and so does the mixture of
     usual shrinkage. All are averaged with weights by held-out log-likelihood.
@@ -146,7 +146,7 @@ class Flow:
     noise: float = 0.3
     steps: int = 150
     rate: float | None = None
-    shrinkage: float = 20.0
+    stiffness: float = 4.0
 
     def __post_init__(self) -> None:
         if self.base not in ("gaussian", "mixture", None):

@@ -27,13 +27,14 @@ class Mixture:
         shrink onto one individual.
     shrinkage : covariances are drawn to the diagonal matrix of the components' mean variances, as
         if so many individuals had been seen with it (regularised discriminant analysis, Friedman,
-        JASA 1989). With 0, sparse data are explained by thin components that are not there.
+        JASA 1989). With 0, sparse data are explained by thin components that are not there. None
+        (default): 5 up to 200 individuals, 1,000 / N beyond.
     """
 
     components: int | None = None
     max_components: int = 6
     floor: float = 0.05
-    shrinkage: float = 5.0
+    shrinkage: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("components", "max_components"):
@@ -42,13 +43,17 @@ class Mixture:
                 raise ModelError(f"{name} is a whole number from 1, got {value!r}.")
         if not 0 < self.floor < 1:
             raise ModelError(f"floor lies between 0 and 1, got {self.floor!r}.")
-        if not self.shrinkage >= 0:
+        if self.shrinkage is not None and not self.shrinkage >= 0:
             raise ModelError(f"shrinkage is not negative, got {self.shrinkage!r}.")
 
     @property
     def name(self) -> str:
         """The key of this law in tables."""
         return "mixture"
+
+    def shrinkage_of(self, n: int) -> float:
+        """Return the shrinkage for n individuals."""
+        return min(5.0, 1000 / n) if self.shrinkage is None else self.shrinkage
 
 
 @dataclass(frozen=True)
@@ -179,7 +184,7 @@ class MixtureLaw:
         root = population.factor
         lowest = law.floor * root
         factors = floored(root @ spread @ root.mT, lowest)
-        return cls(mass, population.mean + means @ root.mT, factors, lowest, law.shrinkage)
+        return cls(mass, population.mean + means @ root.mT, factors, lowest, law.shrinkage_of(len(points)))
 
     def padded(self, size: int) -> "MixtureLaw":
         """Return the same law with components of no weight up to `size` of them."""

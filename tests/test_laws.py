@@ -40,6 +40,7 @@ LAWS = {
     "diagonal": lambda: gaussian("diagonal"),
     "mixture": mixture,
     "realnvp": lambda: flow("realnvp"),
+    "quadratic": lambda: flow("quadratic"),
     "autoregressive": lambda: flow("autoregressive"),
     "spline": lambda: flow("spline"),
     "mixture base": lambda: flow("autoregressive", mixture()),
@@ -145,7 +146,7 @@ def test_transport_is_invertible_with_the_right_jacobian(name):
 
 
 def test_a_new_flow_is_its_base(name):
-    if name not in ("realnvp", "autoregressive", "spline"):
+    if name not in ("realnvp", "autoregressive", "spline", "quadratic"):
         pytest.skip("not a kind of flow")
     phi = gaussian().sample(200, 1)
     for base in (gaussian(), mixture()):

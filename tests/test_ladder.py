@@ -1,0 +1,140 @@
+"""Laws learned on clouds: weights, held-out scores, bands; on individual parameters that are known."""
+
+import numpy as np
+import pytest
+import torch
+
+import nlmeflow as nf
+from nlmeflow.estimation.bootstrap import refit, shares
+from nlmeflow.estimation.cloud import Cloud
+from nlmeflow.estimation.ladder import candidates
+from nlmeflow.estimation.learning import Lesson, held_out, learn, split
+from nlmeflow.estimation.stacking import prior_weights, stacking_weights
+from nlmeflow.laws import GaussianLaw, MixtureLaw
+from nlmeflow.scenarios import LAWS
+
+SMALL = nf.Flow(steps=30, hidden=(8,), folds=3)
+
+
+def known(name, n, seed=1):
+    """Return the cloud of individual parameters known without error."""
+    phi = LAWS[name].sample(n, seed)
+    return Cloud(phi[:, None], torch.zeros(n, 1, dtype=torch.float64))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread_without_gradients():
+    with torch.no_grad():
+        yield
+
+
+def test_weights_follow_clear_evidence_and_share_what_cannot_be_told_apart():
+    random = np.random.default_rng(0)
+    base = torch.from_numpy(random.normal(size=(200, 1)))
+    alike = base + 0.01 * torch.from_numpy(random.normal(size=(200, 2)))
+    worse = base - 0.5
+    scores = torch.cat([alike, worse], 1)
+    for weights in (prior_weights(scores), stacking_weights(scores)):
+        assert float(weights.sum()) == pytest.approx(1)
+        assert float(weights[2]) < 1e-3
+        assert 0.3 < float(weights[0]) < 0.7
+
+
+def test_stacking_finds_the_share_of_two_groups_when_there_are_many():
+    group = torch.arange(20_000) < 14_000
+    first = torch.where(group, 0.0, -3.0).double()
+    second = torch.where(group, -3.0, 0.0).double()
+    weights = stacking_weights(torch.stack([first, second], 1))
+    assert float(weights[0]) == pytest.approx(0.73, abs=0.02)  # beyond .7: each law also explains a little
+
+
+def test_shrunken_covariances_lie_between_their_own_and_the_pooled_variances():
+    truth = LAWS["L7"]
+    phi = truth.sample(300, 3)[:, None]
+    weights = torch.full(phi.shape[:2], 1.0, dtype=torch.float64)
+    start = learn(nf.Mixture(components=3, shrinkage=0.0), Lesson(known("L7", 300, 3), 1))
+    assert isinstance(start, MixtureLaw)
+    free = start.update(phi, weights)
+    tied = MixtureLaw(start.weights, start.means, start.factors, start.floor, float("inf")).update(
+        phi, weights
+    )
+    covariance = tied.factors @ tied.factors.mT
+    assert float((covariance - covariance[0]).abs().max()) < 1e-10
+    off_diagonal = covariance[0] - covariance[0].diagonal().diag()
+    assert float(off_diagonal.abs().max()) < 1e-10
+    own = (free.factors @ free.factors.mT).diagonal(dim1=-2, dim2=-1)
+    pooled = (free.weights[:, None] * own).sum(0)
+    assert torch.allclose(covariance[0].diagonal(), pooled)
+
+
+@pytest.mark.parametrize("law", [nf.Gaussian(), nf.Mixture(), SMALL], ids=["gaussian", "mixture", "flow"])
+def test_held_out_scores_are_those_of_laws_that_have_not_seen_the_fold(law):
+    """Far outliers, a fold of their own: a law that had seen them would predict them."""
+    cloud = known("L2", 90)
+    phi = cloud.phi.clone()
+    fold = split(90, 3, 1)
+    outside = fold == 0
+    phi[outside] = phi[outside] + torch.tensor([60.0, 0.0]).double()
+    moved = Cloud(phi, cloud.log_reference)
+    lesson = Lesson(moved, 1, fold=fold)
+    honest = held_out(law, lesson, fold)
+    seen = moved.score(learn(law, lesson))
+    assert float(honest[outside].mean()) < float(seen[outside].mean()) - 10
+
+
+def test_the_ladder_returns_a_law_no_worse_than_its_bases_on_a_bend():
+    cloud = known("L4", 200)
+    lesson = Lesson(cloud, 1)
+    law = learn(nf.Flow(), lesson)
+    alone = {c.name: nf.metrics.kl(LAWS["L4"], c.law) for c in candidates(nf.Flow(), lesson)}
+    assert nf.metrics.kl(LAWS["L4"], law) < 0.5 * alone["mixture"] < 0.5 * alone["gaussian base"]
+
+
+def test_the_same_seed_gives_the_same_ladder():
+    phi = LAWS["L3"].sample(50, 9)
+    laws = [learn(SMALL, Lesson(known("L3", 80), 4)) for _ in range(2)]
+    assert torch.equal(laws[0].log_prob(phi), laws[1].log_prob(phi))
+
+
+def test_bands_of_a_gaussian_cover_its_density():
+    """90 % bands at five points of the density of a normal law, over simulated samples."""
+    points = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0]).double()[:, None]
+    truth = GaussianLaw(torch.zeros(1).double(), torch.ones(1, 1).double())
+    inside = []
+    for seed in range(120):
+        cloud = Cloud(truth.sample(100, seed)[:, None], torch.zeros(100, 1, dtype=torch.float64))
+        laws = refit(nf.Gaussian(), Lesson(cloud, seed), shares(100, 80, seed))
+        densities = torch.stack([law.log_prob(points) for law in laws])
+        low, high = densities.quantile(0.05, 0), densities.quantile(0.95, 0)
+        value = truth.log_prob(points)
+        inside.append(((low <= value) & (value <= high)).double().mean())
+    assert 0.83 < float(torch.stack(inside).mean()) < 0.95
+
+
+def test_bands_of_mixture_and_flow_hold_their_estimate():
+    cloud = known("L2", 150)
+    for law in (nf.Mixture(), SMALL):
+        lesson = Lesson(cloud, 1)
+        fitted = learn(law, lesson)
+        laws = refit(law, lesson, shares(150, 20, 1))
+        assert len(laws) == 20
+        at = LAWS["L2"].sample(40, 5)
+        values = torch.stack([each.log_prob(at) for each in laws])
+        middle = values.quantile(0.1, 0) <= fitted.log_prob(at)
+        assert float((middle & (fitted.log_prob(at) <= values.quantile(0.9, 0))).double().mean()) > 0.7
+        assert float(values.std(0).mean()) > 0.02
+
+
+def test_bands_from_a_fit():
+    scenario = nf.scenarios.load("L2", "R", 60, 1)
+    fit = scenario.model.fit(scenario.data, nf.Gaussian(), seed=1, progress=False)
+    bands = fit.bands(replicates=20, seed=2, progress=False)
+    table = bands.table("tau")
+    assert list(table.columns) == ["density", "lower", "upper"]
+    assert bool((table["lower"] <= table["upper"]).all())
+    step = table.index[1] - table.index[0]
+    assert float(table["density"].sum() * step) == pytest.approx(1, abs=0.01)
+    with pytest.raises(nf.ModelError, match="'speed' is not among tau, s"):
+        bands.table("speed")
+    with pytest.raises(nf.ModelError, match="at least 10"):
+        fit.bands(replicates=3)

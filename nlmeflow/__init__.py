@@ -13,13 +13,16 @@ from nlmeflow.curves import Curve, Parameter, Transform, bounded
 from nlmeflow.data import LongitudinalData
 from nlmeflow.errors import DataError, EstimationError, ModelError
 from nlmeflow.fit import Fit, Model
-from nlmeflow.laws import Flow, Gaussian, Mixture, Network
+from nlmeflow.laws import NPAG, NPEM, NPML, Flow, Gaussian, Mixture, Network, NPonEBE, ParticleNPML
 from nlmeflow.residuals import Additive, Combined, LogAdditive, Proportional
 from nlmeflow.storage import load
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "NPAG",
+    "NPEM",
+    "NPML",
     "Additive",
     "Combined",
     "Comparison",
@@ -34,8 +37,10 @@ __all__ = [
     "Mixture",
     "Model",
     "ModelError",
+    "NPonEBE",
     "Network",
     "Parameter",
+    "ParticleNPML",
     "Proportional",
     "Transform",
     "bounded",

@@ -16,13 +16,21 @@ from nlmeflow.curves import Curve
 from nlmeflow.data import LongitudinalData
 from nlmeflow.errors import ModelError
 from nlmeflow.estimation.certificate import Certificate, certify
+from nlmeflow.estimation.cloud import Seen
 from nlmeflow.estimation.em import Record, Result, State, evaluate
 from nlmeflow.estimation.estimators import Task, default_particles, estimate
-from nlmeflow.estimation.likelihood import LEAST_BATCHES, Marginal, locate, marginal, population_gaussian
+from nlmeflow.estimation.likelihood import (
+    LEAST_BATCHES,
+    Marginal,
+    locate,
+    marginal,
+    on_support,
+    population_gaussian,
+)
 from nlmeflow.estimation.modes import conditional_modes
 from nlmeflow.estimation.particles import Proposal, draw, posterior_draws
 from nlmeflow.estimation.problem import Problem
-from nlmeflow.laws import Gaussian, Law
+from nlmeflow.laws import DiscreteLaw, Gaussian, Law
 from nlmeflow.laws.gaussian import moments
 from nlmeflow.residuals import Additive, Residual
 from nlmeflow.running import one_thread, show_progress
@@ -241,13 +249,16 @@ class Fit:
     def marginal(self) -> Marginal:
         """Log p(y_i) of the individuals fitted, with Monte-Carlo errors."""
         with one_thread(), torch.no_grad():
-            return self._marginal(self.data, self._proposal())
+            discrete = isinstance(self.law, DiscreteLaw)
+            return self._marginal(self.data, None if discrete else self._proposal())
 
     @cached_property
     def conditional(self) -> tuple[Tensor, Tensor]:
         """Particles (N, M, d) of each individual given its data, and their weights (N, M)."""
         with one_thread(), torch.no_grad():
             problem = self.model.problem(self.data)
+            if isinstance(self.law, DiscreteLaw):
+                return on_support(problem, self.state)[:2]
             drawn = draw(
                 problem, self._proposal(), self.beta, self.particles, generator(derive(self.seed, 91))
             )
@@ -263,6 +274,8 @@ class Fit:
         with one_thread(), torch.no_grad():
             problem = self.model.problem(data)
             random = generator(derive(self.seed, 92))
+            if isinstance(self.law, DiscreteLaw):
+                return self._marginal(data, None)
             return self._marginal(data, locate(problem, self.state, min(self.particles, 256), random))
 
     def individuals(self, scale: Literal["phi", "natural"] = "phi") -> pd.DataFrame:
@@ -310,8 +323,9 @@ class Fit:
             drawn = posterior_draws(phi, weights, 8, generator(derive(self.seed, 94))).flatten(0, 1)
             candidates = torch.cat([self._modes(), drawn])
             scale = moments(phi, weights)[1].diagonal(dim1=-2, dim2=-1).sqrt().median(0).values
-            problem = self.model.problem(self.data)
-            return certify(problem, self.state, self.marginal.values, candidates, scale)
+            log_marginal = self.marginal.values
+            seen = Seen(self.model.problem(self.data), self.beta, self.sigma, torch.zeros_like(log_marginal))
+            return certify(seen.log_psi, log_marginal, candidates, scale)
 
     def bands(
         self, replicates: int = 40, level: float = 0.9, seed: int = 0, progress: bool | None = None
@@ -355,13 +369,18 @@ class Fit:
         gaussian = population_gaussian(self.law, derive(self.seed, 93))
         return Proposal(self.centre, self.factor, self.law, gaussian.inflated(2.0))
 
-    def _marginal(self, data: LongitudinalData, proposal: Proposal) -> Marginal:
+    def _marginal(self, data: LongitudinalData, proposal: Proposal | None) -> Marginal:
         problem = self.model.problem(data)
+        if proposal is None:  # a sum over the points of a discrete law, exact
+            values = on_support(problem, self.state)[2]
+            return Marginal(values, torch.zeros_like(values))
         size = max(64, self.particles // LEAST_BATCHES)
         return marginal(problem, self.state, proposal, size, generator(derive(self.seed, 90)))
 
     def _modes(self) -> Tensor:
         phi, weights = self.conditional
+        if isinstance(self.law, DiscreteLaw):
+            return self.law.support[weights.argmax(1)]
         with one_thread():
             return conditional_modes(self.model.problem(self.data), self.state, phi, weights)
 

@@ -226,6 +226,15 @@ class Scenario:
     sigma: float
     fixed: dict[str, float]
 
+    @property
+    def beta(self) -> Tensor:
+        """The true fixed effects on the unconstrained scale, (p,)."""
+        values = [
+            self.model.curve[name].scale.unconstrained(torch.tensor(value, dtype=torch.float64))
+            for name, value in self.fixed.items()
+        ]
+        return torch.stack(values) if values else torch.zeros(0, dtype=torch.float64)
+
 
 def load(name: str, design: str = "R", n: int = 200, seed: int = 0) -> Scenario:
     """Simulate a scenario of the benchmark; a larger n contains the individuals of the smaller.

@@ -189,14 +189,14 @@ def encode(law: Law, prefix: str, tensors: Tensors) -> dict[str, Any]:
 @encode.register
 def _(law: GaussianLaw, prefix: str, tensors: Tensors) -> dict[str, Any]:
     tensors |= {f"{prefix}.mean": law.mean, f"{prefix}.factor": law.factor}
-    return {"kind": "gaussian", "structure": law.structure}
+    return {"kind": "gaussian", "structure": law.structure, "prior": law.prior}
 
 
 @encode.register
 def _(law: MixtureLaw, prefix: str, tensors: Tensors) -> dict[str, Any]:
     for name in ("weights", "means", "factors", "floor"):
         tensors[f"{prefix}.{name}"] = getattr(law, name)
-    return {"kind": "mixture", "shrinkage": law.shrinkage}
+    return {"kind": "mixture", "shrinkage": law.shrinkage, "prior": law.prior}
 
 
 @encode.register
@@ -222,15 +222,16 @@ def decode(about: dict[str, Any], prefix: str, tensors: Tensors) -> Law:
     """Return the law that `encode` put away."""
     kind = about["kind"]
     if kind == "gaussian":
-        return GaussianLaw(tensors[f"{prefix}.mean"], tensors[f"{prefix}.factor"], about["structure"])
+        mean, factor = tensors[f"{prefix}.mean"], tensors[f"{prefix}.factor"]
+        return GaussianLaw(mean, factor, about["structure"], about["prior"])
     if kind == "mixture":
-        names = ("weights", "means", "factors", "floor")
-        return MixtureLaw(
-            **{name: tensors[f"{prefix}.{name}"] for name in names}, shrinkage=about["shrinkage"]
+        weights, means, factors, floor = (
+            tensors[f"{prefix}.{name}"] for name in ("weights", "means", "factors", "floor")
         )
+        return MixtureLaw(weights, means, factors, floor, about["shrinkage"], about["prior"])
     if kind == "stacked":
-        parts = [decode(part, f"{prefix}.{k}", tensors) for k, part in enumerate(about["laws"])]
-        return StackedLaw(tuple(parts), tensors[f"{prefix}.weights"])
+        laws = [decode(part, f"{prefix}.{k}", tensors) for k, part in enumerate(about["laws"])]
+        return StackedLaw(tuple(laws), tensors[f"{prefix}.weights"])
     if kind == "flow":
         return _decode_flow(about, prefix, tensors)
     raise DataError(f"Unknown law '{kind}' in the file.")

@@ -24,16 +24,19 @@ from tqdm.auto import tqdm
 from nlmeflow import metrics, scenarios
 from nlmeflow.comparison import compare_task
 from nlmeflow.estimation.cloud import Cloud
+from nlmeflow.estimation.em import State
 from nlmeflow.estimation.estimators import lesson
 from nlmeflow.estimation.ladder import Candidate, candidates
 from nlmeflow.estimation.learning import Lesson, learn, split
+from nlmeflow.estimation.likelihood import locate
+from nlmeflow.estimation.particles import draw, expectation
 from nlmeflow.estimation.stacking import prior_weights, stacking_weights
 from nlmeflow.fit import Fit
 from nlmeflow.laws import Flow, Gaussian, Law, Mixture
 from nlmeflow.notebook import DATA, versions
 from nlmeflow.running import one_thread
-from nlmeflow.scenarios import Truth
-from nlmeflow.seeds import derive
+from nlmeflow.scenarios import Scenario, Truth
+from nlmeflow.seeds import derive, generator
 
 FOLDS = 5
 LAWS: tuple[Any, ...] = (Gaussian(), Mixture(), Flow())
@@ -63,7 +66,11 @@ def measure(job: Job) -> list[Row]:
     ]
     rows.append({"law": "stacked", **distances(scenario.law, comparison.stacked)})
     rows[-1] |= {**structure(scenario.law, comparison.stacked), "seconds": seconds}
-    rows.append({"law": "oracle", **distances(scenario.law, oracle(scenario.phi, replicate))})
+    best = oracle(scenario.phi, replicate)
+    rows.append({"law": "oracle", **distances(scenario.law, best)})
+    laws = {name: fit.law for name, fit in comparison.fits.items()}
+    for row in predictive(scenario, laws | {"stacked": comparison.stacked, "oracle": best}):
+        next(known for known in rows if known["law"] == row["law"]).update(row)
     with one_thread(), torch.no_grad():
         rows += ablation(scenario.law, candidates(Flow(), lesson(task)))
     return [{**dict(zip(KEY, job, strict=True)), **row} for row in rows]
@@ -102,11 +109,41 @@ def ablation(truth: Truth, found: list[Candidate]) -> list[Row]:
         "equal weights": torch.full((size,), 1 / size, dtype=torch.float64),
         "the best alone": best.clamp_min(1e-300),
         "stacking": stacking_weights(scores, strength=1e-3),
-        "pseudo-BMA": prior_weights(scores, temperature=1.0),
-        "pseudo-BMA, temperature 2": prior_weights(scores),
+        "pseudo-BMA": prior_weights(scores),
+        "pseudo-BMA, temperature 2": prior_weights(scores, temperature=2.0),
         "pseudo-BMA, temperature 4": prior_weights(scores, temperature=4.0),
     }
     return rows + [{"law": f"rule: {rule}", "kl": divergence(w, everyone)} for rule, w in rules.items()]
+
+
+def predictive(scenario: Scenario, laws: dict[str, Law], n: int = 200) -> list[Row]:
+    """Return what each law costs on n new individuals of the same design.
+
+    "loss": mean of log p_truth(y) - log p_law(y), in nats per individual, curve and sigma known;
+    "regret": how much larger the mean squared error of conditional means is than under the truth, as a
+    share of it (coordinates in units of the true sds).
+    """
+    name, design, seed = scenario.name, scenario.design, scenario.seed
+    new = scenarios.load(name, design, n, 1000 + seed)
+    problem = scenario.model.problem(new.data)
+    with one_thread(), torch.no_grad():
+        random = generator(derive(seed, 401))
+        state = State(new.law, new.beta, torch.tensor([new.sigma], dtype=torch.float64))
+        drawn = draw(problem, locate(problem, state, 128, random), state.beta, 128, random)
+        ratio = drawn.log_ratio(problem, state.sigma)
+        spread = new.law.sample(metrics.DRAWS, 0).std(0)
+
+        def look(law: Law) -> tuple[Tensor, Tensor]:
+            step = expectation(ratio, law.log_prob(drawn.phi))
+            mean = (step.weights[..., None] * drawn.phi).sum(1)
+            return step.log_likelihood.mean(), ((mean - new.phi) / spread).square().mean()
+
+        best, error = look(new.law)
+        rows = []
+        for law_name, law in laws.items():
+            value, own = look(law)
+            rows.append({"law": law_name, "loss": float(best - value), "regret": float(own / error - 1)})
+    return rows
 
 
 def distances(truth: Law, law: Law) -> Row:
@@ -143,7 +180,7 @@ def structure(truth: Law, law: Law) -> Row:
     }
 
 
-def _errors(scenario: scenarios.Scenario, fit: Fit) -> dict[str, float]:
+def _errors(scenario: Scenario, fit: Fit) -> dict[str, float]:
     sigma = next(iter(fit.residual.values())) / scenario.sigma - 1
     fixed = {f"error {name}": fit.fixed[name] - value for name, value in scenario.fixed.items()}
     return {"relative error sigma": sigma, **fixed}
@@ -210,10 +247,10 @@ def main() -> None:
         for design in options.designs
         for n in options.n
     ]
-    rows = run(jobs, options.out, options.processes)
     about = {"command": vars(options), "versions": versions()}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.with_suffix(".json").write_text(json.dumps(about, indent=2, default=str) + "\n")
-    report(rows)
+    report(run(jobs, options.out, options.processes))
 
 
 def report(rows: pd.DataFrame) -> None:
@@ -221,6 +258,8 @@ def report(rows: pd.DataFrame) -> None:
     detail = rows["law"].str.contains(":|without")
     print("KL from the truth, mean (standard error)\n", table(rows[~detail]).to_string())
     print("\nTotal variation\n", table(rows[~detail], "tv").to_string())
+    print("\nLoss on new individuals, nats each\n", table(rows[~detail], "loss", 4).to_string())
+    print("\nRegret of conditional means\n", table(rows[~detail], "regret").to_string())
     against = {law: ratios(rows, law) for law in rows["law"].unique()}
     geometric = pd.DataFrame(
         {law: np.exp(np.log(ratio).groupby("design").mean()) for law, ratio in against.items()}

@@ -105,7 +105,7 @@ def test_a_cloud_compares_laws_without_the_likelihood(senescence):
     reference = StackedLaw((known["mixture"], known["gaussian"].inflated(1.5)), tensor([0.6, 0.4]))
     proposal = locate(problem, State(reference, state.beta, state.sigma), 4096, generator(1))
     particles = draw(problem, proposal, state.beta, 8192, generator(2))
-    cloud = make_cloud(problem, particles, state.sigma, reference, 4096, generator(3))
+    cloud = make_cloud(problem, particles, state, reference, 4096, generator(3))
     exact = {
         name: brute_force(problem, law, state.beta, state.sigma, 500)
         for name, law in (("reference", reference), ("gaussian", known["gaussian"]))

@@ -1,5 +1,5 @@
 """Estimation: the engine and everything around it."""
 
-from nlmeflow.estimation import components, ladder
+from nlmeflow.estimation import components, ladder, nonparametric
 
-__all__ = ["components", "ladder"]  # how mixtures and flows are learned is registered there
+__all__ = ["components", "ladder", "nonparametric"]  # how laws are learned is registered there

@@ -13,14 +13,11 @@ with equality to zero exactly at the maximum. The bound is on the likelihood of 
 which it is near zero has begun to copy the sample.
 """
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-from nlmeflow.estimation.em import State
-from nlmeflow.estimation.problem import CHUNK, Problem
 
 POLISHED = 24  # candidates refined by L-BFGS
 
@@ -33,44 +30,49 @@ class Certificate:
     phi: Tensor
 
 
-def gradient_function(problem: Problem, state: State, log_marginal: Tensor, phi: Tensor) -> Tensor:
-    """Return log of sum_i p(y_i | phi) / p_G(y_i) at phi (C, d): (C,). D is its exponential minus N."""
-    size = max(1, CHUNK // (len(problem) * problem.data.time.shape[1]))
-    parts = []
-    for start in range(0, len(phi), size):
-        points = phi[start : start + size].expand(len(problem), -1, -1)
-        log_likelihood = problem.log_likelihood(points, state.beta, state.sigma)
-        parts.append((log_likelihood - log_marginal[:, None]).logsumexp(0))
-    return torch.cat(parts)
+LogPsi = Callable[[Tensor], Tensor]
 
 
-def certify(
-    problem: Problem, state: State, log_marginal: Tensor, candidates: Tensor, scale: Tensor, steps: int = 40
-) -> Certificate:
-    """Return the highest D(phi; G) found from candidates (C, d), the best of them polished.
+def log_gradient(log_psi: LogPsi, log_marginal: Tensor, phi: Tensor) -> Tensor:
+    """Return log of sum_i p(y_i | phi) / p_G(y_i) at phi (C, d): (C,). D is its exponential minus N.
 
-    log_marginal (N,) are the log p_G(y_i); scale (d,) is a length in each coordinate, for the
-    optimiser. The supremum is sought numerically: the candidates must cover the data, as the
-    individuals' conditional modes and draws do.
+    log_psi gives log p(y_i | phi) (N, C); log_marginal (N,) is log p_G(y_i); both may be up to the
+    same constant of the individual.
+    """
+    return (log_psi(phi) - log_marginal[:, None]).logsumexp(0)
+
+
+def peaks(
+    log_psi: LogPsi, log_marginal: Tensor, candidates: Tensor, scale: Tensor, steps: int = 40
+) -> tuple[Tensor, Tensor]:
+    """Return the best of candidates (C, d), as they are and polished by L-BFGS, and their D.
+
+    scale (d,) is a length in each coordinate, for the optimiser. The supremum is sought numerically:
+    the candidates must cover the data, as the individuals' conditional modes and draws do.
     """
     with torch.no_grad():
-        values = gradient_function(problem, state, log_marginal, candidates)
+        values = log_gradient(log_psi, log_marginal, candidates)
         first = candidates[values.argsort(descending=True)[:POLISHED]]
     offset = torch.zeros_like(first).requires_grad_(True)
     optimiser = torch.optim.LBFGS([offset], max_iter=steps, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimiser.zero_grad()
-        loss = -gradient_function(problem, state, log_marginal, first + scale * offset).sum()
+        loss = -log_gradient(log_psi, log_marginal, first + scale * offset).sum()
         loss.backward()
         return loss
 
     with torch.enable_grad():
         optimiser.step(closure)
     with torch.no_grad():
-        polished = torch.cat([first, first + scale * offset])
-        values = gradient_function(problem, state, log_marginal, polished)
+        points = torch.cat([first, first + scale * offset])
+        values = log_gradient(log_psi, log_marginal, points)
         values = torch.where(torch.isfinite(values), values, -torch.inf)
-        best = int(values.argmax())
-    bound = math.exp(min(float(values[best]), 700.0)) - len(problem)
-    return Certificate(max(bound, 0.0), polished[best])
+        return points, values.clamp_max(700.0).exp() - len(log_marginal)
+
+
+def certify(log_psi: LogPsi, log_marginal: Tensor, candidates: Tensor, scale: Tensor) -> Certificate:
+    """Return the highest D(phi; G) found from candidates (C, d)."""
+    points, gains = peaks(log_psi, log_marginal, candidates, scale)
+    best = int(gains.argmax())
+    return Certificate(max(float(gains[best]), 0.0), points[best])

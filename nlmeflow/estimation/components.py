@@ -47,9 +47,13 @@ def _(law: Mixture, lesson: Lesson) -> Law:
 @without_folds.register
 def _(law: Mixture, lesson: Lesson, fold: Tensor) -> list[Law]:
     """Choose again and fit again without each fold, from the mixtures that all individuals gave."""
-    found = sizes(law, lesson)
-    firsts = found.near if law.components is None else (found.laws[found.best],)
-    return [_again(firsts, lesson.cloud.subset(inside)) for inside, _ in rows(fold)]
+
+    def make() -> list[Law]:
+        found = sizes(law, lesson)
+        firsts = found.near if law.components is None else (found.laws[found.best],)
+        return [_again(firsts, lesson.cloud.subset(inside)) for inside, _ in rows(fold)]
+
+    return lesson.kept.once((law, tuple(fold.tolist())), make)
 
 
 def _again(firsts: tuple[MixtureLaw, ...], cloud: Cloud) -> Law:
@@ -59,10 +63,11 @@ def _again(firsts: tuple[MixtureLaw, ...], cloud: Cloud) -> Law:
     return refined
 
 
-def redrawn(law: Law, cloud: Cloud, shrinkage: float) -> Law:
-    """Return a mixture refitted with another shrinkage."""
+def redrawn(law: Law, cloud: Cloud, stiffness: float, prior: float) -> Law:
+    """Return a mixture refitted with `stiffness` times its shrinkage and with a prior."""
     assert isinstance(law, MixtureLaw)
-    refitted, _ = climb(replace(law, shrinkage=shrinkage), cloud, 40, 0.01)
+    stiff = replace(law, shrinkage=stiffness * law.shrinkage, prior=prior)
+    refitted, _ = climb(stiff, cloud, 40, 0.01)
     return refitted
 
 

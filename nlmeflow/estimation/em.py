@@ -24,7 +24,7 @@ from nlmeflow.estimation.particles import (
 )
 from nlmeflow.estimation.problem import Problem
 from nlmeflow.laws.gaussian import GaussianLaw
-from nlmeflow.laws.law import Law
+from nlmeflow.laws.law import Law, log_prior
 
 Report = Callable[[str], None]
 
@@ -93,7 +93,7 @@ def ascend(
     step = expectation(particles.log_ratio(problem, state.sigma), log_law)
     kept = None if schedule.update_law else log_law
     trust = 1.5 * step.error
-    value = float(step.log_likelihood.sum())
+    value = float(step.log_likelihood.sum()) + log_prior(state.law)
     accelerator = Anderson() if isinstance(state.law, GaussianLaw) and schedule.update_law else None
     count, small = 0, 0
     while count < schedule.iterations and small < 2 and step.error <= trust:
@@ -101,11 +101,11 @@ def ascend(
         plain = maximise(problem, state, particles, step, schedule)
         candidate = plain if accelerator is None else _accelerated(accelerator, state, plain)
         moved, trial_particles, trial = _move(problem, candidate, particles, kept)
-        new_value = float(trial.log_likelihood.sum())
+        new_value = float(trial.log_likelihood.sum()) + log_prior(moved.law)
         if accelerator is not None and not (new_value >= value and trial.error <= trust):
             accelerator.forget()
             moved, trial_particles, trial = _move(problem, plain, particles, kept)
-            new_value = float(trial.log_likelihood.sum())
+            new_value = float(trial.log_likelihood.sum()) + log_prior(moved.law)
         gain = new_value - value
         if gain != gain:
             raise EstimationError("The log-likelihood became NaN; give first values with start={...}.")
@@ -160,27 +160,8 @@ def _fixed_effects(problem: Problem, state: State, particles: Particles, step: E
 
 
 def _accelerated(accelerator: Anderson, state: State, plain: State) -> State:
-    reference = accelerator.reference(state.law)
-    before, after = _pack(state, reference), _pack(plain, reference)
-    return _unpack(accelerator.next(before, after), plain, reference)
-
-
-def _pack(state: State, reference: GaussianLaw) -> Tensor:
-    assert isinstance(state.law, GaussianLaw)
-    inverse = torch.linalg.inv(reference.factor)
-    mean = inverse @ (state.law.mean - reference.mean)
-    factor = inverse @ state.law.factor
-    return torch.cat([mean, factor.reshape(-1), state.beta, state.sigma.log()])
-
-
-def _unpack(vector: Tensor, like: State, reference: GaussianLaw) -> State:
-    assert isinstance(like.law, GaussianLaw)
-    dim, n_beta = like.law.dim, len(like.beta)
-    mean, factor, beta, log_sigma = vector.split([dim, dim * dim, n_beta, len(like.sigma)])
-    factor = reference.factor @ factor.reshape(dim, dim).tril()
-    if not bool((factor.diagonal() > 0).all()):
-        return like
-    law = GaussianLaw(reference.mean + reference.factor @ mean, factor, like.law.structure)
+    scales = (state.sigma.log(), plain.sigma.log())
+    law, (beta, log_sigma) = accelerator.law(state.law, plain.law, (state.beta, plain.beta), scales)
     return State(law, beta, log_sigma.exp())
 
 
@@ -199,10 +180,11 @@ def em(
         particles = draw(problem, proposal, state.beta, size, random)
         fresh = evaluate(problem, state, particles)
         value = float(fresh.log_likelihood.sum())
+        before = value + log_prior(state.law)
         final = size == schedule.particles
         tolerance = schedule.tolerance * (1 if final else 100)
         state, particles, step, count = ascend(problem, state, particles, schedule, tolerance)
-        gain = float(step.log_likelihood.sum()) - value
+        gain = float(step.log_likelihood.sum()) + log_prior(state.law) - before
         trace.append(Record(size, value, fresh.error, gain, float(fresh.ess.min()), count))
         report(f"log-likelihood {value:.2f} ± {fresh.error:.2f}")
         proposal = adapted(proposal, particles, step, state.law)

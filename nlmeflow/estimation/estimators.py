@@ -8,15 +8,16 @@ from torch import Tensor
 
 from nlmeflow.errors import ModelError
 from nlmeflow.estimation.cloud import Cloud, broad_reference, make_cloud
+from nlmeflow.estimation.components import redrawn
 from nlmeflow.estimation.em import Report, Result, Schedule, State, em, silent
 from nlmeflow.estimation.laplace import gaussian_start
-from nlmeflow.estimation.learning import Lesson, learn
+from nlmeflow.estimation.learning import CAREFUL, Lesson, learn
 from nlmeflow.estimation.memory import Memory
 from nlmeflow.estimation.particles import Proposal, draw
 from nlmeflow.estimation.problem import Problem
 from nlmeflow.estimation.start import pooled_start
 from nlmeflow.laws.flow import Flow
-from nlmeflow.laws.gaussian import Covariance, Gaussian, GaussianLaw
+from nlmeflow.laws.gaussian import Gaussian, GaussianLaw
 from nlmeflow.laws.law import Law
 from nlmeflow.laws.mixture import Mixture
 from nlmeflow.seeds import derive, generator
@@ -66,15 +67,15 @@ def estimate(law: object, task: Task) -> Result:
 
 @estimate.register
 def _(law: Gaussian, task: Task) -> Result:
-    return task.kept.once(law, lambda: _gaussian(law.covariance, task))
+    return task.kept.once(law, lambda: _gaussian(law, task))
 
 
-def _gaussian(structure: Covariance, task: Task) -> Result:
+def _gaussian(law: Gaussian, task: Task) -> Result:
     problem = task.problem
     task.report("first values")
-    first = pooled_start(problem, task.start, derive(task.seed, 0))
+    first = task.kept.once("first values", lambda: pooled_start(problem, task.start, derive(task.seed, 0)))
     task.report("Laplace")
-    start = gaussian_start(problem, first, structure)
+    start = gaussian_start(problem, first, law)
     proposal = Proposal(start.laplace.mode, start.laplace.factor, start.law, start.law.inflated(2.0))
     state = State(start.law, start.beta, start.sigma)
     return em(problem, state, proposal, task.schedule, generator(derive(task.seed, 1)), task.report)
@@ -108,9 +109,10 @@ def rough_mixture(task: Task) -> Result:
     """Return a mixture learned on the Gaussian fit's cloud: where the draws of the lesson come from."""
 
     def make() -> Result:
-        gaussian = estimate(Gaussian(), task)
+        gaussian = estimate(CAREFUL, task)
         cloud = reference_cloud(task, gaussian.state.law, gaussian, stream=4)
         law = learn(Mixture(), Lesson(cloud, derive(task.seed, 2), task.report))
+        law = redrawn(law, cloud, 1.0, CAREFUL.prior)
         return settled(task, law, gaussian, stream=2)
 
     return task.kept.once("rough mixture", make)
@@ -118,12 +120,12 @@ def rough_mixture(task: Task) -> Result:
 
 def reference_cloud(task: Task, law: Law, fit: Result, stream: int) -> Cloud:
     """Return posterior draws under 60 % of a law and 40 % of the Gaussian fit made wider."""
-    gaussian = _gaussian_law(estimate(Gaussian(), task))
+    gaussian = _gaussian_law(estimate(CAREFUL, task))
     random = generator(derive(task.seed, stream))
     reference = broad_reference(law, gaussian)
     proposal = replace(fit.proposal, law=reference)
     particles = draw(task.problem, proposal, fit.state.beta, task.particles, random)
-    return make_cloud(task.problem, particles, fit.state.sigma, reference, CLOUD_DRAWS, random)
+    return make_cloud(task.problem, particles, fit.state, reference, CLOUD_DRAWS, random)
 
 
 def settled(task: Task, law: Law, previous: Result, stream: int) -> Result:

@@ -23,7 +23,7 @@ from nlmeflow.estimation.training import retrain, train
 from nlmeflow.laws.flow import Flow, Network
 from nlmeflow.laws.gaussian import Gaussian, GaussianLaw
 from nlmeflow.laws.law import Law
-from nlmeflow.laws.mixture import Mixture, MixtureLaw
+from nlmeflow.laws.mixture import Mixture
 from nlmeflow.laws.stacked import StackedLaw
 from nlmeflow.seeds import derive
 
@@ -51,29 +51,17 @@ def candidates(law: Flow, lesson: Lesson) -> list[Candidate]:
 
 def _candidates(law: Flow, lesson: Lesson) -> list[Candidate]:
     cloud, fold = lesson.cloud, lesson.folds(law.folds)
-    gaussian = population(cloud)
+    gaussian = population(cloud, Gaussian(prior=law.prior))
     found = []
     for b, base in enumerate(law.bases()):
         if base == "gaussian":
             first: Law = gaussian
-            refits = without_folds(Gaussian(), lesson, fold)
+            refits = without_folds(Gaussian(prior=law.prior), lesson, fold)
         else:
-            plain, plain_refits = learn(Mixture(), lesson), without_folds(Mixture(), lesson, fold)
-            found.append(
-                Candidate(
-                    "mixture",
-                    plain,
-                    score_held_out(cloud, plain_refits, fold),
-                    partial(_climbed, plain, cloud),
-                )
-            )
-            assert isinstance(plain, MixtureLaw)
-            shrinkage = law.stiffness * plain.shrinkage
-            first = redrawn(plain, cloud, shrinkage)
-            refits = [
-                redrawn(refit, cloud.subset(inside), shrinkage)
-                for refit, (inside, _) in zip(plain_refits, rows(fold), strict=True)
-            ]
+            plain, plain_refits = _redrawn(lesson, fold, 1.0, law.prior)
+            scores = score_held_out(cloud, plain_refits, fold)
+            found.append(Candidate("mixture", plain, scores, partial(_climbed, plain, cloud)))
+            first, refits = _redrawn(lesson, fold, law.stiffness, law.prior)
         again = partial(_climbed, first, cloud)
         found.append(Candidate(f"{base} base", first, score_held_out(cloud, refits, fold), again))
         for k, network in enumerate(law.networks(base)):
@@ -84,6 +72,16 @@ def _candidates(law: Flow, lesson: Lesson) -> list[Candidate]:
             retrained = partial(_retrained, network, law, cloud, gaussian, again, trained.steps, seed)
             found.append(Candidate(name, StackedLaw.average(trained.laws), trained.scores, retrained))
     return found
+
+
+def _redrawn(lesson: Lesson, fold: Tensor, stiffness: float, prior: float) -> tuple[Law, list[Law]]:
+    """Return the mixture by BIC under another shrinkage and a prior, and the same without each fold."""
+    cloud, law = lesson.cloud, Mixture()
+    refits = [
+        redrawn(refit, cloud.subset(inside), stiffness, prior)
+        for refit, (inside, _) in zip(without_folds(law, lesson, fold), rows(fold), strict=True)
+    ]
+    return redrawn(learn(law, lesson), cloud, stiffness, prior), refits
 
 
 def _climbed(law: Law, cloud: Cloud, share: Tensor) -> list[Law]:

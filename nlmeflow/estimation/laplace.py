@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nlmeflow.errors import EstimationError
 from nlmeflow.estimation.problem import Problem
-from nlmeflow.laws.gaussian import Covariance, GaussianLaw
+from nlmeflow.laws.gaussian import Gaussian, GaussianLaw
 from nlmeflow.laws.law import safe_cholesky
 
 
@@ -93,12 +93,12 @@ def modes(
 def gaussian_start(
     problem: Problem,
     first: dict[str, float],
-    structure: Covariance,
+    specification: Gaussian,
     max_iterations: int = 60,
     tolerance: float = 1e-3,
 ) -> GaussianStart:
     """Return the Gaussian fit of the linearised model, from pooled first values."""
-    law, beta, sigma = _first(problem, first, structure)
+    law, beta, sigma = _first(problem, first, specification)
     phi = law.mean.expand(len(problem), -1).clone()
     damping = phi.new_full((len(phi),), 1e-4)
     for iteration in range(max_iterations):
@@ -121,7 +121,7 @@ def gaussian_start(
 
 
 def _first(
-    problem: Problem, first: dict[str, float], structure: Covariance
+    problem: Problem, first: dict[str, float], specification: Gaussian
 ) -> tuple[GaussianLaw, Tensor, Tensor]:
     """Return a first Gaussian: each spread is what would move the predictions by one residual."""
     mean = torch.tensor([first[name] for name in problem.random], dtype=torch.float64)
@@ -135,7 +135,8 @@ def _first(
     caps = [1.0 if problem.curve[name].scale.name != "identity" else torch.inf for name in problem.random]
     spread = torch.minimum(spread, torch.tensor(caps, dtype=spread.dtype))
     _check_slopes(problem, sizes)
-    return GaussianLaw(mean, spread.clamp_min(1e-12).diag(), structure), beta, sigma
+    law = GaussianLaw(mean, spread.clamp_min(1e-12).diag(), specification.covariance, specification.prior)
+    return law, beta, sigma
 
 
 def _check_slopes(problem: Problem, sizes: Tensor) -> None:
@@ -172,9 +173,10 @@ def _update(
     shift = working - (linear.slope[..., dim:] @ new_beta) - slope @ mean
     centre = (posterior @ (slope.mT @ shift[..., None])).squeeze(-1)
     spread = centre.mT @ centre / len(phi) + posterior.mean(0)
+    spread = spread / max(1 - 2 * law.prior / len(phi), 0.5)
     diagonal = law.structure == "diagonal"
     factor = spread.diagonal().sqrt().diag() if diagonal else safe_cholesky(spread)
-    new_law = GaussianLaw(mean, factor, law.structure)
+    new_law = GaussianLaw(mean, factor, law.structure, law.prior)
     if problem.residual.given:
         return new_law, new_beta, sigma
     left_over = shift - (slope @ centre[..., None]).squeeze(-1)

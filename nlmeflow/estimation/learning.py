@@ -14,6 +14,8 @@ from nlmeflow.laws.gaussian import Gaussian, GaussianLaw
 from nlmeflow.laws.law import Law
 from nlmeflow.seeds import derive, generator
 
+CAREFUL = Gaussian(prior=1.0)  # what starts, scales and surrounds other laws is not singular
+
 
 @dataclass
 class Lesson:
@@ -81,13 +83,12 @@ def _(law: Gaussian, lesson: Lesson) -> Law:
     return population(lesson.cloud, law)
 
 
-def population(cloud: Cloud, law: Gaussian | None = None) -> GaussianLaw:
-    """Return the Gaussian law of a cloud by EM."""
+def population(cloud: Cloud, law: Gaussian = CAREFUL) -> GaussianLaw:
+    """Return the Gaussian law of a cloud by EM; kept off the boundary unless another is asked for."""
     phi = cloud.phi
     equal = phi.new_full(phi.shape[:2], 1 / phi.shape[1])
     identity = torch.eye(cloud.dim, dtype=phi.dtype)
-    structure = "full" if law is None else law.covariance
-    first = GaussianLaw(phi[0, 0], identity, structure).update(phi, equal)
+    first = GaussianLaw(phi[0, 0], identity, law.covariance, law.prior).update(phi, equal)
     fitted, _ = climb(first, cloud, 200, tolerance=1e-4)
     assert isinstance(fitted, GaussianLaw)
     return fitted

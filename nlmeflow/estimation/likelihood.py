@@ -14,6 +14,7 @@ from nlmeflow.estimation.em import State, evaluate
 from nlmeflow.estimation.laplace import modes
 from nlmeflow.estimation.particles import Proposal, adapted, draw
 from nlmeflow.estimation.problem import Problem
+from nlmeflow.laws.discrete import DiscreteLaw
 from nlmeflow.laws.gaussian import GaussianLaw
 from nlmeflow.laws.law import Law
 
@@ -61,10 +62,20 @@ def marginal(
             return result
 
 
+def on_support(problem: Problem, state: State) -> tuple[Tensor, Tensor, Tensor]:
+    """Return points (N, K, d), their posterior weights (N, K) and log p(y_i) (N,) of a discrete law."""
+    assert isinstance(state.law, DiscreteLaw)
+    phi = state.law.support.expand(len(problem), -1, -1)
+    joint = problem.log_likelihood(phi, state.beta, state.sigma) + state.law.weights.log()
+    return phi, joint.softmax(1), joint.logsumexp(1)
+
+
 def population_gaussian(law: Law, seed: int = 0) -> GaussianLaw:
     """Return the Gaussian of the same mean and covariance as a law (by 20,000 draws)."""
     if isinstance(law, GaussianLaw):
         return law
+    if isinstance(law, DiscreteLaw):
+        return law.moments
     drawn = law.sample(20_000, seed)
     start = GaussianLaw(drawn[0], torch.eye(law.dim, dtype=drawn.dtype))
     return start.update(drawn[None], drawn.new_full((1, len(drawn)), 1 / len(drawn)))

@@ -14,7 +14,7 @@ from torch import Tensor
 from nlmeflow.seeds import generator
 
 STRENGTH = 100.0  # individuals' worth of belief in the prior weights
-TEMPERATURE = 2.0  # by which differences of held-out log-likelihood are divided
+TEMPERATURE = 1.0  # by which differences of held-out log-likelihood are divided
 BOOTSTRAPS = 500
 
 

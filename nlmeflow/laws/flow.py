@@ -11,7 +11,7 @@ autoregressive: Papamakarios, Pavlakou, Murray (2017); splines: Durkan, Bekasov,
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -32,7 +32,7 @@ Kind = Literal["realnvp", "autoregressive", "spline", "quadratic"]
 Base = Literal["gaussian", "mixture"]
 KINDS: tuple[Kind, ...] = ("realnvp", "autoregressive", "spline", "quadratic")
 LAYERS: dict[Kind, int] = {"realnvp": 4, "autoregressive": 2, "spline": 1, "quadratic": 2}
-RATES: dict[Kind, float] = {"realnvp": 0.01, "autoregressive": 0.01, "spline": 0.015, "quadratic": 0.03}
+RATES: dict[Kind, float] = {"realnvp": 0.01, "autoregressive": 0.01, "spline": 0.015, "quadratic": 0.06}
 LOG_SCALE_BOUND = 2.0  # an affine layer scales by at most e^2
 BINS = 8  # of a spline
 BOX = 5.0  # outside, a spline is the identity
@@ -133,6 +133,7 @@ class Flow:
     steps, rate : at most so many steps of Adam at this learning rate; None leaves it to the kind.
     stiffness : the mixture that is a base has so many times the shrinkage of a mixture alone (see
         `Mixture`), because the flow bends what the base keeps simple.
+    prior : of the covariances of all bases, which keeps them off their boundary (see `Gaussian`).
 
     The bases themselves are flows at the identity and always take part, and so does the mixture of
     usual shrinkage. All are averaged with weights by held-out log-likelihood.
@@ -146,7 +147,8 @@ class Flow:
     noise: float = 0.3
     steps: int = 150
     rate: float | None = None
-    stiffness: float = 4.0
+    stiffness: float = 2.0
+    prior: float = 1.0
 
     def __post_init__(self) -> None:
         if self.base not in ("gaussian", "mixture", None):
@@ -262,7 +264,7 @@ def standardised(base: Law | None, gaussian: GaussianLaw) -> GaussianLaw | Mixtu
     if isinstance(base, MixtureLaw):
         means = (base.means - gaussian.mean) @ inverse.mT
         floor = inverse @ base.floor
-        return MixtureLaw(base.weights, means, inverse @ base.factors, floor, base.shrinkage)
+        return replace(base, means=means, factors=inverse @ base.factors, floor=floor)
     if isinstance(base, GaussianLaw):
         return GaussianLaw(inverse @ (base.mean - gaussian.mean), inverse @ base.factor)
     return GaussianLaw(torch.zeros_like(gaussian.mean), identity)

@@ -18,11 +18,19 @@ class Gaussian:
     """Specification: a Gaussian law with `covariance` "full" (default) or "diagonal".
 
     On the log scale of a parameter this is the log-normal law, on the logit scale the logit-normal.
+
+    prior : 0 (default) is maximum likelihood. With c > 0 the likelihood is multiplied by |Omega|^c,
+        which keeps the covariance off its boundary (a variance of zero, a correlation of one), where
+        maximum likelihood ends in one replicate of many when data are sparse (Chung, Gelman,
+        Rabe-Hesketh, Liu, Dorie, J. Educ. Behav. Stat. 2015).
     """
 
     covariance: Covariance = "full"
+    prior: float = 0.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.prior < 100:
+            raise ModelError(f"prior lies between 0 and 100, got {self.prior!r}.")
         if self.covariance not in ("full", "diagonal"):
             raise ModelError(f"covariance is 'full' or 'diagonal', got {self.covariance!r}.")
 
@@ -39,6 +47,7 @@ class GaussianLaw:
     mean: Tensor
     factor: Tensor
     structure: Covariance = "full"
+    prior: float = 0.0
 
     @property
     def dim(self) -> int:
@@ -75,19 +84,25 @@ class GaussianLaw:
         return self.mean + noise @ self.factor.mT
 
     def update(self, phi: Tensor, weights: Tensor) -> "GaussianLaw":
-        """Return the exact maximiser: weighted mean and covariance."""
+        """Return the exact maximiser: weighted mean and covariance, N / (N - 2 c) times with a prior."""
         flat, weight = phi.reshape(-1, self.dim), weights.reshape(-1)
-        weight = weight / weight.sum()
+        total = weight.sum()
+        weight = weight / total
         mean = weight @ flat
         centred = flat - mean
-        covariance = (weight[:, None] * centred).mT @ centred
-        if self.structure == "diagonal":
-            return GaussianLaw(mean, covariance.diagonal().sqrt().diag(), "diagonal")
-        return GaussianLaw(mean, safe_cholesky(covariance), "full")
+        covariance = (weight[:, None] * centred).mT @ centred / (1 - 2 * self.prior / total).clamp_min(0.5)
+        diagonal = self.structure == "diagonal"
+        factor = covariance.diagonal().sqrt().diag() if diagonal else safe_cholesky(covariance)
+        return GaussianLaw(mean, factor, self.structure, self.prior)
 
     def inflated(self, factor: float) -> "GaussianLaw":
         """Return the law with standard deviations multiplied by `factor`."""
-        return GaussianLaw(self.mean, self.factor * factor, self.structure)
+        return GaussianLaw(self.mean, self.factor * factor, self.structure, self.prior)
+
+    @property
+    def log_prior(self) -> float:
+        """What the prior adds to the log-likelihood, c log |Omega|."""
+        return 2 * self.prior * float(self.factor.diagonal().log().sum()) if self.prior else 0.0
 
 
 def moments(phi: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -35,6 +35,11 @@ class Law(Protocol):
         """
 
 
+def log_prior(law: Law) -> float:
+    """Return what a law's prior adds to the log-likelihood that is climbed, 0 without a prior."""
+    return float(getattr(law, "log_prior", 0.0))
+
+
 def check_phi(phi: Tensor, dim: int) -> None:
     """Raise ModelError when the last axis of phi is not the law's dimension."""
     if phi.ndim == 0 or phi.shape[-1] != dim:

@@ -4,7 +4,7 @@ Verbeke and Lesaffre, A linear mixed-effects model with heterogeneity in the ran
 population, JASA 1996; in nonlinear models Lavielle and Mbogning, Statistics and Computing 2014.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -61,7 +61,8 @@ class MixtureLaw:
     """sum_k w_k N(m_k, L_k L_k'): weights (K,), means (K, d), lower factors (K, d, d).
 
     `floor` (d, d) is the lower factor of the smallest covariance that a component may have;
-    `shrinkage` counts the pseudo-individuals by which covariances are drawn to their mean variances.
+    `shrinkage` counts the pseudo-individuals by which covariances are drawn to their mean variances;
+    `prior` is the c of a factor |Omega_k|^c of each component (see `Gaussian`).
     """
 
     weights: Tensor
@@ -69,6 +70,7 @@ class MixtureLaw:
     factors: Tensor
     floor: Tensor
     shrinkage: float = 0.0
+    prior: float = 0.0
 
     @property
     def dim(self) -> int:
@@ -154,15 +156,31 @@ class MixtureLaw:
         covariance = self._shrunk(self.floor @ covariance @ self.floor.mT, weights.sum() * mass)
         factors = torch.where(alive[..., None], floored(covariance, self.floor), self.factors)
         total = mass.clamp_min(1e-12)
-        return MixtureLaw(total / total.sum(), means, factors, self.floor, self.shrinkage)
+        return replace(self, weights=total / total.sum(), means=means, factors=factors)
 
     def _shrunk(self, covariance: Tensor, individuals: Tensor) -> Tensor:
-        """Return covariances (K, d, d) of so many individuals (K,) drawn to their mean variances."""
-        if not self.shrinkage:
-            return covariance
-        pooled = (individuals[:, None, None] * covariance).sum(0) / individuals.sum()
-        share = 1 / (1 + individuals / self.shrinkage)
-        return covariance + share[:, None, None] * (pooled.diagonal().diag() - covariance)
+        """Return the covariances (K, d, d) of highest posterior density.
+
+        (n_k C_k + s D) / (n_k + s - 2 c): C_k the covariances of n_k = individuals (K,), s the
+        shrinkage, c the prior, D the diagonal of their mean.
+        """
+        pooled = self._pooled(individuals / individuals.sum(), covariance)
+        total = individuals + self.shrinkage
+        known = torch.maximum(total - 2 * self.prior, 0.5 * total)
+        return (individuals[:, None, None] * covariance + self.shrinkage * pooled) / known[:, None, None]
+
+    @staticmethod
+    def _pooled(shares: Tensor, covariance: Tensor) -> Tensor:
+        return (shares[:, None, None] * covariance).sum(0).diagonal().diag()
+
+    @property
+    def log_prior(self) -> float:
+        """What the prior adds to the log-likelihood, its mean variances taken as they are."""
+        log_scale = 2 * self.factors.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        covariance = self.factors @ self.factors.mT
+        pooled = self._pooled(self.weights, covariance)
+        trace = torch.linalg.solve(covariance, pooled).diagonal(dim1=-2, dim2=-1).sum(-1)
+        return float((self.prior * log_scale - 0.5 * self.shrinkage * (log_scale + trace)).sum())
 
     @classmethod
     def start(
@@ -189,22 +207,20 @@ class MixtureLaw:
     def padded(self, size: int) -> "MixtureLaw":
         """Return the same law with components of no weight up to `size` of them."""
         more = [0] * (size - self.n_components)
-        return MixtureLaw(
-            torch.cat([self.weights, self.weights.new_zeros(len(more))]),
-            torch.cat([self.means, self.means[more]]),
-            torch.cat([self.factors, self.factors[more]]),
-            self.floor,
-            self.shrinkage,
+        return replace(
+            self,
+            weights=torch.cat([self.weights, self.weights.new_zeros(len(more))]),
+            means=torch.cat([self.means, self.means[more]]),
+            factors=torch.cat([self.factors, self.factors[more]]),
         )
 
     def with_component(self, mean: Tensor, weight: float = 0.05, scale: float = 6.0) -> "MixtureLaw":
         """Return the mixture with one more component, `scale` times as wide as the floor."""
-        return MixtureLaw(
-            torch.cat([self.weights * (1 - weight), self.weights.new_tensor([weight])]),
-            torch.cat([self.means, mean[None]]),
-            torch.cat([self.factors, scale * self.floor[None]]),
-            self.floor,
-            self.shrinkage,
+        return replace(
+            self,
+            weights=torch.cat([self.weights * (1 - weight), self.weights.new_tensor([weight])]),
+            means=torch.cat([self.means, mean[None]]),
+            factors=torch.cat([self.factors, scale * self.floor[None]]),
         )
 
 

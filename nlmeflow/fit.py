@@ -320,9 +320,13 @@ class Fit:
         """
         phi, weights = self.conditional
         with one_thread(), torch.no_grad():
-            drawn = posterior_draws(phi, weights, 8, generator(derive(self.seed, 94))).flatten(0, 1)
-            candidates = torch.cat([self._modes(), drawn])
-            scale = moments(phi, weights)[1].diagonal(dim1=-2, dim2=-1).sqrt().median(0).values
+            if isinstance(self.law, DiscreteLaw):
+                near = self.law.smoothed().sample(2000, derive(self.seed, 94))
+                candidates, scale = torch.cat([self.law.support, near]), 0.1 * self.law.moments.sd
+            else:
+                drawn = posterior_draws(phi, weights, 8, generator(derive(self.seed, 94))).flatten(0, 1)
+                candidates = torch.cat([self._modes(), drawn])
+                scale = moments(phi, weights)[1].diagonal(dim1=-2, dim2=-1).sqrt().median(0).values
             log_marginal = self.marginal.values
             seen = Seen(self.model.problem(self.data), self.beta, self.sigma, torch.zeros_like(log_marginal))
             return certify(seen.log_psi, log_marginal, candidates, scale)

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from time import process_time
@@ -29,10 +30,11 @@ from nlmeflow.estimation.estimators import lesson
 from nlmeflow.estimation.ladder import Candidate, candidates
 from nlmeflow.estimation.learning import Lesson, learn, split
 from nlmeflow.estimation.likelihood import locate
+from nlmeflow.estimation.memory import Memory
 from nlmeflow.estimation.particles import draw, expectation
 from nlmeflow.estimation.stacking import prior_weights, stacking_weights
 from nlmeflow.fit import Fit
-from nlmeflow.laws import Flow, Gaussian, Law, Mixture
+from nlmeflow.laws import Flow, Gaussian, Law, Mixture, StackedLaw
 from nlmeflow.notebook import DATA, versions
 from nlmeflow.running import one_thread
 from nlmeflow.scenarios import Scenario, Truth
@@ -59,20 +61,19 @@ def measure(job: Job) -> list[Row]:
     begun = process_time()
     comparison = compare_task(scenario.model, task, LAWS, scenario.data.labels, progress=False)
     seconds = process_time() - begun
-    rows = [
-        {"law": law, **distances(scenario.law, fit.law), **structure(scenario.law, fit.law)}
-        | {**_errors(scenario, fit), "converged": fit.converged}
-        for law, fit in comparison.fits.items()
-    ]
-    rows.append({"law": "stacked", **distances(scenario.law, comparison.stacked)})
-    rows[-1] |= {**structure(scenario.law, comparison.stacked), "seconds": seconds}
-    best = oracle(scenario.phi, replicate)
-    rows.append({"law": "oracle", **distances(scenario.law, best)})
     laws = {name: fit.law for name, fit in comparison.fits.items()}
-    for row in predictive(scenario, laws | {"stacked": comparison.stacked, "oracle": best}):
-        next(known for known in rows if known["law"] == row["law"]).update(row)
+    laws |= {"stacked": comparison.stacked, "oracle": oracle(scenario.phi, replicate)}
     with one_thread(), torch.no_grad():
-        rows += ablation(scenario.law, candidates(Flow(), lesson(task)))
+        look = Look.at(scenario.law)
+        rows = [{"law": name, **look.measures(law)} for name, law in laws.items()]
+        for row in rows:
+            row |= {"seconds": seconds} if row["law"] == "stacked" else {}
+            if row["law"] in comparison.fits:
+                fit = comparison.fits[row["law"]]
+                row |= {**_errors(scenario, fit), "converged": fit.converged}
+        for row, new in zip(rows, predictive(scenario, laws), strict=True):
+            row |= new
+        rows += ablation(look, candidates(Flow(), lesson(task)))
     return [{**dict(zip(KEY, job, strict=True)), **row} for row in rows]
 
 
@@ -83,11 +84,10 @@ def oracle(phi: Tensor, seed: int) -> Law:
         return learn(Flow(), Lesson(cloud, seed))
 
 
-def ablation(truth: Truth, found: list[Candidate]) -> list[Row]:
+def ablation(look: "Look", found: list[Candidate]) -> list[Row]:
     """Return KL and weight of each candidate alone, of the ladder without it, and of other weights."""
-    phi = truth.sample(metrics.DRAWS, 0)
-    log_truth = truth.log_prob(phi)
-    log_laws = torch.stack([candidate.law.log_prob(phi) for candidate in found], 1)
+    log_truth = look.log_truth
+    log_laws = torch.stack([look.log_prob(candidate.law) for candidate in found], 1)
     scores = torch.stack([candidate.scores for candidate in found], 1)
 
     def divergence(weights: Tensor, kept: list[int]) -> float:
@@ -146,38 +146,62 @@ def predictive(scenario: Scenario, laws: dict[str, Law], n: int = 200) -> list[R
     return rows
 
 
-def distances(truth: Law, law: Law) -> Row:
-    """Return the headline measures of an estimated law."""
-    return {
-        "kl": metrics.kl(truth, law),
-        "tv": metrics.total_variation(truth, law),
-        "hellinger": metrics.hellinger(truth, law),
-    }
+@dataclass
+class Look:
+    """Draws of a truth (n, d) with their log-densities, at which all laws are looked at.
 
-
-def structure(truth: Law, law: Law) -> Row:
-    """Return what the estimate says of groups, and its errors in the first three moments.
-
-    Errors are root mean squares over the coordinates, in units of the true sds.
+    Log-densities of laws that several averages have in common are kept.
     """
-    with one_thread(), torch.no_grad():
-        true, drawn = truth.sample(metrics.DRAWS, 0), law.sample(metrics.DRAWS, 0)
-    centre, spread = true.mean(0), true.std(0)
-    z, t = (drawn - centre) / spread, (true - centre) / spread
 
-    def skewness(x: Tensor) -> Tensor:
-        return ((x - x.mean(0)) / x.std(0)).pow(3).mean(0)
+    truth: Truth
+    phi: Tensor
+    log_truth: Tensor
+    kept: Memory = field(default_factory=Memory)
 
-    def size(x: Tensor) -> float:
-        return float(x.square().mean().sqrt())
+    @classmethod
+    def at(cls, truth: Truth) -> "Look":
+        """Look at a truth."""
+        phi = truth.sample(metrics.DRAWS, 0)
+        return cls(truth, phi, truth.log_prob(phi))
 
-    return {
-        "modes": len(metrics.modes(law)),
-        "bridge mass": metrics.bridge_mass(truth, law),
-        "error of the mean": size(z.mean(0)),
-        "error of the sd": size(z.std(0) - 1),
-        "error of the skewness": size(skewness(z) - skewness(t)),
-    }
+    def log_prob(self, law: Law) -> Tensor:
+        """Return log p_law at the truth's draws, (n,)."""
+        if isinstance(law, StackedLaw):
+            parts = [self.log_prob(part) for part in law.laws]
+            return (torch.stack(parts, 1) + law.weights.log()).logsumexp(1)
+        return self.kept.once(id(law), lambda: (law, law.log_prob(self.phi)))[1]
+
+    def measures(self, law: Law, n: int = 10_000) -> Row:
+        """Return the headline measures, the number of modes, and the errors in three moments.
+
+        Total variation and Hellinger distance by n draws, half from each law (see `nlmeflow.metrics`).
+        Errors are root mean squares over the coordinates, in units of the true sds.
+        """
+        log_law = self.log_prob(law)
+        drawn, half = law.sample(n, 0), n // 2
+        log_drawn = self.truth.log_prob(drawn)
+        difference = torch.cat(
+            [(self.log_truth - log_law)[:half], log_drawn[:half] - law.log_prob(drawn[:half])]
+        )
+        centre, spread = self.phi.mean(0), self.phi.std(0)
+        z, t = (drawn - centre) / spread, (self.phi - centre) / spread
+
+        def skewness(x: Tensor) -> Tensor:
+            return ((x - x.mean(0)) / x.std(0)).pow(3).mean(0)
+
+        def size(x: Tensor) -> float:
+            return float(x.square().mean().sqrt())
+
+        return {
+            "kl": float((self.log_truth - log_law).mean()),
+            "tv": float((0.5 * difference).tanh().abs().mean()),
+            "hellinger": float(1 - (1 / (0.5 * difference).cosh()).mean()),
+            "modes": len(metrics.modes(law)),
+            "bridge mass": float((log_drawn < self.log_truth.max() - np.log(1000)).double().mean()),
+            "error of the mean": size(z.mean(0)),
+            "error of the sd": size(z.std(0) - 1),
+            "error of the skewness": size(skewness(z) - skewness(t)),
+        }
 
 
 def _errors(scenario: Scenario, fit: Fit) -> dict[str, float]:

@@ -78,7 +78,8 @@ def _gaussian(law: Gaussian, task: Task) -> Result:
     start = gaussian_start(problem, first, law)
     proposal = Proposal(start.laplace.mode, start.laplace.factor, start.law, start.law.inflated(2.0))
     state = State(start.law, start.beta, start.sigma)
-    return em(problem, state, proposal, task.schedule, generator(derive(task.seed, 1)), task.report)
+    schedule = task.schedule if law != CAREFUL else Schedule(particles=256, first=256, refreshes=6)
+    return em(problem, state, proposal, schedule, generator(derive(task.seed, 1)), task.report)
 
 
 @estimate.register(Mixture)

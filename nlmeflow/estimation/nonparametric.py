@@ -198,7 +198,7 @@ def _(law: NPAG, lesson: Lesson, start: DiscreteLaw | None = None) -> DiscreteLa
         if new - value < 1e-2:
             reach /= 2
         value = new
-    return weighed(seen, found.support)
+    return merged(seen, found, scale_of(lesson.cloud))
 
 
 @place.register
@@ -224,7 +224,7 @@ def _(law: ParticleNPML, lesson: Lesson, start: DiscreteLaw | None = None) -> Di
         better = (log_gradient(seen.log_psi, log_marginal, tried) >= value)[:, None]
         rate = torch.where(better, rate * 1.3, rate * 0.3)
         support = torch.where(better, tried, support)
-    return weighed(seen, support)
+    return merged(seen, weighed(seen, support), scale)
 
 
 @place.register

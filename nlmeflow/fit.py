@@ -19,6 +19,7 @@ from nlmeflow.estimation.certificate import Certificate, certify
 from nlmeflow.estimation.cloud import Seen
 from nlmeflow.estimation.em import Record, Result, State, evaluate
 from nlmeflow.estimation.estimators import Task, default_particles, estimate
+from nlmeflow.estimation.laplace import modes
 from nlmeflow.estimation.likelihood import (
     LEAST_BATCHES,
     Marginal,
@@ -30,7 +31,7 @@ from nlmeflow.estimation.likelihood import (
 from nlmeflow.estimation.modes import conditional_modes
 from nlmeflow.estimation.particles import Proposal, draw, posterior_draws
 from nlmeflow.estimation.problem import Problem
-from nlmeflow.laws import DiscreteLaw, Gaussian, Law
+from nlmeflow.laws import DiscreteLaw, Gaussian, GaussianLaw, Law
 from nlmeflow.laws.gaussian import moments
 from nlmeflow.residuals import Additive, Residual
 from nlmeflow.running import one_thread, show_progress
@@ -321,8 +322,7 @@ class Fit:
         phi, weights = self.conditional
         with one_thread(), torch.no_grad():
             if isinstance(self.law, DiscreteLaw):
-                near = self.law.smoothed().sample(2000, derive(self.seed, 94))
-                candidates, scale = torch.cat([self.law.support, near]), 0.1 * self.law.moments.sd
+                candidates, scale = self._candidates(self.law)
             else:
                 drawn = posterior_draws(phi, weights, 8, generator(derive(self.seed, 94))).flatten(0, 1)
                 candidates = torch.cat([self._modes(), drawn])
@@ -380,6 +380,17 @@ class Fit:
             return Marginal(values, torch.zeros_like(values))
         size = max(64, self.particles // LEAST_BATCHES)
         return marginal(problem, self.state, proposal, size, generator(derive(self.seed, 90)))
+
+    def _candidates(self, law: DiscreteLaw) -> tuple[Tensor, Tensor]:
+        """Return where more points could be: around each individual's own data, and a length."""
+        wide = GaussianLaw(law.moments.mean, (25 * law.moments.sd).diag())
+        start = wide.mean.expand(len(self.data), -1).clone()
+        own = modes(self.model.problem(self.data), wide, self.beta, self.sigma, start, steps=20)
+        each = max(2, 4000 // len(self.data))
+        random = generator(derive(self.seed, 94))
+        noise = torch.randn(len(self.data), each, law.dim, generator=random, dtype=self.beta.dtype)
+        drawn = own.mode[:, None] + noise @ own.factor.mT
+        return torch.cat([law.support, drawn.flatten(0, 1)]), 0.1 * law.moments.sd
 
     def _modes(self) -> Tensor:
         phi, weights = self.conditional

@@ -130,6 +130,7 @@ def _(law: NPML, lesson: Lesson, start: DiscreteLaw | None = None) -> DiscreteLa
     cloud, seen = lesson.cloud, lesson.cloud.points
     scale = scale_of(cloud)
     draws = cloud.thinned(max(2, min(16, 4000 // len(cloud)))).phi.flatten(0, 1)
+    draws = torch.cat([draws, _sobol(cloud, 2048, derive(lesson.seed, 300))])
     first = draws if start is None else torch.cat([start.support, draws])
     found = weighed(seen, first)
     for _ in range(ROUNDS):
@@ -205,8 +206,9 @@ def _(law: NPAG, lesson: Lesson, start: DiscreteLaw | None = None) -> DiscreteLa
 def _(law: ParticleNPML, lesson: Lesson, start: DiscreteLaw | None = None) -> DiscreteLaw:
     cloud, seen = lesson.cloud, lesson.cloud.points
     scale = scale_of(cloud)
-    per = -(-law.particles // len(cloud))
-    support = cloud.thinned(per).phi.flatten(0, 1)[: law.particles]
+    half = law.particles // 2
+    drawn = cloud.thinned(-(-half // len(cloud))).phi.flatten(0, 1)[:half]
+    support = torch.cat([drawn, _sobol(cloud, law.particles - half, derive(lesson.seed, 304))])
     weights = support.new_full((len(support),), 1 / len(support))
     rate = support.new_full((len(support), 1), 0.5)
     for _ in range(law.steps):

@@ -1,0 +1,80 @@
+"""Discrete laws: weights solved, points certified, two groups found."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import nlmeflow as nf
+from nlmeflow.estimation.weights import em_weights, solve_weights
+from nlmeflow.laws import DiscreteLaw
+
+TIMES = np.array([0.5, 1, 2, 3, 4, 6, 8, 12, 24])
+
+
+@pytest.fixture(scope="module")
+def two_absorptions():
+    """An oral dose of 100, V 30, ke .1; ka .7 in 15 individuals and 3.5 in 15; additive sd .3."""
+    ka = np.repeat([0.7, 3.5], 15)[:, None]
+    curve = 100 / 30 * ka / (ka - 0.1) * (np.exp(-0.1 * TIMES) - np.exp(-ka * TIMES))
+    response = curve + 0.3 * np.random.default_rng(1).standard_normal((30, 9))
+    columns = {"id": np.repeat(np.arange(30), 9), "time": np.tile(TIMES, 30), "y": response.ravel()}
+    data = nf.LongitudinalData.from_frame(pd.DataFrame(columns), individual="id", time="time", response="y")
+    return data, nf.Model(nf.curves.oral(100.0), nf.Additive(sigma=0.3))
+
+
+def test_weights_satisfy_the_optimality_conditions():
+    """D_k = sum_i psi_ik / sum_l psi_il w_l - N is zero where there is weight, never positive."""
+    log_psi = torch.randn(40, 300, generator=torch.Generator().manual_seed(1)).double() * 3
+    weights = solve_weights(log_psi)
+    log_mixed = (log_psi + weights.log()).logsumexp(1)
+    gradient = (log_psi - log_mixed[:, None]).exp().sum(0) - 40
+    assert float(weights.sum()) == pytest.approx(1)
+    assert float(gradient.max()) < 1e-4
+    assert float((weights * gradient.abs()).max()) < 1e-6
+    slow = em_weights(log_psi, torch.full((300,), 1 / 300).double(), 20_000)
+    gap = log_mixed.sum() - (log_psi + slow.log()).logsumexp(1).sum()
+    assert -1e-6 < float(gap) < 0.02
+
+
+@pytest.fixture(scope="module")
+def fits(two_absorptions):
+    data, model = two_absorptions
+    laws = {"npml": nf.NPML(), "npag": nf.NPAG(grid=256), "particles": nf.ParticleNPML(particles=120)}
+    laws |= {"npem": nf.NPEM(grid=1024), "np on ebes": nf.NPonEBE()}
+    return model.fit_laws(data, laws, seed=1, progress=False)
+
+
+def test_the_optimum_is_certified_and_nothing_is_above_it(fits):
+    best = fits["npml"].log_likelihood().value
+    assert fits["npml"].certificate().bound < 0.015
+    for fit in fits.values():
+        value = fit.log_likelihood().value
+        assert value < best + 0.015
+        assert best < value + fit.certificate().bound + 0.015
+
+
+def test_two_groups_are_found(fits):
+    for name in ("npml", "npag", "particles", "npem"):
+        law = fits[name].law
+        slow = float(law.weights[law.support[:, 0] < 0.45].sum())
+        assert 0.3 < slow < 0.7, name
+
+
+def test_a_discrete_law_says_what_it_cannot_do(fits, two_absorptions):
+    fit = fits["npml"]
+    with pytest.raises(nf.ModelError, match="no density"):
+        fit.law.log_prob(torch.zeros(1, 3).double())
+    frame = fit.law.frame(fit.names)
+    assert list(frame.columns) == ["ka", "CL", "V", "weight"]
+    assert frame["weight"].sum() == pytest.approx(1)
+    assert fit.law.smoothed().dim == 3
+    assert isinstance(fit.law, DiscreteLaw)
+    assert fit.individuals().shape[0] == len(two_absorptions[0])
+    assert "DiscreteLaw" in str(fit.summary())
+
+
+def test_a_discrete_law_is_scored_beside_others(two_absorptions):
+    data, model = two_absorptions
+    table = nf.compare(model, data, [nf.Gaussian(), nf.NPML()], folds=3, seed=1, progress=False)
+    assert np.isfinite(table.scores.to_numpy()).all()

@@ -47,8 +47,10 @@ Job = tuple[str, str, int, int]
 Row = dict[str, Any]
 
 
-def measure(job: Job) -> list[Row]:
+def measure(job: Job, fit_seed: int = 0) -> list[Row]:
     """Fit and compare all laws on one replicate; return one row per law, candidate and rule.
+
+    The data depend on the job alone; another `fit_seed` fits the same data with other random numbers.
 
     gaussian, mixture, flow: the fits. stacked: their average, by `nf.compare`. oracle: the flow learned
     from the true phi. "flow: ..." are the ladder's candidates alone, "without ..." the ladder without
@@ -56,13 +58,14 @@ def measure(job: Job) -> list[Row]:
     """
     name, design, n, replicate = job
     scenario = scenarios.load(name, design, n, replicate)
-    task = scenario.model.task(scenario.data, seed=replicate)
-    task.fold = split(n, FOLDS, derive(replicate, 201))
+    seed = replicate + 1000 * fit_seed
+    task = scenario.model.task(scenario.data, seed=seed)
+    task.fold = split(n, FOLDS, derive(seed, 201))
     begun = process_time()
     comparison = compare_task(scenario.model, task, LAWS, scenario.data.labels, progress=False)
     seconds = process_time() - begun
     laws = {name: fit.law for name, fit in comparison.fits.items()}
-    laws |= {"stacked": comparison.stacked, "oracle": oracle(scenario.phi, replicate)}
+    laws |= {"stacked": comparison.stacked, "oracle": oracle(scenario.phi, seed)}
     with one_thread(), torch.no_grad():
         look = Look.at(scenario.law)
         rows = [{"law": name, **look.measures(law)} for name, law in laws.items()]
@@ -210,7 +213,7 @@ def _errors(scenario: Scenario, fit: Fit) -> dict[str, float]:
     return {"relative error sigma": sigma, **fixed}
 
 
-def run(jobs: Sequence[Job], path: Path, processes: int) -> pd.DataFrame:
+def run(jobs: Sequence[Job], path: Path, processes: int, fit_seed: int = 0) -> pd.DataFrame:
     """Run the jobs that the file does not have yet; return all its rows."""
     path.parent.mkdir(parents=True, exist_ok=True)
     done = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=[*KEY, "law"])
@@ -220,7 +223,7 @@ def run(jobs: Sequence[Job], path: Path, processes: int) -> pd.DataFrame:
     with ProcessPoolExecutor(
         processes, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
     ) as pool:
-        waiting = [pool.submit(measure, job) for job in missing]
+        waiting = [pool.submit(measure, job, fit_seed) for job in missing]
         for finished in tqdm(as_completed(waiting), total=len(waiting), unit="replicate"):
             done = pd.concat([done, pd.DataFrame(finished.result())], ignore_index=True)
             partial = path.with_suffix(".partial")
@@ -262,6 +265,7 @@ def main() -> None:
     parser.add_argument("--n", nargs="+", type=int, default=[200], help="individuals")
     parser.add_argument("--replicates", type=int, default=20)
     parser.add_argument("--processes", type=int, default=max(1, (os.cpu_count() or 2)))
+    parser.add_argument("--fit-seed", type=int, default=0, help="same data, other random numbers of fits")
     parser.add_argument("--out", type=Path, default=Path("build/study/core.csv"))
     options = parser.parse_args()
     jobs = [
@@ -274,7 +278,7 @@ def main() -> None:
     about = {"command": vars(options), "versions": versions()}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.with_suffix(".json").write_text(json.dumps(about, indent=2, default=str) + "\n")
-    report(run(jobs, options.out, options.processes))
+    report(run(jobs, options.out, options.processes, options.fit_seed))
 
 
 def report(rows: pd.DataFrame) -> None:

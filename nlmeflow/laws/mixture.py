@@ -43,8 +43,8 @@ class Mixture:
                 raise ModelError(f"{name} is a whole number from 1, got {value!r}.")
         if not 0 < self.floor < 1:
             raise ModelError(f"floor lies between 0 and 1, got {self.floor!r}.")
-        if self.shrinkage is not None and not self.shrinkage >= 0:
-            raise ModelError(f"shrinkage is not negative, got {self.shrinkage!r}.")
+        if self.shrinkage is not None and not 0 <= self.shrinkage < float("inf"):
+            raise ModelError(f"shrinkage is finite and not negative, got {self.shrinkage!r}.")
 
     @property
     def name(self) -> str:

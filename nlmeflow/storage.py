@@ -22,6 +22,10 @@ from nlmeflow.data import LongitudinalData
 from nlmeflow.errors import DataError, ModelError
 from nlmeflow.fit import Fit, Model
 from nlmeflow.laws import (
+    NPAG,
+    NPEM,
+    NPML,
+    DiscreteLaw,
     Flow,
     FlowLaw,
     Gaussian,
@@ -30,13 +34,17 @@ from nlmeflow.laws import (
     Mixture,
     MixtureLaw,
     Network,
+    NPonEBE,
+    ParticleNPML,
     StackedLaw,
 )
 from nlmeflow.residuals import RESIDUALS
 from nlmeflow.seeds import generator
 
 FORMAT = 1
-SPECIFICATIONS: dict[str, Any] = {"Gaussian": Gaussian, "Mixture": Mixture, "Flow": Flow}
+SPECIFICATIONS: dict[str, Any] = {
+    kind.__name__: kind for kind in (Gaussian, Mixture, Flow, NPML, NPEM, NPAG, ParticleNPML, NPonEBE)
+}
 Tensors = dict[str, Tensor]
 
 
@@ -218,20 +226,28 @@ def _(law: StackedLaw, prefix: str, tensors: Tensors) -> dict[str, Any]:
     return {"kind": "stacked", "laws": parts}
 
 
+@encode.register
+def _(law: DiscreteLaw, prefix: str, tensors: Tensors) -> dict[str, Any]:
+    tensors |= {f"{prefix}.support": law.support, f"{prefix}.weights": law.weights}
+    return {"kind": "discrete"}
+
+
 def decode(about: dict[str, Any], prefix: str, tensors: Tensors) -> Law:
     """Return the law that `encode` put away."""
     kind = about["kind"]
     if kind == "gaussian":
         mean, factor = tensors[f"{prefix}.mean"], tensors[f"{prefix}.factor"]
-        return GaussianLaw(mean, factor, about["structure"], about["prior"])
+        return GaussianLaw(mean, factor, about["structure"], about.get("prior", 0.0))
     if kind == "mixture":
         weights, means, factors, floor = (
             tensors[f"{prefix}.{name}"] for name in ("weights", "means", "factors", "floor")
         )
-        return MixtureLaw(weights, means, factors, floor, about["shrinkage"], about["prior"])
+        return MixtureLaw(weights, means, factors, floor, about["shrinkage"], about.get("prior", 0.0))
     if kind == "stacked":
         laws = [decode(part, f"{prefix}.{k}", tensors) for k, part in enumerate(about["laws"])]
         return StackedLaw(tuple(laws), tensors[f"{prefix}.weights"])
+    if kind == "discrete":
+        return DiscreteLaw(tensors[f"{prefix}.support"], tensors[f"{prefix}.weights"])
     if kind == "flow":
         return _decode_flow(about, prefix, tensors)
     raise DataError(f"Unknown law '{kind}' in the file.")

@@ -74,6 +74,16 @@ def test_a_discrete_law_says_what_it_cannot_do(fits, two_absorptions):
     assert "DiscreteLaw" in str(fit.summary())
 
 
+def test_a_discrete_fit_is_saved_and_read(fits, tmp_path):
+    fit = fits["npml"]
+    fit.save(tmp_path / "fit")
+    again = nf.load(tmp_path / "fit")
+    assert torch.equal(again.law.support, fit.law.support)
+    assert torch.equal(again.law.weights, fit.law.weights)
+    assert again.specification == fit.specification
+    assert again.log_likelihood() == fit.log_likelihood()
+
+
 def test_a_discrete_law_is_scored_beside_others(two_absorptions):
     data, model = two_absorptions
     table = nf.compare(model, data, [nf.Gaussian(), nf.NPML()], folds=3, seed=1, progress=False)

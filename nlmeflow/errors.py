@@ -11,3 +11,9 @@ class ModelError(ValueError):
 
 class EstimationError(RuntimeError):
     """The estimation could not go on: the message names the parameter and its value."""
+
+
+def check_whole(name: str, value: object, least: int) -> None:
+    """Raise ModelError unless an argument is a whole number of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ModelError(f"{name} is a whole number from {least}, got {value!r}.")

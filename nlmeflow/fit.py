@@ -1,6 +1,6 @@
 """What a person touches: a model, its fit to data, and what the fit can tell."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,16 +23,17 @@ from nlmeflow.estimation.laplace import modes
 from nlmeflow.estimation.likelihood import (
     LEAST_BATCHES,
     Marginal,
+    exact,
     locate,
     marginal,
-    on_support,
+    on_points,
     population_gaussian,
 )
 from nlmeflow.estimation.modes import conditional_modes
 from nlmeflow.estimation.particles import Proposal, draw, posterior_draws
 from nlmeflow.estimation.problem import Problem
 from nlmeflow.laws import DiscreteLaw, Gaussian, GaussianLaw, Law
-from nlmeflow.laws.gaussian import moments
+from nlmeflow.laws.gaussian import median_sd, moments
 from nlmeflow.residuals import Additive, Residual
 from nlmeflow.running import one_thread, show_progress
 from nlmeflow.seeds import derive, generator
@@ -250,8 +251,7 @@ class Fit:
     def marginal(self) -> Marginal:
         """Log p(y_i) of the individuals fitted, with Monte-Carlo errors."""
         with one_thread(), torch.no_grad():
-            discrete = isinstance(self.law, DiscreteLaw)
-            return self._marginal(self.data, None if discrete else self._proposal())
+            return self._marginal(self.model.problem(self.data), lambda _: self._proposal())
 
     @cached_property
     def conditional(self) -> tuple[Tensor, Tensor]:
@@ -259,7 +259,8 @@ class Fit:
         with one_thread(), torch.no_grad():
             problem = self.model.problem(self.data)
             if isinstance(self.law, DiscreteLaw):
-                return on_support(problem, self.state)[:2]
+                particles, step = on_points(problem, self.state)
+                return particles.phi, step.weights
             drawn = draw(
                 problem, self._proposal(), self.beta, self.particles, generator(derive(self.seed, 91))
             )
@@ -273,11 +274,10 @@ class Fit:
     def scores(self, data: LongitudinalData) -> Marginal:
         """Return log p(y_i) of individuals that took no part in the fit."""
         with one_thread(), torch.no_grad():
-            problem = self.model.problem(data)
-            random = generator(derive(self.seed, 92))
-            if isinstance(self.law, DiscreteLaw):
-                return self._marginal(data, None)
-            return self._marginal(data, locate(problem, self.state, min(self.particles, 256), random))
+            random, size = generator(derive(self.seed, 92)), min(self.particles, 256)
+            return self._marginal(
+                self.model.problem(data), lambda problem: locate(problem, self.state, size, random)
+            )
 
     def individuals(self, scale: Literal["phi", "natural"] = "phi") -> pd.DataFrame:
         """Return one row per individual: conditional mean, mode and sd of each parameter.
@@ -326,7 +326,7 @@ class Fit:
             else:
                 drawn = posterior_draws(phi, weights, 8, generator(derive(self.seed, 94))).flatten(0, 1)
                 candidates = torch.cat([self._modes(), drawn])
-                scale = moments(phi, weights)[1].diagonal(dim1=-2, dim2=-1).sqrt().median(0).values
+                scale = median_sd(phi, weights)
             log_marginal = self.marginal.values
             seen = Seen(self.model.problem(self.data), self.beta, self.sigma, torch.zeros_like(log_marginal))
             return certify(seen.log_psi, log_marginal, candidates, scale)
@@ -373,13 +373,12 @@ class Fit:
         gaussian = population_gaussian(self.law, derive(self.seed, 93))
         return Proposal(self.centre, self.factor, self.law, gaussian.inflated(2.0))
 
-    def _marginal(self, data: LongitudinalData, proposal: Proposal | None) -> Marginal:
-        problem = self.model.problem(data)
-        if proposal is None:  # a sum over the points of a discrete law, exact
-            values = on_support(problem, self.state)[2]
-            return Marginal(values, torch.zeros_like(values))
+    def _marginal(self, problem: Problem, proposal: Callable[[Problem], Proposal]) -> Marginal:
+        """Return log p(y_i), exact for a discrete law, which needs no proposal."""
+        if isinstance(self.law, DiscreteLaw):
+            return exact(problem, self.state)
         size = max(64, self.particles // LEAST_BATCHES)
-        return marginal(problem, self.state, proposal, size, generator(derive(self.seed, 90)))
+        return marginal(problem, self.state, proposal(problem), size, generator(derive(self.seed, 90)))
 
     def _candidates(self, law: DiscreteLaw) -> tuple[Tensor, Tensor]:
         """Return where more points could be: around each individual's own data, and a length."""

@@ -22,11 +22,11 @@ def kl(truth: Law, estimate: Law, n: int = DRAWS, seed: int = 0) -> float:
         return float((truth.log_prob(phi) - estimate.log_prob(phi)).mean())
 
 
-def _balanced(truth: Law, estimate: Law, n: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return both log-densities at draws taken half from each law."""
+def _balanced(truth: Law, estimate: Law, n: int, seed: int) -> Tensor:
+    """Return log p_truth - log p_estimate at draws taken half from each law."""
     with one_thread(), torch.no_grad():
         phi = torch.cat([truth.sample(n // 2, derive(seed, 0)), estimate.sample(n - n // 2, derive(seed, 1))])
-        return truth.log_prob(phi), estimate.log_prob(phi)
+        return truth.log_prob(phi) - estimate.log_prob(phi)
 
 
 def total_variation(truth: Law, estimate: Law, n: int = DRAWS, seed: int = 0) -> float:
@@ -35,14 +35,22 @@ def total_variation(truth: Law, estimate: Law, n: int = DRAWS, seed: int = 0) ->
     The mean of |f - g| / (f + g) over draws taken half from each law: draws from one alone miss
     the places where only the other is.
     """
-    log_f, log_g = _balanced(truth, estimate, n, seed)
-    return float((0.5 * (log_f - log_g)).tanh().abs().mean())
+    return variation(_balanced(truth, estimate, n, seed))
+
+
+def variation(difference: Tensor) -> float:
+    """Return the total variation from log f - log g at draws taken half from each law."""
+    return float((0.5 * difference).tanh().abs().mean())
 
 
 def hellinger(truth: Law, estimate: Law, n: int = DRAWS, seed: int = 0) -> float:
     """Return the squared Hellinger distance, 1 - integral of sqrt(f g), between 0 and 1."""
-    log_f, log_g = _balanced(truth, estimate, n, seed)
-    return float(1 - (1 / (0.5 * (log_f - log_g)).cosh()).mean())
+    return squared_hellinger(_balanced(truth, estimate, n, seed))
+
+
+def squared_hellinger(difference: Tensor) -> float:
+    """Return the squared Hellinger distance from log f - log g at draws taken half from each law."""
+    return float(1 - (1 / (0.5 * difference).cosh()).mean())
 
 
 @dataclass(frozen=True)
@@ -128,6 +136,9 @@ def bridge_mass(truth: Law, estimate: Law, n: int = DRAWS, seed: int = 0) -> flo
     """Return the estimate's mass where the truth is under a thousandth of its maximum."""
     with one_thread(), torch.no_grad():
         highest = truth.log_prob(truth.sample(n, derive(seed, 0))).max()
-        return float(
-            (truth.log_prob(estimate.sample(n, derive(seed, 1))) < highest - math.log(1000)).double().mean()
-        )
+        return share_outside(truth.log_prob(estimate.sample(n, derive(seed, 1))), highest)
+
+
+def share_outside(log_truth: Tensor, highest: Tensor) -> float:
+    """Return the share of draws at which the truth is under a thousandth of its maximum."""
+    return float((log_truth < highest - math.log(1000)).double().mean())

@@ -68,15 +68,12 @@ def measure(job: Job, fit_seed: int = 0) -> list[Row]:
     laws |= {"stacked": comparison.stacked, "oracle": oracle(scenario.phi, seed)}
     with one_thread(), torch.no_grad():
         look = Look.at(scenario.law)
-        rows = [{"law": name, **look.measures(law)} for name, law in laws.items()]
-        for row in rows:
-            row |= {"seconds": seconds} if row["law"] == "stacked" else {}
-            if row["law"] in comparison.fits:
-                fit = comparison.fits[row["law"]]
-                row |= {**_errors(scenario, fit), "converged": fit.converged}
-        for row, new in zip(rows, predictive(scenario, laws), strict=True):
-            row |= new
-        rows += ablation(look, candidates(Flow(), lesson(task)))
+        news = predictive(scenario, laws)
+        measured = {name: {"law": name, **look.measures(law), **news[name]} for name, law in laws.items()}
+        measured["stacked"]["seconds"] = seconds
+        for name, fit in comparison.fits.items():
+            measured[name] |= {**_errors(scenario, fit), "converged": fit.converged}
+        rows = [*measured.values(), *ablation(look, candidates(Flow(), lesson(task)))]
     return [{**dict(zip(KEY, job, strict=True)), **row} for row in rows]
 
 
@@ -119,7 +116,7 @@ def ablation(look: "Look", found: list[Candidate]) -> list[Row]:
     return rows + [{"law": f"rule: {rule}", "kl": divergence(w, everyone)} for rule, w in rules.items()]
 
 
-def predictive(scenario: Scenario, laws: dict[str, Law], n: int = 200) -> list[Row]:
+def predictive(scenario: Scenario, laws: dict[str, Law], n: int = 200) -> dict[str, Row]:
     """Return what each law costs on n new individuals of the same design.
 
     "loss": mean of log p_truth(y) - log p_law(y), in nats per individual, curve and sigma known;
@@ -142,11 +139,11 @@ def predictive(scenario: Scenario, laws: dict[str, Law], n: int = 200) -> list[R
             return step.log_likelihood.mean(), ((mean - new.phi) / spread).square().mean()
 
         best, error = look(new.law)
-        rows = []
-        for law_name, law in laws.items():
-            value, own = look(law)
-            rows.append({"law": law_name, "loss": float(best - value), "regret": float(own / error - 1)})
-    return rows
+        seen = {law_name: look(law) for law_name, law in laws.items()}
+    return {
+        law_name: {"loss": float(best - value), "regret": float(own / error - 1)}
+        for law_name, (value, own) in seen.items()
+    }
 
 
 @dataclass
@@ -197,10 +194,10 @@ class Look:
 
         return {
             "kl": float((self.log_truth - log_law).mean()),
-            "tv": float((0.5 * difference).tanh().abs().mean()),
-            "hellinger": float(1 - (1 / (0.5 * difference).cosh()).mean()),
+            "tv": metrics.variation(difference),
+            "hellinger": metrics.squared_hellinger(difference),
             "modes": len(metrics.modes(law)),
-            "bridge mass": float((log_drawn < self.log_truth.max() - np.log(1000)).double().mean()),
+            "bridge mass": metrics.share_outside(log_drawn, self.log_truth.max()),
             "error of the mean": size(z.mean(0)),
             "error of the sd": size(z.std(0) - 1),
             "error of the skewness": size(skewness(z) - skewness(t)),

@@ -1,7 +1,6 @@
-"""Curves: structural models f(t; psi) and the library of those that the project uses."""
+"""Curves: structural models f(t; psi) and the catalogue of those that the project uses."""
 
-from nlmeflow.curves.curve import Curve, Parameter, Transform, bounded
-from nlmeflow.curves.library import (
+from nlmeflow.curves.catalogue import (
     LIBRARY,
     biexponential,
     change_point,
@@ -14,6 +13,7 @@ from nlmeflow.curves.library import (
     logistic_senescence,
     oral,
 )
+from nlmeflow.curves.curve import Curve, Parameter, Transform, bounded
 
 __all__ = [
     "LIBRARY",

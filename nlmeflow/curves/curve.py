@@ -104,7 +104,7 @@ class Curve:
         against each other. With `inputs` it is called as function(t, psi, x), x a dict of the
         covariate columns named there (a dose, say), constant within an individual.
     parameters : in the order of phi.
-    recipe : name and arguments of the library curve, by which a saved fit finds it again.
+    recipe : name and arguments of the curve in the catalogue, by which a saved fit finds it again.
     conventional : where two parameter vectors give the same curve (flip-flop absorption, the two
         phases of a sum of exponentials), a function from either to the usual one; applied to
         first values only.

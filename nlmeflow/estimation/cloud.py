@@ -44,6 +44,10 @@ class Seen:
         ]
         return torch.cat(parts, 1) - self.log_marginal[:, None]
 
+    def score(self, law: DiscreteLaw) -> Tensor:
+        """Return log p_law(y_i) - log p_R(y_i), (N,)."""
+        return (self.log_psi(law.support) + law.weights.log()).logsumexp(1)
+
     def subset(self, index: Tensor) -> "Seen":
         """Return the same of the individuals at these positions."""
         return Seen(self.problem.subset(index), self.beta, self.sigma, self.log_marginal[index])
@@ -72,7 +76,7 @@ class Cloud:
     def score(self, law: Law) -> Tensor:
         """Return log p_law(y_i) - log p_R(y_i) of each individual, (N,)."""
         if isinstance(law, DiscreteLaw):
-            return (self.points.log_psi(law.support) + law.weights.log()).logsumexp(1)
+            return self.points.score(law)
         return self.weigh(law).log_likelihood
 
     @property

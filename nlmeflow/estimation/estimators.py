@@ -67,10 +67,16 @@ def estimate(law: object, task: Task) -> Result:
 
 @estimate.register
 def _(law: Gaussian, task: Task) -> Result:
-    return task.kept.once(law, lambda: _gaussian(law, task))
+    return task.kept.once(law, lambda: _gaussian(law, task, task.schedule))
 
 
-def _gaussian(law: Gaussian, task: Task) -> Result:
+def careful_gaussian(task: Task) -> Result:
+    """Return a Gaussian fit kept off its boundary, good enough to start, scale and surround other laws."""
+    schedule = Schedule(particles=256, first=256, refreshes=6)
+    return task.kept.once("careful gaussian", lambda: _gaussian(CAREFUL, task, schedule))
+
+
+def _gaussian(law: Gaussian, task: Task, schedule: Schedule) -> Result:
     problem = task.problem
     task.report("first values")
     first = task.kept.once("first values", lambda: pooled_start(problem, task.start, derive(task.seed, 0)))
@@ -78,7 +84,6 @@ def _gaussian(law: Gaussian, task: Task) -> Result:
     start = gaussian_start(problem, first, law)
     proposal = Proposal(start.laplace.mode, start.laplace.factor, start.law, start.law.inflated(2.0))
     state = State(start.law, start.beta, start.sigma)
-    schedule = task.schedule if law != CAREFUL else Schedule(particles=256, first=256, refreshes=6)
     return em(problem, state, proposal, schedule, generator(derive(task.seed, 1)), task.report)
 
 
@@ -110,7 +115,7 @@ def rough_mixture(task: Task) -> Result:
     """Return a mixture learned on the Gaussian fit's cloud: where the draws of the lesson come from."""
 
     def make() -> Result:
-        gaussian = estimate(CAREFUL, task)
+        gaussian = careful_gaussian(task)
         cloud = reference_cloud(task, gaussian.state.law, gaussian, stream=4)
         law = learn(Mixture(), Lesson(cloud, derive(task.seed, 2), task.report))
         law = redrawn(law, cloud, 1.0, CAREFUL.prior)
@@ -121,7 +126,7 @@ def rough_mixture(task: Task) -> Result:
 
 def reference_cloud(task: Task, law: Law, fit: Result, stream: int) -> Cloud:
     """Return posterior draws under 60 % of a law and 40 % of the Gaussian fit made wider."""
-    gaussian = _gaussian_law(estimate(CAREFUL, task))
+    gaussian = _gaussian_law(careful_gaussian(task))
     random = generator(derive(task.seed, stream))
     reference = broad_reference(law, gaussian)
     proposal = replace(fit.proposal, law=reference)

@@ -173,10 +173,7 @@ def _update(
     shift = working - (linear.slope[..., dim:] @ new_beta) - slope @ mean
     centre = (posterior @ (slope.mT @ shift[..., None])).squeeze(-1)
     spread = centre.mT @ centre / len(phi) + posterior.mean(0)
-    spread = spread / max(1 - 2 * law.prior / len(phi), 0.5)
-    diagonal = law.structure == "diagonal"
-    factor = spread.diagonal().sqrt().diag() if diagonal else safe_cholesky(spread)
-    new_law = GaussianLaw(mean, factor, law.structure, law.prior)
+    new_law = GaussianLaw.of_moments(mean, spread, len(phi), law.structure, law.prior)
     if problem.residual.given:
         return new_law, new_beta, sigma
     left_over = shift - (slope @ centre[..., None]).squeeze(-1)

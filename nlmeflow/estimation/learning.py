@@ -87,8 +87,7 @@ def population(cloud: Cloud, law: Gaussian = CAREFUL) -> GaussianLaw:
     """Return the Gaussian law of a cloud by EM; kept off the boundary unless another is asked for."""
     phi = cloud.phi
     equal = phi.new_full(phi.shape[:2], 1 / phi.shape[1])
-    identity = torch.eye(cloud.dim, dtype=phi.dtype)
-    first = GaussianLaw(phi[0, 0], identity, law.covariance, law.prior).update(phi, equal)
+    first = GaussianLaw.of(phi, equal, law.covariance, law.prior)
     fitted, _ = climb(first, cloud, 200, tolerance=1e-4)
     assert isinstance(fitted, GaussianLaw)
     return fitted

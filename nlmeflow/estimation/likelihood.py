@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nlmeflow.estimation.em import State, evaluate
 from nlmeflow.estimation.laplace import modes
-from nlmeflow.estimation.particles import Proposal, adapted, draw
+from nlmeflow.estimation.particles import Expectation, Particles, Proposal, adapted, draw, expectation
 from nlmeflow.estimation.problem import Problem
 from nlmeflow.laws.discrete import DiscreteLaw
 from nlmeflow.laws.gaussian import GaussianLaw
@@ -62,12 +62,21 @@ def marginal(
             return result
 
 
-def on_support(problem: Problem, state: State) -> tuple[Tensor, Tensor, Tensor]:
-    """Return points (N, K, d), their posterior weights (N, K) and log p(y_i) (N,) of a discrete law."""
-    assert isinstance(state.law, DiscreteLaw)
-    phi = state.law.support.expand(len(problem), -1, -1)
-    joint = problem.log_likelihood(phi, state.beta, state.sigma) + state.law.weights.log()
-    return phi, joint.softmax(1), joint.logsumexp(1)
+def on_points(problem: Problem, state: State) -> tuple[Particles, Expectation]:
+    """Return the points of a discrete law as particles of every individual, and their posterior weights."""
+    law = state.law
+    assert isinstance(law, DiscreteLaw)
+    phi = law.support.expand(len(problem), -1, -1)
+    log_count = phi.new_full(phi.shape[:2], -math.log(phi.shape[1]))
+    particles = Particles(phi, log_count, problem.summary(phi, state.beta))
+    log_weights = law.weights.clamp_min(1e-300).log()
+    return particles, expectation(particles.log_ratio(problem, state.sigma), log_weights)
+
+
+def exact(problem: Problem, state: State) -> Marginal:
+    """Return log p(y_i) under a discrete law, a sum over its points."""
+    values = on_points(problem, state)[1].log_likelihood
+    return Marginal(values, torch.zeros_like(values))
 
 
 def population_gaussian(law: Law, seed: int = 0) -> GaussianLaw:
@@ -77,8 +86,7 @@ def population_gaussian(law: Law, seed: int = 0) -> GaussianLaw:
     if isinstance(law, DiscreteLaw):
         return law.moments
     drawn = law.sample(20_000, seed)
-    start = GaussianLaw(drawn[0], torch.eye(law.dim, dtype=drawn.dtype))
-    return start.update(drawn[None], drawn.new_full((1, len(drawn)), 1 / len(drawn)))
+    return GaussianLaw.of(drawn, drawn.new_full((len(drawn),), 1 / len(drawn)))
 
 
 def locate(problem: Problem, state: State, particles: int, random: torch.Generator) -> Proposal:

@@ -5,7 +5,6 @@ towards a point mass at phi is D(phi; G) = sum_i p(y_i | phi) / p_G(y_i) - N; G 
 only if D <= 0 everywhere, and L* - L(G) <= sup D (Lindsay 1983).
 """
 
-import math
 from dataclasses import replace
 from functools import singledispatch
 
@@ -19,11 +18,12 @@ from nlmeflow.estimation.em import Record, Result, Schedule, State, maximise
 from nlmeflow.estimation.estimators import Task, estimate, lesson, rough_mixture
 from nlmeflow.estimation.laplace import modes
 from nlmeflow.estimation.learning import Lesson, learn, population
-from nlmeflow.estimation.particles import Expectation, Particles, Proposal, expectation
+from nlmeflow.estimation.likelihood import on_points
+from nlmeflow.estimation.particles import Proposal
 from nlmeflow.estimation.problem import Problem
 from nlmeflow.estimation.weights import em_weights, solve_weights
 from nlmeflow.laws.discrete import NPAG, NPEM, NPML, Discrete, DiscreteLaw, NPonEBE, ParticleNPML
-from nlmeflow.laws.gaussian import moments
+from nlmeflow.laws.gaussian import median_sd, moments
 from nlmeflow.laws.law import Law, safe_cholesky
 from nlmeflow.seeds import derive
 
@@ -33,20 +33,12 @@ EM_STEPS = 30  # of the residual parameters in each
 DROPPED = 1e-5  # weight, as a share of the largest, under which a point is left out
 
 
-@learn.register(NPML)
-@learn.register(NPEM)
-@learn.register(NPAG)
-@learn.register(ParticleNPML)
-@learn.register(NPonEBE)
+@learn.register
 def _(law: Discrete, lesson: Lesson) -> Law:
     return place(law, lesson)
 
 
-@estimate.register(NPML)
-@estimate.register(NPEM)
-@estimate.register(NPAG)
-@estimate.register(ParticleNPML)
-@estimate.register(NPonEBE)
+@estimate.register
 def _(law: Discrete, task: Task) -> Result:
     """Place points, then sigma and beta by EM with the points as particles, and again until both rest."""
     return task.kept.once(law, lambda: _settled(law, task))
@@ -66,7 +58,7 @@ def _settled(law: Discrete, task: Task) -> Result:
         if gain < 1e-3:
             break
     state = replace(state, law=found)
-    particles, step = _on_points(problem, state)
+    particles, step = on_points(problem, state)
     centre, covariance = moments(particles.phi, step.weights)
     proposal = Proposal(centre, safe_cholesky(covariance), found, found.moments)
     return Result(state, particles, step, proposal, gain < 1e-3, trace)
@@ -74,23 +66,12 @@ def _settled(law: Discrete, task: Task) -> Result:
 
 def _residuals(problem: Problem, state: State) -> tuple[float, State, float]:
     """Return the log-likelihood, the state after EM of all but the points' places, and the gain."""
-    particles, step = _on_points(problem, state)
+    particles, step = on_points(problem, state)
     before = float(step.log_likelihood.sum())
     for _ in range(EM_STEPS):
         state = maximise(problem, state, particles, step, Schedule())
-        particles, step = _on_points(problem, state)
+        particles, step = on_points(problem, state)
     return before, state, float(step.log_likelihood.sum()) - before
-
-
-def _on_points(problem: Problem, state: State) -> tuple[Particles, Expectation]:
-    """Return the points of a discrete law as particles of every individual, and their weights."""
-    law = state.law
-    assert isinstance(law, DiscreteLaw)
-    phi = law.support.expand(len(problem), -1, -1)
-    log_count = phi.new_full(phi.shape[:2], -math.log(phi.shape[1]))
-    particles = Particles(phi, log_count, problem.summary(phi, state.beta))
-    log_weights = law.weights.clamp_min(1e-300).log()
-    return particles, expectation(particles.log_ratio(problem, state.sigma), log_weights)
 
 
 @singledispatch
@@ -112,17 +93,9 @@ def pruned(law: DiscreteLaw, dropped: float) -> DiscreteLaw:
     return DiscreteLaw(law.support[kept], weights / weights.sum())
 
 
-def log_likelihood(seen: Seen, law: DiscreteLaw) -> Tensor:
-    """Return log p_G(y_i), relative to the reference, (N,)."""
-    return (seen.log_psi(law.support) + law.weights.log()).logsumexp(1)
-
-
 def scale_of(cloud: Cloud) -> Tensor:
     """Return a length in each coordinate: the median conditional standard deviation."""
-    weights = cloud.weigh(population(cloud)).weights
-    mean = (weights[..., None] * cloud.phi).sum(1, keepdim=True)
-    spread = (weights[..., None] * (cloud.phi - mean).square()).sum(1)
-    return spread.sqrt().median(0).values
+    return median_sd(cloud.phi, cloud.weigh(population(cloud)).weights)
 
 
 @place.register
@@ -134,7 +107,7 @@ def _(law: NPML, lesson: Lesson, start: DiscreteLaw | None = None) -> DiscreteLa
     first = draws if start is None else torch.cat([start.support, draws])
     found = weighed(seen, first)
     for _ in range(ROUNDS):
-        log_marginal = log_likelihood(seen, found)
+        log_marginal = seen.score(found)
         candidates = torch.cat([found.support, draws])
         points, gains = peaks(seen.log_psi, log_marginal, candidates, scale)
         bound = float(gains.max())
@@ -156,7 +129,7 @@ def merged(seen: Seen, law: DiscreteLaw, scale: Tensor, distance: float = 0.02) 
     rows = [(law.weights[group], law.support[group]) for group in owner.values()]
     support = torch.stack([w @ x / w.sum() for w, x in rows])
     lighter = weighed(seen, support)
-    before, after = log_likelihood(seen, law).sum(), log_likelihood(seen, lighter).sum()
+    before, after = seen.score(law).sum(), seen.score(lighter).sum()
     return lighter if after > before - 1e-4 else law
 
 
@@ -194,7 +167,7 @@ def _(law: NPAG, lesson: Lesson, start: DiscreteLaw | None = None) -> DiscreteLa
         moved = found.support[:, None, None] + torch.stack([steps, -steps])
         moved = torch.minimum(torch.maximum(moved.flatten(0, 2), low), high)
         found = weighed(seen, torch.cat([found.support, moved]), dropped=1e-3)
-        new = float(log_likelihood(seen, found).sum())
+        new = float(seen.score(found).sum())
         lesson.report(f"npag: {len(found.weights)} points, reach {reach:.1g}")
         if new - value < 1e-2:
             reach /= 2
@@ -215,7 +188,7 @@ def _(law: ParticleNPML, lesson: Lesson, start: DiscreteLaw | None = None) -> Di
         weights = em_weights(seen.log_psi(support), weights, 5)
         keep = weights > DROPPED * weights.max()
         support, weights, rate = support[keep], weights[keep], rate[keep]
-        log_marginal = (seen.log_psi(support) + weights.log()).logsumexp(1)
+        log_marginal = seen.score(DiscreteLaw(support, weights))
         with torch.enable_grad():
             x = support.clone().requires_grad_(True)
             value = log_gradient(seen.log_psi, log_marginal, x)

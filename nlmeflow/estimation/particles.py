@@ -149,8 +149,7 @@ def envelope(law: Law, particles: Particles, step: Expectation) -> GaussianLaw:
     """Return a broad Gaussian: the population's mean, twice its standard deviations."""
     if isinstance(law, GaussianLaw):
         return law.inflated(2.0)
-    start = GaussianLaw(particles.phi[0, 0], torch.eye(law.dim, dtype=particles.phi.dtype))
-    return start.update(particles.phi, step.weights).inflated(2.0)
+    return GaussianLaw.of(particles.phi, step.weights).inflated(2.0)
 
 
 def posterior_draws(phi: Tensor, weights: Tensor, n: int, random: torch.Generator) -> Tensor:

@@ -15,16 +15,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from nlmeflow.errors import ModelError
+from nlmeflow.errors import ModelError, check_whole
 from nlmeflow.laws.gaussian import GaussianLaw
-from nlmeflow.laws.law import safe_cholesky
 from nlmeflow.laws.mixture import MixtureLaw
 from nlmeflow.seeds import Seed, generator
-
-
-def _check_tolerance(tolerance: float) -> None:
-    if not 0 < tolerance < math.inf:
-        raise ModelError(f"tolerance is positive, in nats; got {tolerance!r}.")
 
 
 @dataclass(frozen=True)
@@ -39,7 +33,8 @@ class NPML:
     tolerance: float = 0.01
 
     def __post_init__(self) -> None:
-        _check_tolerance(self.tolerance)
+        if not 0 < self.tolerance < math.inf:
+            raise ModelError(f"tolerance is positive, in nats; got {self.tolerance!r}.")
 
     @property
     def name(self) -> str:
@@ -58,9 +53,8 @@ class NPEM:
     iterations: int = 2000
 
     def __post_init__(self) -> None:
-        for name in ("grid", "iterations"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ModelError(f"{name} is a whole number from 1, got {getattr(self, name)!r}.")
+        check_whole("grid", self.grid, 1)
+        check_whole("iterations", self.iterations, 1)
 
     @property
     def name(self) -> str:
@@ -80,8 +74,7 @@ class NPAG:
     grid: int = 1024
 
     def __post_init__(self) -> None:
-        if not isinstance(self.grid, int) or self.grid < 1:
-            raise ModelError(f"grid is a whole number from 1, got {self.grid!r}.")
+        check_whole("grid", self.grid, 1)
 
     @property
     def name(self) -> str:
@@ -100,6 +93,10 @@ class ParticleNPML:
     particles: int = 400
     steps: int = 400
 
+    def __post_init__(self) -> None:
+        check_whole("particles", self.particles, 2)
+        check_whole("steps", self.steps, 1)
+
     @property
     def name(self) -> str:
         """The key of this law in tables."""
@@ -117,8 +114,7 @@ class NPonEBE:
     extended: int = 3
 
     def __post_init__(self) -> None:
-        if not isinstance(self.extended, int) or self.extended < 0:
-            raise ModelError(f"extended is a whole number from 0, got {self.extended!r}.")
+        check_whole("extended", self.extended, 0)
 
     @property
     def name(self) -> str:
@@ -164,10 +160,7 @@ class DiscreteLaw:
     @property
     def moments(self) -> GaussianLaw:
         """The Gaussian law of the same mean and covariance."""
-        mean = self.weights @ self.support
-        centred = self.support - mean
-        covariance = (self.weights[:, None] * centred).mT @ centred
-        return GaussianLaw(mean, safe_cholesky(covariance))
+        return GaussianLaw.of(self.support, self.weights)
 
     def frame(self, names: tuple[str, ...]) -> pd.DataFrame:
         """Return points and weights, the heaviest first; names of the coordinates."""

@@ -21,7 +21,7 @@ from zuko.flows.autoregressive import MaskedAutoregressiveTransform
 from zuko.flows.coupling import GeneralCouplingTransform
 from zuko.transforms import MonotonicAffineTransform, MonotonicRQSTransform
 
-from nlmeflow.errors import ModelError
+from nlmeflow.errors import ModelError, check_whole
 from nlmeflow.laws.gaussian import GaussianLaw
 from nlmeflow.laws.law import Law, check_phi
 from nlmeflow.laws.mixture import MixtureLaw
@@ -57,8 +57,7 @@ class Network:
             raise ModelError(f"kind is one of {', '.join(KINDS)}; got {self.kind!r}.")
         if self.layers is None:
             object.__setattr__(self, "layers", LAYERS[self.kind])
-        if not isinstance(self.layers, int) or self.layers < 1:
-            raise ModelError(f"layers is a whole number from 1, got {self.layers!r}.")
+        check_whole("layers", self.layers, 1)
         if not self.hidden or any(width < 1 for width in self.hidden):
             raise ModelError(f"hidden lists the widths of the layers, such as (32, 32); got {self.hidden!r}.")
 
@@ -153,8 +152,7 @@ class Flow:
     def __post_init__(self) -> None:
         if self.base not in ("gaussian", "mixture", None):
             raise ModelError(f"base is 'gaussian', 'mixture' or None, got {self.base!r}.")
-        if not isinstance(self.folds, int) or self.folds < 2:
-            raise ModelError(f"folds is a whole number from 2, got {self.folds!r}.")
+        check_whole("folds", self.folds, 2)
         if self.noise < 0 or (self.rate is not None and self.rate <= 0) or self.steps < 1:
             raise ModelError("noise is not negative, rate is positive, steps is at least 1.")
         for base in self.bases():

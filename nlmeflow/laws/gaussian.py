@@ -49,6 +49,28 @@ class GaussianLaw:
     structure: Covariance = "full"
     prior: float = 0.0
 
+    @classmethod
+    def of(
+        cls, phi: Tensor, weights: Tensor, structure: Covariance = "full", prior: float = 0.0
+    ) -> "GaussianLaw":
+        """Return the Gaussian of highest weighted log-density: phi (..., d), weights (...)."""
+        flat, weight = phi.reshape(-1, phi.shape[-1]), weights.reshape(-1)
+        total = float(weight.sum())
+        weight = weight / total
+        mean = weight @ flat
+        centred = flat - mean
+        return cls.of_moments(mean, (weight[:, None] * centred).mT @ centred, total, structure, prior)
+
+    @classmethod
+    def of_moments(
+        cls, mean: Tensor, covariance: Tensor, n: float, structure: Covariance, prior: float
+    ) -> "GaussianLaw":
+        """Return the law of the mean and covariance of n individuals; n / (n - 2 c) times with a prior c."""
+        covariance = covariance / max(1 - 2 * prior / n, 0.5)
+        diagonal = structure == "diagonal"
+        factor = covariance.diagonal().sqrt().diag() if diagonal else safe_cholesky(covariance)
+        return cls(mean, factor, structure, prior)
+
     @property
     def dim(self) -> int:
         return self.mean.shape[-1]
@@ -84,16 +106,8 @@ class GaussianLaw:
         return self.mean + noise @ self.factor.mT
 
     def update(self, phi: Tensor, weights: Tensor) -> "GaussianLaw":
-        """Return the exact maximiser: weighted mean and covariance, N / (N - 2 c) times with a prior."""
-        flat, weight = phi.reshape(-1, self.dim), weights.reshape(-1)
-        total = weight.sum()
-        weight = weight / total
-        mean = weight @ flat
-        centred = flat - mean
-        covariance = (weight[:, None] * centred).mT @ centred / (1 - 2 * self.prior / total).clamp_min(0.5)
-        diagonal = self.structure == "diagonal"
-        factor = covariance.diagonal().sqrt().diag() if diagonal else safe_cholesky(covariance)
-        return GaussianLaw(mean, factor, self.structure, self.prior)
+        """Return the exact maximiser."""
+        return GaussianLaw.of(phi, weights, self.structure, self.prior)
 
     def inflated(self, factor: float) -> "GaussianLaw":
         """Return the law with standard deviations multiplied by `factor`."""
@@ -110,3 +124,8 @@ def moments(phi: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     mean = (weights[..., None] * phi).sum(-2)
     centred = phi - mean[..., None, :]
     return mean, (weights[..., None] * centred).mT @ centred
+
+
+def median_sd(phi: Tensor, weights: Tensor) -> Tensor:
+    """Return the median over individuals of their weighted standard deviations, (d,)."""
+    return moments(phi, weights)[1].diagonal(dim1=-2, dim2=-1).sqrt().median(0).values

@@ -11,7 +11,7 @@ import torch
 from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
-from nlmeflow.errors import ModelError
+from nlmeflow.errors import ModelError, check_whole
 from nlmeflow.laws.gaussian import GaussianLaw
 from nlmeflow.laws.law import check_phi
 from nlmeflow.seeds import Seed, generator, integer
@@ -37,10 +37,9 @@ class Mixture:
     shrinkage: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("components", "max_components"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ModelError(f"{name} is a whole number from 1, got {value!r}.")
+        if self.components is not None:
+            check_whole("components", self.components, 1)
+        check_whole("max_components", self.max_components, 1)
         if not 0 < self.floor < 1:
             raise ModelError(f"floor lies between 0 and 1, got {self.floor!r}.")
         if self.shrinkage is not None and not 0 <= self.shrinkage < float("inf"):

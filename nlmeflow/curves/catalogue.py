@@ -16,7 +16,7 @@ LIBRARY: dict[str, Callable[..., Curve]] = {}
 
 
 def _listed(make: Callable[..., Curve]) -> Callable[..., Curve]:
-    """Add a curve to the library and note in it how it was made."""
+    """Add a curve to the catalogue and note in it how it was made."""
 
     @functools.wraps(make)
     def recorded(*args: Any, **kwargs: Any) -> Curve:

@@ -12,8 +12,24 @@ from nlmeflow.comparison import Comparison, compare
 from nlmeflow.curves import Curve, Parameter, Transform, bounded
 from nlmeflow.data import LongitudinalData
 from nlmeflow.errors import DataError, EstimationError, ModelError
+from nlmeflow.estimation.saem import SAEM
 from nlmeflow.fit import Fit, Model
-from nlmeflow.laws import NPAG, NPEM, NPML, Flow, Gaussian, Mixture, Network, NPonEBE, ParticleNPML
+from nlmeflow.laws import (
+    NPAG,
+    NPEM,
+    NPML,
+    SNP,
+    EBEDensity,
+    Flow,
+    Gaussian,
+    Mixture,
+    Network,
+    NPonEBE,
+    ParticleNPML,
+    SmoothNPMLE,
+    Transformed,
+    TwoStage,
+)
 from nlmeflow.residuals import Additive, Combined, LogAdditive, Proportional
 from nlmeflow.storage import load
 
@@ -23,11 +39,14 @@ __all__ = [
     "NPAG",
     "NPEM",
     "NPML",
+    "SAEM",
+    "SNP",
     "Additive",
     "Combined",
     "Comparison",
     "Curve",
     "DataError",
+    "EBEDensity",
     "EstimationError",
     "Fit",
     "Flow",
@@ -42,7 +61,10 @@ __all__ = [
     "Parameter",
     "ParticleNPML",
     "Proportional",
+    "SmoothNPMLE",
     "Transform",
+    "Transformed",
+    "TwoStage",
     "bounded",
     "compare",
     "curves",

@@ -1,7 +1,7 @@
 """What a person touches: a model, its fit to data, and what the fit can tell."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -19,7 +19,7 @@ from nlmeflow.estimation.certificate import Certificate, certify
 from nlmeflow.estimation.cloud import Seen
 from nlmeflow.estimation.em import Record, Result, State, evaluate
 from nlmeflow.estimation.estimators import Task, default_particles, estimate
-from nlmeflow.estimation.laplace import modes
+from nlmeflow.estimation.laplace import around
 from nlmeflow.estimation.likelihood import (
     LEAST_BATCHES,
     Marginal,
@@ -32,7 +32,7 @@ from nlmeflow.estimation.likelihood import (
 from nlmeflow.estimation.modes import conditional_modes
 from nlmeflow.estimation.particles import Proposal, draw, posterior_draws
 from nlmeflow.estimation.problem import Problem
-from nlmeflow.laws import DiscreteLaw, Gaussian, GaussianLaw, Law
+from nlmeflow.laws import DiscreteLaw, Gaussian, Law
 from nlmeflow.laws.gaussian import median_sd, moments
 from nlmeflow.residuals import Additive, Residual
 from nlmeflow.running import one_thread, show_progress
@@ -202,8 +202,7 @@ class Fit:
         cls, model: Model, data: LongitudinalData, law: Any, result: Result, seed: int, particles: int
     ) -> "Fit":
         """Return the fit that a result of the engine describes."""
-        columns = list(Record.__dataclass_fields__)
-        trace = pd.DataFrame([[getattr(r, c) for c in columns] for r in result.trace], columns=columns)
+        trace = pd.DataFrame([asdict(r) if isinstance(r, Record) else r for r in result.trace])
         state, proposal = result.state, result.proposal
         return cls(
             model,
@@ -382,14 +381,9 @@ class Fit:
 
     def _candidates(self, law: DiscreteLaw) -> tuple[Tensor, Tensor]:
         """Return where more points could be: around each individual's own data, and a length."""
-        wide = GaussianLaw(law.moments.mean, (25 * law.moments.sd).diag())
-        start = wide.mean.expand(len(self.data), -1).clone()
-        own = modes(self.model.problem(self.data), wide, self.beta, self.sigma, start, steps=20)
-        each = max(2, 4000 // len(self.data))
-        random = generator(derive(self.seed, 94))
-        noise = torch.randn(len(self.data), each, law.dim, generator=random, dtype=self.beta.dtype)
-        drawn = own.mode[:, None] + noise @ own.factor.mT
-        return torch.cat([law.support, drawn.flatten(0, 1)]), 0.1 * law.moments.sd
+        each, seed = max(2, 4000 // len(self.data)), derive(self.seed, 94)
+        own = around(self.model.problem(self.data), law.moments, self.beta, self.sigma, each, seed)
+        return torch.cat([law.support, own]), 0.1 * law.moments.sd
 
     def _modes(self) -> Tensor:
         phi, weights = self.conditional

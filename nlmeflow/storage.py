@@ -7,45 +7,27 @@ leaves what was there before.
 import json
 import os
 import tempfile
-from dataclasses import asdict
-from functools import singledispatch
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
+from nlmeflow import laws
 from nlmeflow.curves import LIBRARY, Curve, bounded
 from nlmeflow.data import LongitudinalData
+from nlmeflow.encoding import Tensors, decode, encode
 from nlmeflow.errors import DataError, ModelError
+from nlmeflow.estimation.saem import SAEM
 from nlmeflow.fit import Fit, Model
-from nlmeflow.laws import (
-    NPAG,
-    NPEM,
-    NPML,
-    DiscreteLaw,
-    Flow,
-    FlowLaw,
-    Gaussian,
-    GaussianLaw,
-    Law,
-    Mixture,
-    MixtureLaw,
-    Network,
-    NPonEBE,
-    ParticleNPML,
-    StackedLaw,
-)
 from nlmeflow.residuals import RESIDUALS
-from nlmeflow.seeds import generator
 
-FORMAT = 1
-SPECIFICATIONS: dict[str, Any] = {
-    kind.__name__: kind for kind in (Gaussian, Mixture, Flow, NPML, NPEM, NPAG, ParticleNPML, NPonEBE)
-}
-Tensors = dict[str, Tensor]
+FORMAT = 2
+NAMES = ("Gaussian", "Mixture", "Flow", "SNP", "Transformed", "SmoothNPMLE", "TwoStage", "EBEDensity")
+DISCRETE = ("NPML", "NPEM", "NPAG", "ParticleNPML", "NPonEBE")
+SPECIFICATIONS: dict[str, Any] = {"SAEM": SAEM} | {name: getattr(laws, name) for name in NAMES + DISCRETE}
 
 
 def save(fit: Fit, path: str | Path) -> None:
@@ -64,7 +46,7 @@ def save(fit: Fit, path: str | Path) -> None:
         "format": FORMAT,
         "model": _model_header(fit.model),
         "law": encode(fit.law, "law", tensors),
-        "specification": {"law": type(fit.specification).__name__, **asdict(fit.specification)},
+        "specification": _describe(fit.specification),
         "data": {
             "labels": [_plain(label) for label in fit.data.labels],
             "names": fit.data.names,
@@ -178,89 +160,18 @@ def _transform(name: str) -> Any:
     return name
 
 
+def _describe(specification: Any) -> dict[str, Any]:
+    """Return the type and the fields of a specification, which may hold another."""
+    values = {field.name: getattr(specification, field.name) for field in fields(specification)}
+    inner = {key: _describe(value) if is_dataclass(value) else value for key, value in values.items()}
+    return {"type": type(specification).__name__, **inner}
+
+
 def _read_specification(about: dict[str, Any]) -> Any:
-    about = dict(about)
-    kind = SPECIFICATIONS[about.pop("law")]
-    return kind(**{key: tuple(v) if isinstance(v, list) else v for key, v in about.items()})
+    def read(value: Any) -> Any:
+        if isinstance(value, dict):
+            return _read_specification(value)
+        return tuple(value) if isinstance(value, list) else value
 
-
-def _network(about: dict[str, Any]) -> Network:
-    return Network(about["kind"], about["layers"], tuple(about["hidden"]))
-
-
-@singledispatch
-def encode(law: Law, prefix: str, tensors: Tensors) -> dict[str, Any]:
-    """Put a law's tensors under `prefix` and return what JSON must say of it."""
-    raise ModelError(f"A {type(law).__name__} cannot be saved.")
-
-
-@encode.register
-def _(law: GaussianLaw, prefix: str, tensors: Tensors) -> dict[str, Any]:
-    tensors |= {f"{prefix}.mean": law.mean, f"{prefix}.factor": law.factor}
-    return {"kind": "gaussian", "structure": law.structure, "prior": law.prior}
-
-
-@encode.register
-def _(law: MixtureLaw, prefix: str, tensors: Tensors) -> dict[str, Any]:
-    for name in ("weights", "means", "factors", "floor"):
-        tensors[f"{prefix}.{name}"] = getattr(law, name)
-    return {"kind": "mixture", "shrinkage": law.shrinkage, "prior": law.prior}
-
-
-@encode.register
-def _(law: FlowLaw, prefix: str, tensors: Tensors) -> dict[str, Any]:
-    for name, weight in law.transport.named_parameters():
-        tensors[f"{prefix}.transport.{name}"] = weight
-    return {
-        "kind": "flow",
-        "network": asdict(law.network),
-        "gaussian": encode(law.gaussian, f"{prefix}.gaussian", tensors),
-        "base": encode(law.base, f"{prefix}.base", tensors),
-    }
-
-
-@encode.register
-def _(law: StackedLaw, prefix: str, tensors: Tensors) -> dict[str, Any]:
-    tensors[f"{prefix}.weights"] = law.weights
-    parts = [encode(part, f"{prefix}.{k}", tensors) for k, part in enumerate(law.laws)]
-    return {"kind": "stacked", "laws": parts}
-
-
-@encode.register
-def _(law: DiscreteLaw, prefix: str, tensors: Tensors) -> dict[str, Any]:
-    tensors |= {f"{prefix}.support": law.support, f"{prefix}.weights": law.weights}
-    return {"kind": "discrete"}
-
-
-def decode(about: dict[str, Any], prefix: str, tensors: Tensors) -> Law:
-    """Return the law that `encode` put away."""
-    kind = about["kind"]
-    if kind == "gaussian":
-        mean, factor = tensors[f"{prefix}.mean"], tensors[f"{prefix}.factor"]
-        return GaussianLaw(mean, factor, about["structure"], about.get("prior", 0.0))
-    if kind == "mixture":
-        weights, means, factors, floor = (
-            tensors[f"{prefix}.{name}"] for name in ("weights", "means", "factors", "floor")
-        )
-        return MixtureLaw(weights, means, factors, floor, about["shrinkage"], about.get("prior", 0.0))
-    if kind == "stacked":
-        laws = [decode(part, f"{prefix}.{k}", tensors) for k, part in enumerate(about["laws"])]
-        return StackedLaw(tuple(laws), tensors[f"{prefix}.weights"])
-    if kind == "discrete":
-        return DiscreteLaw(tensors[f"{prefix}.support"], tensors[f"{prefix}.weights"])
-    if kind == "flow":
-        return _decode_flow(about, prefix, tensors)
-    raise DataError(f"Unknown law '{kind}' in the file.")
-
-
-def _decode_flow(about: dict[str, Any], prefix: str, tensors: Tensors) -> FlowLaw:
-    gaussian = decode(about["gaussian"], f"{prefix}.gaussian", tensors)
-    base = decode(about["base"], f"{prefix}.base", tensors)
-    assert isinstance(gaussian, GaussianLaw)
-    assert isinstance(base, GaussianLaw | MixtureLaw)
-    network = _network(about["network"])
-    transport = network.build(gaussian.dim, generator(0))
-    start = f"{prefix}.transport."
-    weights = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
-    transport.load_state_dict(transport.state_dict() | weights)
-    return FlowLaw(gaussian, transport, base, network).frozen()
+    kind = SPECIFICATIONS[about["type"]]
+    return kind(**{key: read(value) for key, value in about.items() if key != "type"})

@@ -27,7 +27,7 @@ from nlmeflow.comparison import compare_task
 from nlmeflow.estimation.cloud import Cloud
 from nlmeflow.estimation.em import State
 from nlmeflow.estimation.estimators import lesson
-from nlmeflow.estimation.ladder import Candidate, candidates
+from nlmeflow.estimation.ladder import Candidate, Table, candidates
 from nlmeflow.estimation.learning import Lesson, learn, split
 from nlmeflow.estimation.likelihood import locate
 from nlmeflow.estimation.memory import Memory
@@ -88,30 +88,31 @@ def ablation(look: "Look", found: list[Candidate]) -> list[Row]:
     """Return KL and weight of each candidate alone, of the ladder without it, and of other weights."""
     log_truth = look.log_truth
     log_laws = torch.stack([look.log_prob(candidate.law) for candidate in found], 1)
-    scores = torch.stack([candidate.scores for candidate in found], 1)
+    scores, penalty = Table.of(found)
 
     def divergence(weights: Tensor, kept: list[int]) -> float:
         log_stack = (log_laws[:, kept] + weights.log()).logsumexp(1)
         return float((log_truth - log_stack).mean())
 
     everyone = list(range(len(found)))
-    weights = stacking_weights(scores)
+    weights = stacking_weights(scores, penalty)
     rows: list[Row] = []
     for k, candidate in enumerate(found):
         alone = {"kl": float((log_truth - log_laws[:, k]).mean()), "weight": float(weights[k])}
         rows.append({"law": f"flow: {candidate.name}", **alone})
         others = [j for j in everyone if j != k]
-        rest = divergence(stacking_weights(scores[:, others]), others)
+        rest = divergence(stacking_weights(scores[:, others], penalty[others]), others)
         rows.append({"law": f"without {candidate.name}", "kl": rest})
     size = len(found)
     best = torch.nn.functional.one_hot(scores.sum(0).argmax(), size).double()
     rules = {
         "equal weights": torch.full((size,), 1 / size, dtype=torch.float64),
         "the best alone": best.clamp_min(1e-300),
-        "stacking": stacking_weights(scores, strength=1e-3),
-        "pseudo-BMA": prior_weights(scores),
-        "pseudo-BMA, temperature 2": prior_weights(scores, temperature=2.0),
-        "pseudo-BMA, temperature 4": prior_weights(scores, temperature=4.0),
+        "stacking": stacking_weights(scores, penalty, strength=1e-3),
+        "no penalty": stacking_weights(scores),
+        "pseudo-BMA": prior_weights(scores, penalty),
+        "pseudo-BMA, temperature 1": prior_weights(scores, penalty, temperature=1.0),
+        "pseudo-BMA, temperature 4": prior_weights(scores, penalty, temperature=4.0),
     }
     return rows + [{"law": f"rule: {rule}", "kl": divergence(w, everyone)} for rule, w in rules.items()]
 

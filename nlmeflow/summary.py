@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from nlmeflow.estimation.likelihood import population_gaussian
-from nlmeflow.laws import GaussianLaw, MixtureLaw
+from nlmeflow.laws import GaussianLaw, KernelLaw, MixtureLaw, SNPLaw, TransformedLaw
 from nlmeflow.seeds import derive
 
 if TYPE_CHECKING:
@@ -56,13 +56,14 @@ class Summary:
 
 def _numbers(fit: "Fit") -> dict[str, str]:
     estimate = fit.log_likelihood()
+    kernels = isinstance(fit.law, KernelLaw)  # their places and width are chosen, not counted
     ess = 1 / fit.conditional[1].square().sum(1)
     numbers = {
         "law": type(fit.law).__name__,
         "individuals": f"{len(fit.data)} ({fit.data.n_observations} observations)",
         "log-likelihood": f"{estimate} (Monte-Carlo standard error)",
     }
-    if isinstance(fit.law, GaussianLaw | MixtureLaw):
+    if isinstance(fit.law, GaussianLaw | MixtureLaw | SNPLaw | TransformedLaw) and not kernels:
         k = fit.n_parameters
         numbers["free parameters"] = str(k)
         numbers["AIC"] = f"{2 * k - 2 * estimate.value:.2f}"

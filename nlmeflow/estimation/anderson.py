@@ -39,12 +39,13 @@ class Anderson:
             return after, [image for _, image in others]
         point = torch.cat([self._pack(before), *[x for x, _ in others]])
         image = torch.cat([self._pack(after), *[x for _, x in others]])
-        moved = self._next(point, image)
+        moved = self.step(point, image)
         sizes = [len(x) for x, _ in others]
         head, *rest = moved.split([len(moved) - sum(sizes), *sizes])
         return self._unpack(head, after), rest
 
-    def _next(self, point: Tensor, image: Tensor) -> Tensor:
+    def step(self, point: Tensor, image: Tensor) -> Tensor:
+        """Return the next point, extrapolated from (point, image) pairs of vectors."""
         self._points = [*self._points[-self.depth :], point]
         self._images = [*self._images[-self.depth :], image]
         if len(self._points) < 2:

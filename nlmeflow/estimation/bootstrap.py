@@ -13,13 +13,17 @@ from torch import Tensor
 
 from nlmeflow.errors import ModelError
 from nlmeflow.estimation.cloud import climb
-from nlmeflow.estimation.ladder import NEGLIGIBLE, average, candidates
+from nlmeflow.estimation.ladder import NEGLIGIBLE, Table, average, candidates
 from nlmeflow.estimation.learning import Lesson, learn
+from nlmeflow.estimation.relatives import refitted
 from nlmeflow.estimation.stacking import prior_weights, stacking_weights
 from nlmeflow.laws.flow import Flow
 from nlmeflow.laws.gaussian import Gaussian
+from nlmeflow.laws.kernels import SmoothNPMLE
 from nlmeflow.laws.law import Law
 from nlmeflow.laws.mixture import Mixture
+from nlmeflow.laws.snp import SNP
+from nlmeflow.laws.transformed import Transformed
 from nlmeflow.seeds import generator
 
 
@@ -52,17 +56,29 @@ def _climbed(law: Law, lesson: Lesson, share: Tensor) -> list[Law]:
 
 
 @refit.register
+def _(law: SNP | Transformed, lesson: Lesson, share: Tensor) -> list[Law]:
+    """Refit with the order that was chosen."""
+    return refitted(learn(law, lesson), lesson.cloud, share)
+
+
+@refit.register
+def _(law: SmoothNPMLE, lesson: Lesson, share: Tensor) -> list[Law]:
+    """Refit the weights of the kernels."""
+    return _climbed(learn(law, lesson), lesson, share)
+
+
+@refit.register
 def _(law: Flow, lesson: Lesson, share: Tensor) -> list[Law]:
     """Refit every law of the ladder that counts, and weigh them anew by the held-out scores."""
     found = candidates(law, lesson)
-    table = torch.stack([c.scores for c in found], 1)
-    weights = stacking_weights(table)
+    table, penalty = Table.of(found)
+    weights = stacking_weights(table, penalty)
     kept = [k for k in range(len(found)) if weights[k] > NEGLIGIBLE]
     refits = []
     for k in kept:
         lesson.report(f"bands: {found[k].name}")
         refits.append(found[k].refit(share))
     return [
-        average([laws[r] for laws in refits], prior_weights(row[:, None] * table[:, kept]))
+        average([laws[r] for laws in refits], prior_weights(row[:, None] * table[:, kept], penalty[kept]))
         for r, row in enumerate(share)
     ]

@@ -6,8 +6,9 @@ Particles are refreshed when the effective sample size falls, and convergence is
 ones: the gain in log-likelihood that an ascent on old particles still brings on new ones.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,7 +79,7 @@ class Result:
     expectation: Expectation
     proposal: Proposal
     converged: bool
-    trace: list[Record] = field(default_factory=list)
+    trace: Sequence[Record | dict[str, Any]] = ()
 
 
 def silent(_: str) -> None:
@@ -142,8 +143,10 @@ def _move(
     return state, particles, expectation(particles.log_ratio(problem, state.sigma), log_law)
 
 
-def _fixed_effects(problem: Problem, state: State, particles: Particles, step: Expectation) -> Tensor:
-    """Return beta after one Gauss-Newton step on the weighted particles."""
+def fixed_effects_system(
+    problem: Problem, state: State, particles: Particles, step: Expectation
+) -> tuple[Tensor, Tensor]:
+    """Return curvature (p, p) and gradient (p,) of the weighted log-likelihood in beta, by Gauss-Newton."""
     size = len(problem.fixed)
     left, right = state.beta.new_zeros(size, size), state.beta.new_zeros(size)
     for rows in problem.chunks(particles.phi.shape[1] * (size + 1)):
@@ -156,7 +159,12 @@ def _fixed_effects(problem: Problem, state: State, particles: Particles, step: E
         weighted = (slope * step.weights[rows, :, None, None]).flatten(0, 2)
         left += weighted.mT @ slope.flatten(0, 2)
         right += weighted.mT @ residual
-    return state.beta + torch.linalg.solve(left, right)
+    return left, right
+
+
+def _fixed_effects(problem: Problem, state: State, particles: Particles, step: Expectation) -> Tensor:
+    """Return beta after one Gauss-Newton step on the weighted particles."""
+    return state.beta + torch.linalg.solve(*fixed_effects_system(problem, state, particles, step))
 
 
 def _accelerated(accelerator: Anderson, state: State, plain: State) -> State:

@@ -18,11 +18,15 @@ from nlmeflow.estimation.problem import Problem
 from nlmeflow.estimation.start import pooled_start
 from nlmeflow.laws.flow import Flow
 from nlmeflow.laws.gaussian import Gaussian, GaussianLaw
+from nlmeflow.laws.kernels import EBEDensity, SmoothNPMLE, TwoStage
 from nlmeflow.laws.law import Law
 from nlmeflow.laws.mixture import Mixture
+from nlmeflow.laws.snp import SNP
+from nlmeflow.laws.transformed import Transformed
 from nlmeflow.seeds import derive, generator
 
 CLOUD_DRAWS = 64
+Density = Mixture | Flow | SNP | Transformed | SmoothNPMLE | TwoStage | EBEDensity
 
 
 @dataclass
@@ -87,9 +91,8 @@ def _gaussian(law: Gaussian, task: Task, schedule: Schedule) -> Result:
     return em(problem, state, proposal, schedule, generator(derive(task.seed, 1)), task.report)
 
 
-@estimate.register(Mixture)
-@estimate.register(Flow)
-def _(law: Mixture | Flow, task: Task) -> Result:
+@estimate.register
+def _(law: Density, task: Task) -> Result:
     """Learn the law on the task's cloud; then sigma and beta on fresh particles."""
 
     def make() -> Result:

@@ -1,8 +1,9 @@
-"""The ladder: Gaussian, mixtures and flows on both, each scored on individuals held out, averaged."""
+"""The ladder: Gaussian, mixtures, flows on both, Box-Cox, SNP, scored on held-out individuals, averaged."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,30 +19,48 @@ from nlmeflow.estimation.learning import (
     score_held_out,
     without_folds,
 )
+from nlmeflow.estimation.relatives import refitted
 from nlmeflow.estimation.stacking import stacking_weights
 from nlmeflow.estimation.training import retrain, train
-from nlmeflow.laws.flow import Flow, Network
+from nlmeflow.laws.flow import Flow, Kind, Network
 from nlmeflow.laws.gaussian import Gaussian, GaussianLaw
 from nlmeflow.laws.law import Law
 from nlmeflow.laws.mixture import Mixture
+from nlmeflow.laws.snp import SNP
 from nlmeflow.laws.stacked import StackedLaw
+from nlmeflow.laws.transformed import Transformed
 from nlmeflow.seeds import derive
 
 Refit = Callable[[Tensor], Sequence[Law]]
 NEGLIGIBLE = 1e-3  # weight under which a law is left out
+PENALTIES: dict[Kind, float] = {"quadratic": 2.0, "spline": 4.0, "autoregressive": 4.0, "realnvp": 4.0}
 
 
 @dataclass(frozen=True)
 class Candidate:
     """A law of the ladder, the held-out scores (N,) of its fits without each fold, how to refit it.
 
-    refit(share) returns one law for each row of individual weights (R, N).
+    refit(share) returns one law for each row of individual weights (R, N). `penalty`: see `stacking`.
     """
 
     name: str
     law: Law
     scores: Tensor
     refit: Refit
+    penalty: float = 0.0
+
+
+class Table(NamedTuple):
+    """Held-out scores (N, K) and penalties (K,) of several candidates."""
+
+    scores: Tensor
+    penalty: Tensor
+
+    @classmethod
+    def of(cls, found: Sequence[Candidate]) -> "Table":
+        """Return the table of these candidates."""
+        scores = torch.stack([c.scores for c in found], 1)
+        return cls(scores, scores.new_tensor([c.penalty for c in found]))
 
 
 def candidates(law: Flow, lesson: Lesson) -> list[Candidate]:
@@ -70,8 +89,16 @@ def _candidates(law: Flow, lesson: Lesson) -> list[Candidate]:
             seed = derive(lesson.seed, 101, b, k)
             trained = train(network, law, cloud, gaussian, refits, fold, seed)
             retrained = partial(_retrained, network, law, cloud, gaussian, again, trained.steps, seed)
-            found.append(Candidate(name, StackedLaw.average(trained.laws), trained.scores, retrained))
-    return found
+            whole = StackedLaw.average(trained.laws)
+            found.append(Candidate(name, whole, trained.scores, retrained, PENALTIES[network.kind]))
+    return found + [_relative(spec, lesson, fold) for spec in law.relatives()]
+
+
+def _relative(law: SNP | Transformed, lesson: Lesson, fold: Tensor) -> Candidate:
+    lesson.report(f"flow: {law.name}")
+    whole = learn(law, lesson)
+    scores = score_held_out(lesson.cloud, without_folds(law, lesson, fold), fold)
+    return Candidate(law.name, whole, scores, partial(refitted, whole, lesson.cloud))
 
 
 def _redrawn(lesson: Lesson, fold: Tensor, stiffness: float, prior: float) -> tuple[Law, list[Law]]:
@@ -105,7 +132,7 @@ def _retrained(
 def _(law: Flow, lesson: Lesson) -> Law:
     """Return the average of the ladder."""
     found = candidates(law, lesson)
-    return average([c.law for c in found], stacking_weights(torch.stack([c.scores for c in found], 1)))
+    return average([c.law for c in found], stacking_weights(*Table.of(found)))
 
 
 @held_out.register
@@ -114,11 +141,10 @@ def _(law: Flow, lesson: Lesson, fold: Tensor) -> Tensor:
 
     Every law of the ladder was fitted, and its stopping step chosen, without the fold.
     """
-    found = candidates(law, lesson)
-    table = torch.stack([c.scores for c in found], 1)
+    table, penalty = Table.of(candidates(law, lesson))
     scores = torch.zeros(len(table), dtype=torch.float64)
     for inside, outside in rows(fold):
-        weights = stacking_weights(table[inside])
+        weights = stacking_weights(table[inside], penalty)
         scores[outside] = (table[outside] + weights.log()).logsumexp(1)
     return scores
 

@@ -15,6 +15,9 @@ from nlmeflow.errors import EstimationError
 from nlmeflow.estimation.problem import Problem
 from nlmeflow.laws.gaussian import Gaussian, GaussianLaw
 from nlmeflow.laws.law import safe_cholesky
+from nlmeflow.seeds import Seed, generator
+
+ALONE = 25.0  # standard deviations of the Gaussian under which an individual stands alone
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ def gaussian_start(
     tolerance: float = 1e-3,
 ) -> GaussianStart:
     """Return the Gaussian fit of the linearised model, from pooled first values."""
-    law, beta, sigma = _first(problem, first, specification)
+    law, beta, sigma = first_gaussian(problem, first, specification)
     phi = law.mean.expand(len(problem), -1).clone()
     damping = phi.new_full((len(phi),), 1e-4)
     for iteration in range(max_iterations):
@@ -120,10 +123,10 @@ def gaussian_start(
     return GaussianStart(law, beta, sigma, modes(problem, law, beta, sigma, phi, steps=4))
 
 
-def _first(
+def first_gaussian(
     problem: Problem, first: dict[str, float], specification: Gaussian
 ) -> tuple[GaussianLaw, Tensor, Tensor]:
-    """Return a first Gaussian: each spread is what would move the predictions by one residual."""
+    """Return a first Gaussian, beta and sigma: spreads are what moves predictions by one residual."""
     mean = torch.tensor([first[name] for name in problem.random], dtype=torch.float64)
     beta = torch.tensor([first[name] for name in problem.fixed], dtype=torch.float64)
     prediction, slopes = problem.jacobian(mean.expand(len(problem), -1), beta)
@@ -192,3 +195,20 @@ def _check(problem: Problem, law: GaussianLaw, beta: Tensor, sigma: Tensor) -> N
                 f"Parameter '{name}' became {value} while looking for a start; give first values "
                 "with fit(..., start={...})."
             )
+
+
+def alone(problem: Problem, law: GaussianLaw, beta: Tensor, sigma: Tensor) -> Laplace:
+    """Return modes under the Gaussian with 25 times its standard deviations: each individual alone.
+
+    A Gaussian so wide only holds what the individual's own data leave free.
+    """
+    wide = GaussianLaw(law.mean, (ALONE * law.sd).diag())
+    start = law.mean.expand(len(problem), -1).clone()
+    return modes(problem, wide, beta, sigma, start, steps=20)
+
+
+def around(problem: Problem, law: GaussianLaw, beta: Tensor, sigma: Tensor, n: int, seed: Seed) -> Tensor:
+    """Return n points for each individual, spread as its own data allow, (N n, d)."""
+    own = alone(problem, law, beta, sigma)
+    noise = torch.randn(len(problem), n, law.dim, generator=generator(seed), dtype=beta.dtype)
+    return (own.mode[:, None] + noise @ own.factor.mT).flatten(0, 1)

@@ -6,6 +6,9 @@ plain average ignores them. Pseudo-BMA with the Bayesian bootstrap (Yao, Vehtari
 Bayesian Analysis 2018) lies between: each law gets the probability that it is the best, and laws
 that cannot be told apart share. Here it is the prior of stacking: with N far above the prior's
 strength the weights are those of stacking.
+
+Held-out scores of many laws are noisy, and the more a law can bend, the more often it is ahead by
+chance. A penalty, in nats, is what it has to be ahead by before it is believed as much as the others.
 """
 
 import torch
@@ -14,30 +17,36 @@ from torch import Tensor
 from nlmeflow.seeds import generator
 
 STRENGTH = 100.0  # individuals' worth of belief in the prior weights
-TEMPERATURE = 1.0  # by which differences of held-out log-likelihood are divided
+TEMPERATURE = 2.0  # by which differences of held-out log-likelihood are divided
 BOOTSTRAPS = 500
 
 
-def prior_weights(scores: Tensor, temperature: float = TEMPERATURE) -> Tensor:
-    """Return pseudo-BMA weights (K,) of held-out scores (N, K): E softmax(sum_i e_i s_ik / temperature).
+def prior_weights(scores: Tensor, penalty: Tensor | None = None, temperature: float = TEMPERATURE) -> Tensor:
+    """Return pseudo-BMA weights (K,) of held-out scores (N, K): E softmax[(sum_i e_i s_ik - c_k) / T].
 
-    The expectation is over Dirichlet weights e of the individuals (summing to N).
+    The expectation is over Dirichlet weights e of the individuals (summing to N); c (K,) is the penalty,
+    T the temperature.
     """
+    cost = scores.new_zeros(scores.shape[1]) if penalty is None else penalty
     random = generator(0)
     exponential = -torch.rand(BOOTSTRAPS, len(scores), generator=random, dtype=scores.dtype).log()
     share = exponential / exponential.mean(1, keepdim=True)
-    return (share @ scores / temperature).softmax(1).mean(0)
+    return ((share @ scores - cost) / temperature).softmax(1).mean(0)
 
 
 def stacking_weights(
-    scores: Tensor, strength: float = STRENGTH, temperature: float = TEMPERATURE, iterations: int = 300
+    scores: Tensor,
+    penalty: Tensor | None = None,
+    strength: float = STRENGTH,
+    temperature: float = TEMPERATURE,
+    iterations: int = 300,
 ) -> Tensor:
     """Return w (K,) that maximise sum_i log sum_k w_k exp(s_ik) + strength sum_k a_k log w_k.
 
     scores (N, K): held-out log-likelihood of each individual under each law; a: `prior_weights`.
     Concave, solved by EM.
     """
-    prior = strength * prior_weights(scores, temperature)
+    prior = strength * prior_weights(scores, penalty, temperature)
     weights = scores.new_full((scores.shape[1],), 1 / scores.shape[1])
     for _ in range(iterations):
         member = (scores + weights.log()).softmax(1)

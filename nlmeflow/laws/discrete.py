@@ -21,6 +21,11 @@ from nlmeflow.laws.mixture import MixtureLaw
 from nlmeflow.seeds import Seed, generator
 
 
+def _check_tolerance(tolerance: float | None) -> None:
+    if tolerance is not None and not 0 < tolerance < math.inf:
+        raise ModelError(f"tolerance is positive, in nats; got {tolerance!r}.")
+
+
 @dataclass(frozen=True)
 class NPML:
     """Specification: nonparametric maximum likelihood to a certified optimum.
@@ -33,8 +38,7 @@ class NPML:
     tolerance: float = 0.01
 
     def __post_init__(self) -> None:
-        if not 0 < self.tolerance < math.inf:
-            raise ModelError(f"tolerance is positive, in nats; got {self.tolerance!r}.")
+        _check_tolerance(self.tolerance)
 
     @property
     def name(self) -> str:
@@ -47,12 +51,16 @@ class NPEM:
     """Specification: EM of the weights of a fixed grid (Sobol points of a box).
 
     grid : number of points; iterations : of EM, at most. The box is that of NPAG.
+    tolerance : the grid gains points where D(phi; G) is highest, and EM goes on, until sup D is under
+        it; None for the grid alone, as published.
     """
 
     grid: int = 4096
     iterations: int = 2000
+    tolerance: float | None = 0.01
 
     def __post_init__(self) -> None:
+        _check_tolerance(self.tolerance)
         check_whole("grid", self.grid, 1)
         check_whole("iterations", self.iterations, 1)
 
@@ -69,11 +77,16 @@ class NPAG:
     From `grid` Sobol points in a box: solve the weights, drop points below a thousandth of the
     highest, let each of the others spawn two neighbours per coordinate at +-eps of the box's width;
     eps is halved from .2 to 1e-4 whenever the likelihood stands still.
+
+    tolerance : points where D(phi; G) is highest are added, and the grid adapts again, until sup D is
+        under it; None runs once, as published, and may end in a local optimum.
     """
 
     grid: int = 1024
+    tolerance: float | None = 0.01
 
     def __post_init__(self) -> None:
+        _check_tolerance(self.tolerance)
         check_whole("grid", self.grid, 1)
 
     @property
@@ -88,12 +101,17 @@ class ParticleNPML:
 
     Wasserstein-Fisher-Rao gradient flow (Yan, Wang, Rigollet, Annals of Statistics 2024): weights by
     EM steps, places along the gradient of D, scaled for each by the curvature of its individuals.
+
+    tolerance : particles are added where D(phi; G) is highest, and all move on, until sup D is under it;
+        None runs once.
     """
 
     particles: int = 400
-    steps: int = 400
+    steps: int = 200
+    tolerance: float | None = 0.01
 
     def __post_init__(self) -> None:
+        _check_tolerance(self.tolerance)
         check_whole("particles", self.particles, 2)
         check_whole("steps", self.steps, 1)
 

@@ -26,6 +26,8 @@ from nlmeflow.laws.gaussian import GaussianLaw
 from nlmeflow.laws.law import Law, check_phi
 from nlmeflow.laws.mixture import MixtureLaw
 from nlmeflow.laws.quadratic import Quadratic
+from nlmeflow.laws.snp import SNP
+from nlmeflow.laws.transformed import Transformed
 from nlmeflow.seeds import Seed, generator, integer
 
 Kind = Literal["realnvp", "autoregressive", "spline", "quadratic"]
@@ -133,6 +135,8 @@ class Flow:
     stiffness : the mixture that is a base has so many times the shrinkage of a mixture alone (see
         `Mixture`), because the flow bends what the base keeps simple.
     prior : of the covariances of all bases, which keeps them off their boundary (see `Gaussian`).
+    with_relatives : let a Box-Cox transformed Gaussian and an SNP law, smooth laws of few parameters, take
+        part; False averages flows and their bases only.
 
     The bases themselves are flows at the identity and always take part, and so does the mixture of
     usual shrinkage. All are averaged with weights by held-out log-likelihood.
@@ -148,6 +152,7 @@ class Flow:
     rate: float | None = None
     stiffness: float = 2.0
     prior: float = 1.0
+    with_relatives: bool = True
 
     def __post_init__(self) -> None:
         if self.base not in ("gaussian", "mixture", None):
@@ -174,6 +179,10 @@ class Flow:
     def bases(self) -> tuple[Base, ...]:
         """Return the bases to train on."""
         return ("gaussian", "mixture") if self.base is None else (self.base,)
+
+    def relatives(self) -> tuple[SNP | Transformed, ...]:
+        """Return the laws of few parameters that take part."""
+        return (Transformed(prior=self.prior), SNP(prior=self.prior)) if self.with_relatives else ()
 
     def learning_rate(self, network: Network) -> float:
         """Return Adam's learning rate for a network."""

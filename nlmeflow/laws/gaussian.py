@@ -13,6 +13,12 @@ from nlmeflow.seeds import Seed, generator
 Covariance = Literal["full", "diagonal"]
 
 
+def check_prior(prior: float) -> None:
+    """Raise ModelError unless the exponent of a prior is usable."""
+    if not 0 <= prior < 100:
+        raise ModelError(f"prior lies between 0 and 100, got {prior!r}.")
+
+
 @dataclass(frozen=True)
 class Gaussian:
     """Specification: a Gaussian law with `covariance` "full" (default) or "diagonal".
@@ -29,8 +35,7 @@ class Gaussian:
     prior: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.prior < 100:
-            raise ModelError(f"prior lies between 0 and 100, got {self.prior!r}.")
+        check_prior(self.prior)
         if self.covariance not in ("full", "diagonal"):
             raise ModelError(f"covariance is 'full' or 'diagonal', got {self.covariance!r}.")
 

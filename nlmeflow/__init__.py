@@ -7,10 +7,11 @@ model = nf.Model(nf.curves.logistic_senescence(), residual=nf.Additive())
 fit = model.fit(data, law=nf.Flow(), seed=1)
 """
 
-from nlmeflow import curves, datasets, laws, marginals, metrics, notebook, plots, scenarios
+from nlmeflow import curves, datasets, laws, linear_scenarios, marginals, metrics, notebook, plots, scenarios
 from nlmeflow.comparison import Comparison, compare
 from nlmeflow.curves import Curve, Parameter, Transform, bounded
 from nlmeflow.data import LongitudinalData
+from nlmeflow.deconvolution import Deconvolution, deconvolve
 from nlmeflow.errors import DataError, EstimationError, ModelError
 from nlmeflow.estimation.saem import SAEM
 from nlmeflow.fit import Fit, Model
@@ -46,6 +47,7 @@ __all__ = [
     "Comparison",
     "Curve",
     "DataError",
+    "Deconvolution",
     "EBEDensity",
     "EstimationError",
     "Fit",
@@ -69,7 +71,9 @@ __all__ = [
     "compare",
     "curves",
     "datasets",
+    "deconvolve",
     "laws",
+    "linear_scenarios",
     "load",
     "marginals",
     "metrics",

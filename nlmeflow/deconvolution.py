@@ -1,0 +1,226 @@
+"""Deconvolution in the linear mixed model: the density of intercepts or slopes without assuming its form.
+
+    Y_kj = alpha_k + beta_k t_j + e_kj,   Z_k = estimate of beta_k = beta_k + eta_k
+
+eta_k is an error whose characteristic function is known or can be estimated, so that the density is found
+in the Fourier domain (Comte and Samson, Journal of Nonparametric Statistics 2012):
+
+    f_m(x) = 1 / (2 pi) integral over |u| <= pi m of exp(-i u x) [mean_k exp(i u Z_k)] / eta*(u) du
+
+The cut-off m minimises the penalised contrast -|f_m|^2 + pen(m). Nothing Gaussian is assumed of the effects;
+only this model is linear. The penalty is the variance term of f_m,
+
+    pen(m) = [1 + (s pi m)^2] / (2 pi n) integral over |u| <= pi m of 1 / |eta*(u)|^2 du,   s = sd(eta),
+
+whose first factor Gaussian noise needs because the integral grows exponentially. It has the unit of the
+contrast whatever the unit of time.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from scipy.integrate import cumulative_trapezoid
+
+from nlmeflow.data import LongitudinalData
+from nlmeflow.errors import DataError, ModelError
+
+Effect = Literal["slope", "intercept"]
+Noise = Literal["gaussian", "unknown"]
+LARGEST = 9.0  # cut-off tried, in units of 1 / sd(Z)
+NODES = 541  # of the integral over u
+EVERY = 6  # a cut-off is tried at every so many nodes
+MARGIN = 1.0  # of the grid beyond the estimates, in units of sd(Z)
+
+
+@dataclass(frozen=True)
+class Deconvolution:
+    """An estimated density of one random effect.
+
+    grid, density : values of the density, its positive part renormalised to one.
+    cutoff : pi m, in 1 / unit of the effect; criterion : a frame of every cut-off tried.
+    estimates : Z_k; error_sd : standard deviation of eta (root mean square over individuals).
+    sigma : residual standard deviation, given or estimated.
+    """
+
+    grid: np.ndarray
+    density: np.ndarray
+    cutoff: float
+    criterion: pd.DataFrame
+    estimates: np.ndarray
+    error_sd: float
+    sigma: float
+
+    def pdf(self, x: np.ndarray) -> np.ndarray:
+        """Return the density at x, zero outside the grid."""
+        return np.interp(x, self.grid, self.density, left=0.0, right=0.0)
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Estimates Z (n,), their empirical characteristic function over eta's at u (nodes,), the sd of eta."""
+
+    z: np.ndarray
+    u: np.ndarray
+    numerator: np.ndarray
+    denominator: np.ndarray
+    error_sd: float
+    sigma: float
+
+
+def deconvolve(
+    data: LongitudinalData,
+    effect: Effect = "slope",
+    sigma: float | None = None,
+    noise: Noise = "gaussian",
+    cutoff: float | None = None,
+    points: int = 512,
+) -> Deconvolution:
+    """Estimate the density of intercepts or slopes of a linear mixed model.
+
+    effect : "slope" or "intercept" (at time zero).
+    sigma : residual standard deviation; estimated when None, from second differences when all
+        individuals share equally spaced times, from the residuals of each individual's line otherwise.
+    noise : "gaussian" errors of known form, or "unknown" (symmetric): then slopes are means of pair slopes,
+        and the characteristic function of their error is estimated from differences of pairs. This needs
+        at least four equally spaced times shared by all; slopes only.
+    cutoff : pi m; chosen by the penalised contrast when None.
+
+    Raises
+    ------
+    DataError : fewer than three observations of an individual, or times that the noise model cannot use.
+
+    """
+    if effect not in ("slope", "intercept"):
+        raise ModelError(f"effect is 'slope' or 'intercept', got {effect!r}.")
+    if noise not in ("gaussian", "unknown"):
+        raise ModelError(f"noise is 'gaussian' or 'unknown', got {noise!r}.")
+    if sigma is not None and not 0 < sigma < np.inf:
+        raise ModelError(f"sigma is positive and finite, got {sigma!r}.")
+    seen = observe(data, effect, sigma, noise)
+    if cutoff is not None and not 0 < cutoff <= seen.u[-1]:
+        raise ModelError(f"cutoff lies between 0 and {LARGEST:g} / sd = {seen.u[-1]:.4g}, got {cutoff!r}.")
+    criterion = contrast(seen, cutoff)
+    chosen = criterion["criterion"].to_numpy().argmin()
+    margin = MARGIN * seen.z.std()
+    grid = np.linspace(seen.z.min() - margin, seen.z.max() + margin, points)
+    density = densities(seen, grid, criterion["cutoff"].to_numpy()[[chosen]])[0]
+    cut = float(criterion["cutoff"].iloc[chosen])
+    return Deconvolution(grid, density, cut, criterion, seen.z, seen.error_sd, seen.sigma)
+
+
+def observe(
+    data: LongitudinalData, effect: Effect = "slope", sigma: float | None = None, noise: Noise = "gaussian"
+) -> Observed:
+    """Return what `deconvolve` works on: estimates of the effects and the law of their errors."""
+    if noise == "gaussian":
+        return _lines(data, effect, sigma)
+    if effect == "intercept":
+        raise ModelError("With unknown noise only the density of slopes is estimated.")
+    return _pairs(data)
+
+
+def _lines(data: LongitudinalData, effect: Effect, sigma: float | None) -> Observed:
+    """Least-squares line of each individual; Gaussian errors."""
+    mask, time, response = (x.numpy() for x in (data.mask, data.time, data.response))
+    counts = mask.sum(1)
+    if counts.min() < 3:
+        raise DataError(
+            f"Individual {data.labels[int(counts.argmin())]} has {counts.min()} observations; a line and its "
+            "error need at least three."
+        )
+    t, y = np.where(mask, time, 0.0), np.where(mask, response, 0.0)
+    centre = t.sum(1) / counts
+    spread = (np.where(mask, time - centre[:, None], 0.0) ** 2).sum(1)
+    if spread.min() <= 0:
+        raise DataError(f"All times of individual {data.labels[int(spread.argmin())]} are the same.")
+    slope = (np.where(mask, time - centre[:, None], 0.0) * y).sum(1) / spread
+    intercept = y.sum(1) / counts - slope * centre
+    if sigma is None:
+        residual = np.where(mask, response - intercept[:, None] - slope[:, None] * time, 0.0)
+        sigma = _second_differences(data) or float(np.sqrt((residual**2).sum() / (counts - 2).sum()))
+    variance = sigma**2 * (1 / spread if effect == "slope" else 1 / counts + centre**2 / spread)
+    z = slope if effect == "slope" else intercept
+    u = _nodes(z)
+    values, count = np.unique(variance, return_counts=True)
+    denominator = np.exp(-0.5 * u[:, None] ** 2 * values) @ (count / count.sum())
+    return Observed(z, u, _empirical(z, u), denominator, float(np.sqrt(variance.mean())), sigma)
+
+
+def _second_differences(data: LongitudinalData) -> float | None:
+    """Return sigma from Y_(j+1) - 2 Y_j + Y_(j-1), variance 6 sigma^2, at equally spaced times; else None."""
+    if not _equally_spaced(data):
+        return None
+    second = np.diff(data.response.numpy(), n=2, axis=1)
+    return float(np.sqrt((second**2).mean() / 6))
+
+
+def _equally_spaced(data: LongitudinalData) -> bool:
+    time = data.time.numpy()
+    steps = np.diff(time, axis=1)
+    shared = bool(data.mask.all()) and np.allclose(time, time[0])
+    return shared and bool(np.allclose(steps, steps[0, 0]))
+
+
+def _pairs(data: LongitudinalData) -> Observed:
+    """Mean of pair slopes (Y_2p - Y_(2p-1)) / step; the noise's law from differences of two pairs.
+
+    With g the characteristic function of e_2 - e_1, that of the difference of two pairs is g^2, and that of
+    the error of the mean of P pair slopes is g(u / (P step))^P.
+    """
+    pairs = data.response.shape[1] // 2
+    if not _equally_spaced(data) or pairs < 2:
+        raise DataError(
+            "Unknown noise needs at least four equally spaced times, the same for all individuals and "
+            "without missing values; use noise='gaussian'."
+        )
+    step = float(data.time[0, 1] - data.time[0, 0])
+    response = data.response.numpy()[:, : 2 * pairs]
+    difference = response[:, 1::2] - response[:, ::2]
+    z = difference.mean(1) / step
+    u = _nodes(z)
+    between = np.diff(difference, axis=1)[:, ::2].ravel()  # disjoint pairs: independent
+    squared = _empirical(between, u / (pairs * step)).real
+    floor = len(between) ** -0.5
+    denominator = np.where(squared > floor, squared.clip(min=floor) ** (pairs / 2), np.inf)
+    variance = between.var() / 2 / pairs / step**2
+    sigma = float(np.sqrt(between.var() / 4))
+    return Observed(z, u, _empirical(z, u), denominator, float(np.sqrt(variance)), sigma)
+
+
+def _nodes(z: np.ndarray) -> np.ndarray:
+    return np.linspace(0, LARGEST / z.std(), NODES)
+
+
+def _empirical(z: np.ndarray, u: np.ndarray) -> np.ndarray:
+    return np.exp(1j * u[:, None] * z).mean(1)
+
+
+def contrast(seen: Observed, cutoff: float | None = None) -> pd.DataFrame:
+    """Return -|f_m|^2, the penalty and their sum for each cut-off tried, or for one.
+
+    |f_m|^2 = 1 / pi times the integral of |Z* / eta*|^2 over (0, pi m).
+    """
+    cutoffs = seen.u[EVERY::EVERY] if cutoff is None else np.array([cutoff])
+
+    def integral(values: np.ndarray) -> np.ndarray:
+        return np.interp(cutoffs, seen.u, cumulative_trapezoid(values, seen.u, initial=0))
+
+    value = -integral(np.abs(seen.numerator / seen.denominator) ** 2) / np.pi
+    variance = integral(1 / seen.denominator**2) / (np.pi * len(seen.z))
+    penalty = variance * (1 + (seen.error_sd * cutoffs) ** 2)
+    columns = {"cutoff": cutoffs, "contrast": value, "penalty": penalty}
+    return pd.DataFrame(columns).assign(criterion=value + penalty)
+
+
+def densities(seen: Observed, grid: np.ndarray, cutoffs: np.ndarray) -> np.ndarray:
+    """Return the positive part of f_m on a grid, renormalised, for each cut-off: (cut-offs, grid).
+
+    The integral over |u| <= pi m is twice the real part of that over (0, pi m).
+    """
+    waves = np.exp(-1j * seen.u[:, None] * grid) * (seen.numerator / seen.denominator)[:, None]
+    cumulated = cumulative_trapezoid(waves.real, seen.u, axis=0, initial=0) / np.pi
+    nearest = np.abs(seen.u[:, None] - cutoffs).argmin(0)
+    positive = cumulated[nearest].clip(min=0)
+    return positive / np.trapezoid(positive, grid, axis=1)[:, None]

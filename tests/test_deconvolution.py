@@ -1,0 +1,103 @@
+"""Deconvolution of random slopes: against a closed form, in other units, under noise of unknown law."""
+
+import numpy as np
+import pytest
+import torch
+
+import nlmeflow as nf
+from nlmeflow.deconvolution import densities, observe
+from nlmeflow.linear_scenarios import LAWS, load
+
+GRID = np.linspace(-6, 7, 300)
+
+
+def error(scenario, **options):
+    found = nf.deconvolve(scenario.data, **options)
+    return float(np.trapezoid((found.pdf(GRID) - scenario.truth.pdf(GRID)) ** 2, GRID))
+
+
+def lines(slopes, noise, times):
+    time = np.tile(times, (len(slopes), 1))
+    return nf.LongitudinalData.regular(
+        torch.from_numpy(time), torch.from_numpy(2.0 + slopes[:, None] * time + noise)
+    )
+
+
+def test_without_noise_it_is_the_sinc_kernel_density():
+    """Z* / 1 cut off at l is the mean of sin(l (x - Z)) / (pi (x - Z)), positive part renormalised."""
+    scenario = load("bimodal", 80, 6, 1e-9, 1)
+    seen = observe(scenario.data, sigma=1e-9)
+    cut = seen.u[180]
+    distance = GRID[:, None] - scenario.slopes
+    kernel = np.sinc(cut * distance / np.pi).mean(1) * cut / np.pi
+    positive = kernel.clip(min=0)
+    expected = positive / np.trapezoid(positive, GRID)
+    assert np.allclose(densities(seen, GRID, np.array([cut]))[0], expected, atol=2e-3)
+
+
+def test_other_units_change_nothing_but_the_units():
+    scenario = load("gamma", 200, 6, 0.3, 2)
+    data = scenario.data
+    slower = nf.LongitudinalData.regular(data.time * 24, data.response * 1000)
+    one, other = nf.deconvolve(data), nf.deconvolve(slower)
+    assert np.allclose(other.grid, one.grid * 1000 / 24)
+    assert np.allclose(other.density, one.density * 24 / 1000, rtol=1e-6)
+    assert other.sigma == pytest.approx(1000 * one.sigma)
+
+
+def test_sigma_from_second_differences_and_from_lines():
+    scenario = load("gaussian", 2000, 6, 0.4, 3)
+    assert nf.deconvolve(scenario.data).sigma == pytest.approx(0.4, rel=0.03)
+    uneven = lines(scenario.slopes, 0.4 * np.random.default_rng(1).standard_normal((2000, 4)), [0, 1, 2, 5])
+    found = nf.deconvolve(uneven)
+    assert found.sigma == pytest.approx(0.4, rel=0.03)
+    spread = np.square(np.array([0, 1, 2, 5]) - 2).sum()
+    assert found.error_sd == pytest.approx(found.sigma / np.sqrt(spread))
+    intercept = nf.deconvolve(uneven, "intercept")
+    assert intercept.error_sd == pytest.approx(found.sigma * np.sqrt(1 / 4 + 4 / spread))
+
+
+def test_unknown_noise_is_estimated():
+    """Laplace errors, characteristic function 1 / (1 + b^2 u^2): that of the mean pair slope's error."""
+    random, n = np.random.default_rng(4), 4000
+    slopes = LAWS["bimodal"].sample(n, random)
+    data = lines(slopes, random.laplace(scale=0.5, size=(n, 6)), np.arange(6.0))
+    seen = observe(data, noise="unknown")
+    low = seen.u < 2.5
+    expected = (1 + (0.5 * seen.u[low] / 3) ** 2) ** -6.0
+    assert np.allclose(seen.denominator[low], expected, atol=0.02)
+    found = nf.deconvolve(data, noise="unknown")
+    assert np.trapezoid((found.pdf(GRID) - LAWS["bimodal"].pdf(GRID)) ** 2, GRID) < 0.01
+
+
+def test_error_falls_with_individuals_and_rises_with_noise():
+    def mean(n, sigma):
+        return np.mean([error(load("gaussian", n, 6, sigma, seed)) for seed in range(12)])
+
+    assert mean(800, 0.3) < mean(100, 0.3) < mean(100, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"effect": "rate"}, "effect is 'slope' or 'intercept', got 'rate'"),
+        ({"noise": "laplace"}, "noise is 'gaussian' or 'unknown', got 'laplace'"),
+        ({"noise": "unknown", "effect": "intercept"}, "only the density of slopes"),
+        ({"sigma": -1}, "sigma is positive"),
+        ({"cutoff": 1e6}, "cutoff lies between 0 and"),
+    ],
+)
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(nf.ModelError, match=message):
+        nf.deconvolve(load("gaussian", 20).data, **options)
+
+
+def test_designs_that_say_too_little_are_refused():
+    two = lines(np.ones(5), np.zeros((5, 2)), [0.0, 1.0])
+    with pytest.raises(nf.DataError, match="has 2 observations; a line and its error need at least three"):
+        nf.deconvolve(two)
+    uneven = lines(np.ones(5), np.zeros((5, 4)), [0.0, 1.0, 2.0, 5.0])
+    with pytest.raises(nf.DataError, match="four equally spaced times"):
+        nf.deconvolve(uneven, noise="unknown")
+    with pytest.raises(nf.ModelError, match="No scenario 'cauchy'"):
+        load("cauchy")

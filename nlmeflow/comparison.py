@@ -14,7 +14,7 @@ from nlmeflow.estimation.estimators import Task, lesson
 from nlmeflow.estimation.learning import held_out
 from nlmeflow.estimation.stacking import stacking_weights
 from nlmeflow.fit import Fit, Model
-from nlmeflow.laws import StackedLaw
+from nlmeflow.laws import DiscreteLaw, StackedLaw
 from nlmeflow.running import one_thread, show_progress
 from nlmeflow.seeds import derive
 
@@ -28,7 +28,8 @@ class Comparison:
         without the individual's fold, up to a constant of the individual that is the same for all
         laws (sigma and the fixed effects are those of the mixture fit).
     groups : what each individual was held out with.
-    stacked : the law with the weights that predict held-out individuals best.
+    stacked : the average of the laws by how well they predict held-out individuals; laws made of
+        points have no density and take no part.
     weights : these weights, by name.
     """
 
@@ -98,9 +99,14 @@ def compare_task(
             with show_progress(law, progress) as task.report:
                 columns.append(held_out(law, lesson(task), task.fold))
         scores = torch.stack(columns, 1)
-        weights = stacking_weights(scores)
+        smooth = [k for k, fit in enumerate(fits.values()) if not isinstance(fit.law, DiscreteLaw)]
+        if not smooth:
+            raise ModelError("Points have no density to average; add a law such as nf.Gaussian().")
+        weights = scores.new_zeros(len(named))
+        weights[smooth] = stacking_weights(scores[:, smooth])
     frame = pd.DataFrame(scores.numpy(), index=pd.Index(task.problem.data.labels), columns=list(named))
-    stacked = StackedLaw(tuple(fit.law for fit in fits.values()), weights)
+    densities = tuple(fit.law for fit in fits.values() if not isinstance(fit.law, DiscreteLaw))
+    stacked = StackedLaw(densities, weights[smooth])
     shares = dict(zip(named, weights.tolist(), strict=True))
     return Comparison(fits, frame, pd.Series(list(labels), index=frame.index), stacked, shares)
 

@@ -15,6 +15,8 @@ from nlmeflow.laws import Law
 from nlmeflow.marginals import marginal_density, span
 
 PALETTE = {"gaussian": "#8a8a8a", "mixture": "#d1812b", "flow": "#1f6f8b", "truth": "#222222"}
+PALETTE |= {"snp": "#4c9f70", "smooth npmle": "#a04668", "box-cox": "#6b5ca5", "saem": "#b04a3a"}
+PALETTE |= {"npml": "#b5a642", "two-stage": "#c77ca8", "ebe density": "#7a9ad1"}
 MASSES = (0.95, 0.8, 0.5, 0.2)  # of the regions of highest density that contours enclose
 
 
@@ -167,10 +169,41 @@ def _mean_curve(fit: Fit, phi: Tensor, weights: Tensor, times: np.ndarray) -> np
     return (heavy.values @ curves / heavy.values.sum()).numpy()
 
 
+def saem_paths(fit: Fit, exact: Mapping[str, float] | None = None) -> Figure:
+    """Draw the path of each parameter over the iterations of SAEM, on the unconstrained scale.
+
+    exact : values to compare with, by column of `fit.trace`, drawn as dashed lines. The steps fall from
+    the dotted line on.
+    """
+    trace = fit.trace
+    if "iteration" not in trace:
+        raise ValueError("This fit was not made by nf.SAEM; plots.convergence shows it.")
+    names = [name for name in trace.columns if name not in ("iteration", "step", "acceptance")]
+    across = min(4, len(names))
+    down = -(-len(names) // across)
+    figure, panels = plt.subplots(
+        down, across, figsize=(2.6 * across, 2.0 * down), sharex=True, squeeze=False
+    )
+    falls = trace["iteration"][trace["step"] < 1].min()
+    for panel, name in zip(panels.flat, names, strict=False):
+        panel.plot(trace["iteration"], trace[name], lw=0.9, color=colour("saem"))
+        panel.axvline(falls, color="#555555", lw=0.8, ls=":")
+        if exact and name in exact:
+            panel.axhline(exact[name], color="#222222", lw=1.0, ls="--")
+        panel.set_title(name, fontsize=10)
+    for panel in panels.flat[len(names) :]:
+        panel.set_visible(False)
+    for panel in panels[-1]:
+        panel.set_xlabel("iteration")
+    return figure
+
+
 def convergence(fit: Fit, ax: Axes | None = None) -> Axes:
     """Draw the log-likelihood on fresh particles at each refresh, with its Monte-Carlo error."""
-    ax = plt.gca() if ax is None else ax
     trace = fit.trace
+    if "log_likelihood" not in trace:
+        raise ValueError("SAEM does not compute the likelihood as it goes; plots.saem_paths shows its paths.")
+    ax = plt.gca() if ax is None else ax
     ax.errorbar(
         range(1, len(trace) + 1),
         trace["log_likelihood"],

@@ -32,9 +32,25 @@ from nlmeflow.estimation.learning import Lesson, learn, split
 from nlmeflow.estimation.likelihood import locate
 from nlmeflow.estimation.memory import Memory
 from nlmeflow.estimation.particles import draw, expectation
+from nlmeflow.estimation.saem import SAEM
 from nlmeflow.estimation.stacking import prior_weights, stacking_weights
 from nlmeflow.fit import Fit
-from nlmeflow.laws import Flow, Gaussian, Law, Mixture, StackedLaw
+from nlmeflow.laws import (
+    NPAG,
+    NPML,
+    SNP,
+    DiscreteLaw,
+    EBEDensity,
+    Flow,
+    Gaussian,
+    Law,
+    Mixture,
+    NPonEBE,
+    SmoothNPMLE,
+    StackedLaw,
+    Transformed,
+    TwoStage,
+)
 from nlmeflow.notebook import DATA, versions
 from nlmeflow.running import one_thread
 from nlmeflow.scenarios import Scenario, Truth
@@ -42,15 +58,20 @@ from nlmeflow.seeds import derive, generator
 
 FOLDS = 5
 LAWS: tuple[Any, ...] = (Gaussian(), Mixture(), Flow())
+RELATIVES: tuple[Any, ...] = (
+    *(Gaussian(), Transformed(), Transformed("heavy tails"), SNP(), Mixture(), SmoothNPMLE()),
+    *(TwoStage(), EBEDensity(), NPML(), NPAG(), NPonEBE(), SAEM(), Flow()),
+)
 KEY = ["scenario", "design", "n", "replicate"]
 Job = tuple[str, str, int, int]
 Row = dict[str, Any]
 
 
-def measure(job: Job, fit_seed: int = 0) -> list[Row]:
-    """Fit and compare all laws on one replicate; return one row per law, candidate and rule.
+def measure(job: Job, fit_seed: int = 0, specifications: Sequence[Any] = LAWS) -> list[Row]:
+    """Fit and compare laws on one replicate; return one row per law, candidate and rule.
 
     The data depend on the job alone; another `fit_seed` fits the same data with other random numbers.
+    Laws made of points are measured by their smoothed densities.
 
     gaussian, mixture, flow: the fits. stacked: their average, by `nf.compare`. oracle: the flow learned
     from the true phi. "flow: ..." are the ladder's candidates alone, "without ..." the ladder without
@@ -62,9 +83,9 @@ def measure(job: Job, fit_seed: int = 0) -> list[Row]:
     task = scenario.model.task(scenario.data, seed=seed)
     task.fold = split(n, FOLDS, derive(seed, 201))
     begun = process_time()
-    comparison = compare_task(scenario.model, task, LAWS, scenario.data.labels, progress=False)
+    comparison = compare_task(scenario.model, task, specifications, scenario.data.labels, progress=False)
     seconds = process_time() - begun
-    laws = {name: fit.law for name, fit in comparison.fits.items()}
+    laws: dict[str, Law] = {name: _density(fit.law) for name, fit in comparison.fits.items()}
     laws |= {"stacked": comparison.stacked, "oracle": oracle(scenario.phi, seed)}
     with one_thread(), torch.no_grad():
         look = Look.at(scenario.law)
@@ -75,6 +96,10 @@ def measure(job: Job, fit_seed: int = 0) -> list[Row]:
             measured[name] |= {**_errors(scenario, fit), "converged": fit.converged}
         rows = [*measured.values(), *ablation(look, candidates(Flow(), lesson(task)))]
     return [{**dict(zip(KEY, job, strict=True)), **row} for row in rows]
+
+
+def _density(law: Law) -> Law:
+    return law.smoothed() if isinstance(law, DiscreteLaw) else law
 
 
 def oracle(phi: Tensor, seed: int) -> Law:
@@ -211,7 +236,9 @@ def _errors(scenario: Scenario, fit: Fit) -> dict[str, float]:
     return {"relative error sigma": sigma, **fixed}
 
 
-def run(jobs: Sequence[Job], path: Path, processes: int, fit_seed: int = 0) -> pd.DataFrame:
+def run(
+    jobs: Sequence[Job], path: Path, processes: int, fit_seed: int = 0, laws: Sequence[Any] = LAWS
+) -> pd.DataFrame:
     """Run the jobs that the file does not have yet; return all its rows."""
     path.parent.mkdir(parents=True, exist_ok=True)
     done = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=[*KEY, "law"])
@@ -221,7 +248,7 @@ def run(jobs: Sequence[Job], path: Path, processes: int, fit_seed: int = 0) -> p
     with ProcessPoolExecutor(
         processes, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
     ) as pool:
-        waiting = [pool.submit(measure, job, fit_seed) for job in missing]
+        waiting = [pool.submit(measure, job, fit_seed, laws) for job in missing]
         for finished in tqdm(as_completed(waiting), total=len(waiting), unit="replicate"):
             done = pd.concat([done, pd.DataFrame(finished.result())], ignore_index=True)
             partial = path.with_suffix(".partial")
@@ -265,6 +292,9 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=max(1, (os.cpu_count() or 2)))
     parser.add_argument("--fit-seed", type=int, default=0, help="same data, other random numbers of fits")
     parser.add_argument("--out", type=Path, default=Path("build/study/core.csv"))
+    parser.add_argument(
+        "--relatives", action="store_true", help="all estimators instead of Gaussian, mixture and flow"
+    )
     options = parser.parse_args()
     jobs = [
         (name, design, n, replicate)
@@ -273,10 +303,11 @@ def main() -> None:
         for design in options.designs
         for n in options.n
     ]
+    laws = RELATIVES if options.relatives else LAWS
     about = {"command": vars(options), "versions": versions()}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.with_suffix(".json").write_text(json.dumps(about, indent=2, default=str) + "\n")
-    report(run(jobs, options.out, options.processes, options.fit_seed))
+    report(run(jobs, options.out, options.processes, options.fit_seed, laws))
 
 
 def report(rows: pd.DataFrame) -> None:

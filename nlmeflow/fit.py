@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from nlmeflow.bands import Bands
+from nlmeflow.covariates import Effect, Terms, check_term, effects_of, read_terms
 from nlmeflow.curves import Curve
 from nlmeflow.data import LongitudinalData
 from nlmeflow.errors import ModelError
@@ -57,11 +58,15 @@ class Model:
     curve : the structural model f.
     residual : the error model.
     fixed : names of parameters shared by all individuals (without variability).
+    covariates : by parameter, what moves its location on the unconstrained scale: a formula such as
+        "log(weight / 70) + sex", or a list of terms. A category has one effect for each level but the first
+        (in alphabetical order).
     """
 
     curve: Curve
     residual: Residual = field(default_factory=Additive)
     fixed: Sequence[str] = ()
+    covariates: Mapping[str, Terms] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.curve, Curve):
@@ -72,15 +77,23 @@ class Model:
         object.__setattr__(self, "fixed", names)
         for name in names:
             self.curve[name]
+        terms = {name: read_terms(some) for name, some in dict(self.covariates).items()}
+        object.__setattr__(self, "covariates", terms)
+        for name, some in terms.items():
+            self.curve[name]
+            for term in some:
+                check_term(term)
 
     @property
     def random(self) -> tuple[str, ...]:
         """The parameters that vary between individuals, in the order of phi."""
         return tuple(name for name in self.curve.names if name not in self.fixed)
 
-    def problem(self, data: LongitudinalData) -> Problem:
-        """Return the estimation problem for a data set, checked."""
-        return Problem.build(data, self.curve, self.residual, self.fixed)
+    def problem(self, data: LongitudinalData, effects: Sequence[Effect] | None = None) -> Problem:
+        """Return the estimation problem for a data set, checked; with the effects of a fit when given."""
+        if effects is None:
+            effects = effects_of(self.covariates, data.covariates)
+        return Problem.build(data, self.curve, self.residual, self.fixed, effects)
 
     def task(
         self,
@@ -145,7 +158,7 @@ class Model:
     def fit_task(self, task: Task, law: Any, progress: bool | None = None) -> "Fit":
         """Fit a law to a task made by `task`; what earlier laws of the task computed is used."""
         with one_thread(), show_progress(law, progress) as task.report, torch.no_grad():
-            return Fit.of(self, task.problem.data, law, estimate(law, task), task.seed, task.particles)
+            return Fit.of(self, law, estimate(law, task), task)
 
     def simulate(
         self,
@@ -196,27 +209,27 @@ class Fit:
     particles: int
     converged: bool
     trace: pd.DataFrame
+    effects: tuple[Effect, ...] = ()
 
     @classmethod
-    def of(
-        cls, model: Model, data: LongitudinalData, law: Any, result: Result, seed: int, particles: int
-    ) -> "Fit":
+    def of(cls, model: Model, law: Any, result: Result, task: Task) -> "Fit":
         """Return the fit that a result of the engine describes."""
         trace = pd.DataFrame([asdict(r) if isinstance(r, Record) else r for r in result.trace])
         state, proposal = result.state, result.proposal
         return cls(
             model,
-            data,
+            task.problem.data,
             law,
             state.law,
             state.beta,
             state.sigma,
             proposal.centre,
             proposal.factor,
-            seed,
-            particles,
+            task.seed,
+            task.particles,
             result.converged,
             trace,
+            task.problem.effects,
         )
 
     @property
@@ -227,8 +240,19 @@ class Fit:
     @property
     def fixed(self) -> dict[str, float]:
         """Natural values of the parameters without variability."""
-        natural = self.model.curve.natural(self.beta, tuple(self.model.fixed))
+        kept = self.problem().fixed
+        natural = self.model.curve.natural(self.beta[: len(kept)], kept)
         return {name: float(value) for name, value in natural.items()}
+
+    @property
+    def covariate_effects(self) -> dict[str, float]:
+        """Coefficients of the covariates by name, on the unconstrained scale of their parameter."""
+        values = self.beta[len(self.model.fixed) :].tolist()
+        return {effect.name: value for effect, value in zip(self.effects, values, strict=True)}
+
+    def problem(self, data: LongitudinalData | None = None) -> Problem:
+        """Return the estimation problem of the data fitted, or of other data."""
+        return self.model.problem(self.data if data is None else data, self.effects)
 
     @property
     def residual(self) -> dict[str, float]:
@@ -250,13 +274,27 @@ class Fit:
     def marginal(self) -> Marginal:
         """Log p(y_i) of the individuals fitted, with Monte-Carlo errors."""
         with one_thread(), torch.no_grad():
-            return self._marginal(self.model.problem(self.data), lambda _: self._proposal())
+            return self._marginal(self.problem(), lambda _: self._proposal())
+
+    @property
+    def conditional(self) -> tuple[Tensor, Tensor]:
+        """Particles phi (N, M, d) of each individual given its data, and their weights (N, M)."""
+        phi, weights = self.latent
+        return phi + self.shift[:, None], weights
+
+    @property
+    def shift(self) -> Tensor:
+        """What the covariates add to each individual's parameters, X gamma, (N, d)."""
+        return self.problem().shift(self.beta)
 
     @cached_property
-    def conditional(self) -> tuple[Tensor, Tensor]:
-        """Particles (N, M, d) of each individual given its data, and their weights (N, M)."""
+    def latent(self) -> tuple[Tensor, Tensor]:
+        """Particles without what the covariates add, eta = phi - X gamma (N, M, d), and their weights.
+
+        The population law is the law of eta.
+        """
         with one_thread(), torch.no_grad():
-            problem = self.model.problem(self.data)
+            problem = self.problem()
             if isinstance(self.law, DiscreteLaw):
                 particles, step = on_points(problem, self.state)
                 return particles.phi, step.weights
@@ -275,7 +313,7 @@ class Fit:
         with one_thread(), torch.no_grad():
             random, size = generator(derive(self.seed, 92)), min(self.particles, 256)
             return self._marginal(
-                self.model.problem(data), lambda problem: locate(problem, self.state, size, random)
+                self.problem(data), lambda problem: locate(problem, self.state, size, random)
             )
 
     def individuals(self, scale: Literal["phi", "natural"] = "phi") -> pd.DataFrame:
@@ -289,7 +327,7 @@ class Fit:
         if scale not in ("phi", "natural"):
             raise ModelError(f"scale is 'phi' or 'natural', got {scale!r}.")
         phi, weights = self.conditional
-        mode = self._modes()
+        mode = self._modes() + self.shift
         if scale == "natural":
             curve = self.model.curve
             phi = torch.stack(list(curve.natural(phi, self.names).values()), -1)
@@ -307,7 +345,7 @@ class Fit:
 
     def shrinkage(self) -> dict[str, float]:
         """Return 1 - var(conditional means) / var(population) of each parameter."""
-        phi, weights = self.conditional
+        phi, weights = self.latent
         means = (weights[..., None] * phi).sum(1)
         spread = population_gaussian(self.law, derive(self.seed, 93)).sd.square()
         return dict(zip(self.names, (1 - means.var(0) / spread).tolist(), strict=True))
@@ -318,7 +356,7 @@ class Fit:
         sup over phi of D(phi; G) = sum_i p(y_i | phi) / p_G(y_i) - N, sought from conditional modes
         and draws; fixed effects and residual parameters are those of the fit.
         """
-        phi, weights = self.conditional
+        phi, weights = self.latent
         with one_thread(), torch.no_grad():
             if isinstance(self.law, DiscreteLaw):
                 candidates, scale = self._candidates(self.law)
@@ -327,7 +365,7 @@ class Fit:
                 candidates = torch.cat([self._modes(), drawn])
                 scale = median_sd(phi, weights)
             log_marginal = self.marginal.values
-            seen = Seen(self.model.problem(self.data), self.beta, self.sigma, torch.zeros_like(log_marginal))
+            seen = Seen(self.problem(), self.beta, self.sigma, torch.zeros_like(log_marginal))
             return certify(seen.log_psi, log_marginal, candidates, scale)
 
     def bands(
@@ -355,7 +393,7 @@ class Fit:
         """
         t = torch.as_tensor(np.asarray(times), dtype=phi.dtype)
         psi = {k: v[:, None] for k, v in self.model.curve.natural(phi, self.names).items()}
-        psi |= self.model.curve.natural(self.beta, tuple(self.model.fixed))
+        psi |= {name: phi.new_tensor(value) for name, value in self.fixed.items()}
         return self.model.curve(t, psi).expand(len(phi), len(t))
 
     def summary(self) -> "Summary":
@@ -382,15 +420,15 @@ class Fit:
     def _candidates(self, law: DiscreteLaw) -> tuple[Tensor, Tensor]:
         """Return where more points could be: around each individual's own data, and a length."""
         each, seed = max(2, 4000 // len(self.data)), derive(self.seed, 94)
-        own = around(self.model.problem(self.data), law.moments, self.beta, self.sigma, each, seed)
+        own = around(self.problem(), law.moments, self.beta, self.sigma, each, seed)
         return torch.cat([law.support, own]), 0.1 * law.moments.sd
 
     def _modes(self) -> Tensor:
-        phi, weights = self.conditional
+        phi, weights = self.latent
         if isinstance(self.law, DiscreteLaw):
             return self.law.support[weights.argmax(1)]
         with one_thread():
-            return conditional_modes(self.model.problem(self.data), self.state, phi, weights)
+            return conditional_modes(self.problem(), self.state, phi, weights)
 
 
 def _check_identifiable(problem: Problem) -> None:

@@ -88,7 +88,7 @@ def population(fit: Fit, pair: tuple[str, str] | None = None, ax: Axes | None = 
     color = colour(fit.specification.name)
     grids = (span(fit.law, axes[0]), span(fit.law, axes[1]))
     density(fit.law, grids, axes, ax, color)
-    phi, weights = fit.conditional
+    phi, weights = fit.latent
     mean = (weights[..., None] * phi).sum(1).numpy()
     ax.plot(mean[:, axes[0]], mean[:, axes[1]], ".", color="#222222", ms=2.5, alpha=0.5)
     _label(ax, fit, axes)

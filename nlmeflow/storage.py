@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from nlmeflow import laws
+from nlmeflow.covariates import Effect
 from nlmeflow.curves import LIBRARY, Curve, bounded
 from nlmeflow.data import LongitudinalData
 from nlmeflow.encoding import Tensors, decode, encode
@@ -50,13 +51,14 @@ def save(fit: Fit, path: str | Path) -> None:
         "data": {
             "labels": [_plain(label) for label in fit.data.labels],
             "names": fit.data.names,
-            "covariates": json.loads(fit.data.covariates.reset_index(drop=True).to_json(orient="split")),
+            "covariates": _table(fit.data.covariates.reset_index(drop=True)),
             "n_missing": fit.data.n_missing,
         },
+        "effects": [asdict(effect) for effect in fit.effects],
         "seed": fit.seed,
         "particles": fit.particles,
         "converged": fit.converged,
-        "trace": json.loads(fit.trace.to_json(orient="split", double_precision=15)),
+        "trace": _table(fit.trace),
     }
     tensors = {key: value.detach().clone().contiguous() for key, value in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -120,7 +122,12 @@ def _read_fit(header: dict[str, Any], tensors: Tensors, model: Model) -> Fit:
         header["particles"],
         header["converged"],
         pd.DataFrame(**header["trace"]),
+        tuple(Effect(**about) for about in header.get("effects", [])),
     )
+
+
+def _table(frame: pd.DataFrame) -> Any:
+    return json.loads(frame.to_json(orient="split", double_precision=15))
 
 
 def _plain(label: Any) -> Any:
@@ -135,6 +142,7 @@ def _model_header(model: Model) -> dict[str, Any]:
         "parameters": [[p.name, p.scale.name] for p in model.curve.parameters],
         "residual": {"kind": type(residual).__name__, **asdict(residual)},  # type: ignore[call-overload]
         "fixed": list(model.fixed),
+        "covariates": {name: list(terms) for name, terms in model.covariates.items()},
     }
 
 
@@ -150,7 +158,7 @@ def _read_model(header: dict[str, Any], curve: Curve | None) -> Model:
         raise ModelError(f"The fit was made with parameters {parameters}; this curve has {names}.")
     about = dict(header["residual"])
     residual = RESIDUALS[about.pop("kind")](**about)
-    return Model(curve, residual, tuple(header["fixed"]))
+    return Model(curve, residual, tuple(header["fixed"]), header.get("covariates", {}))
 
 
 def _transform(name: str) -> Any:

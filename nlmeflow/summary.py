@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+import torch
 
 from nlmeflow.estimation.likelihood import population_gaussian
 from nlmeflow.laws import GaussianLaw, KernelLaw, MixtureLaw, SNPLaw, TransformedLaw
@@ -34,8 +35,10 @@ class Summary:
             row = [name, curve[name].scale.name, float(typical), mean, sd, shrinkage[name], curve[name].unit]
             rows.append(row)
         for name, value in fit.fixed.items():
-            phi = float(fit.beta[list(fit.model.fixed).index(name)])
+            phi = float(curve[name].scale.unconstrained(torch.tensor(value, dtype=torch.float64)))
             rows.append([name, curve[name].scale.name, value, phi, 0.0, np.nan, curve[name].unit])
+        for name, value in fit.covariate_effects.items():
+            rows.append([name, "effect", np.nan, value, np.nan, np.nan, ""])
         for name, value in fit.residual.items():
             rows.append([name, "residual", value, np.nan, np.nan, np.nan, ""])
         head = ["parameter", "scale", "typical", "mean", "sd", "shrinkage", "unit"]
@@ -57,7 +60,7 @@ class Summary:
 def _numbers(fit: "Fit") -> dict[str, str]:
     estimate = fit.log_likelihood()
     kernels = isinstance(fit.law, KernelLaw)  # their places and width are chosen, not counted
-    ess = 1 / fit.conditional[1].square().sum(1)
+    ess = 1 / fit.latent[1].square().sum(1)
     numbers = {
         "law": type(fit.law).__name__,
         "individuals": f"{len(fit.data)} ({fit.data.n_observations} observations)",

@@ -24,6 +24,7 @@ from nlmeflow.estimation.particles import (
     expectation,
 )
 from nlmeflow.estimation.problem import Problem
+from nlmeflow.laws.discrete import DiscreteLaw
 from nlmeflow.laws.gaussian import GaussianLaw
 from nlmeflow.laws.law import Law, log_prior
 
@@ -101,11 +102,11 @@ def ascend(
         count += 1
         plain = maximise(problem, state, particles, step, schedule)
         candidate = plain if accelerator is None else _accelerated(accelerator, state, plain)
-        moved, trial_particles, trial = _move(problem, candidate, particles, kept)
+        moved, trial_particles, trial = _move(problem, state, candidate, particles, kept)
         new_value = float(trial.log_likelihood.sum()) + log_prior(moved.law)
         if accelerator is not None and not (new_value >= value and trial.error <= trust):
             accelerator.forget()
-            moved, trial_particles, trial = _move(problem, plain, particles, kept)
+            moved, trial_particles, trial = _move(problem, state, plain, particles, kept)
             new_value = float(trial.log_likelihood.sum()) + log_prior(moved.law)
         gain = new_value - value
         if gain != gain:
@@ -125,18 +126,58 @@ def evaluate(problem: Problem, state: State, particles: Particles) -> Expectatio
 def maximise(
     problem: Problem, state: State, particles: Particles, step: Expectation, schedule: Schedule
 ) -> State:
-    """Return one M-step: the law, the residual parameters, and a Gauss-Newton step of beta."""
-    law = state.law.update(particles.phi, step.weights) if schedule.update_law else state.law
+    """Return one M-step: effects of covariates, the law, residual parameters, a Gauss-Newton step of beta.
+
+    Effects on random parameters are regressions of the particles; under a law made of points, which is the
+    same for all, they are moved through the curve as the fixed parameters are.
+    """
+    points = isinstance(state.law, DiscreteLaw)
+    common = len(state.beta) if points else problem.common
+    beta, phi = state.beta, particles.phi
+    if common:
+        left, right = fixed_effects_system(problem, state, particles, step, common)
+        beta = torch.cat([beta[:common] + torch.linalg.solve(left, right), beta[common:]])
+    if common < len(beta):
+        moved = _regression(problem, state.law, phi, step.weights)
+        beta = torch.cat([beta[:common], beta[common:] + moved])
+        phi = phi - (problem.random_design @ moved)[:, None]
+    law = state.law.update(phi, step.weights) if schedule.update_law else state.law
     sigma = problem.residual.update(particles.summary, step.weights, state.sigma)
-    beta = _fixed_effects(problem, state, particles, step) if problem.fixed else state.beta
     return State(law, beta, sigma)
 
 
+def _regression(problem: Problem, law: Law, phi: Tensor, weights: Tensor) -> Tensor:
+    """Return the step of gamma that raises sum_i E[log p(phi_i - X_i gamma) | y_i].
+
+    Under a Gaussian the exact one, generalised least squares of conditional means with an intercept; under
+    another law a scoring step with the outer products of its gradients.
+    """
+    design = problem.random_design
+    if isinstance(law, GaussianLaw):
+        precision = torch.cholesky_inverse(law.factor)
+        mean = (weights[..., None] * phi).sum(1)
+        mean, design = mean - mean.mean(0), design - design.mean(0)
+        left = torch.einsum("ncq,cd,ndr->qr", design, precision, design)
+        return torch.linalg.solve(left, torch.einsum("ncq,cd,nd->q", design, precision, mean))
+    with torch.enable_grad():
+        place = phi.detach().clone().requires_grad_(True)
+        slope = torch.autograd.grad(law.log_prob(place).sum(), place)[0]
+    score = -torch.einsum("nmc,ncq->nmq", slope, design)
+    gradient = torch.einsum("nm,nmq->q", weights, score)
+    return torch.linalg.solve(torch.einsum("nm,nmq,nmr->qr", weights, score, score), gradient)
+
+
 def _move(
-    problem: Problem, state: State, particles: Particles, log_law: Tensor | None
+    problem: Problem, before: State, state: State, particles: Particles, log_law: Tensor | None
 ) -> tuple[State, Particles, Expectation]:
-    """Weigh particles under a new state; predictions follow beta, `log_law` is kept when given."""
-    if problem.fixed:
+    """Weigh particles under a new state; predictions follow beta, `log_law` is kept when given.
+
+    When effects of covariates move, each individual's parameters stay and eta = phi - X gamma moves.
+    """
+    if problem.common < len(state.beta):
+        change = problem.shift(state.beta) - problem.shift(before.beta)
+        particles, log_law = replace(particles, phi=particles.phi - change[:, None]), None
+    if problem.common:
         particles = replace(particles, summary=problem.summary(particles.phi, state.beta))
     if log_law is None:
         log_law = state.law.log_prob(particles.phi)
@@ -144,27 +185,24 @@ def _move(
 
 
 def fixed_effects_system(
-    problem: Problem, state: State, particles: Particles, step: Expectation
+    problem: Problem, state: State, particles: Particles, step: Expectation, size: int
 ) -> tuple[Tensor, Tensor]:
-    """Return curvature (p, p) and gradient (p,) of the weighted log-likelihood in beta, by Gauss-Newton."""
-    size = len(problem.fixed)
+    """Return curvature and gradient of the weighted log-likelihood in the first entries of beta.
+
+    Gauss-Newton: (size, size) and (size,).
+    """
     left, right = state.beta.new_zeros(size, size), state.beta.new_zeros(size)
-    for rows in problem.chunks(particles.phi.shape[1] * (size + 1)):
+    for rows in problem.chunks(particles.phi.shape[1] * (len(state.beta) + 1)):
         prediction, slopes = problem.jacobian(particles.phi[rows], state.beta, rows, only_beta=True)
         response, mask = problem.data.response[rows, None], problem.data.mask[rows, None]
         residual, scale = problem.residual.working(response, prediction, state.sigma)
         residual = torch.where(mask & torch.isfinite(residual), residual, 0.0).flatten()
-        slope = torch.where(mask & torch.isfinite(scale), scale, 0.0)[..., None] * slopes
+        slope = torch.where(mask & torch.isfinite(scale), scale, 0.0)[..., None] * slopes[..., :size]
         slope = torch.where(torch.isfinite(slope), slope, 0.0)
         weighted = (slope * step.weights[rows, :, None, None]).flatten(0, 2)
         left += weighted.mT @ slope.flatten(0, 2)
         right += weighted.mT @ residual
     return left, right
-
-
-def _fixed_effects(problem: Problem, state: State, particles: Particles, step: Expectation) -> Tensor:
-    """Return beta after one Gauss-Newton step on the weighted particles."""
-    return state.beta + torch.linalg.solve(*fixed_effects_system(problem, state, particles, step))
 
 
 def _accelerated(accelerator: Anderson, state: State, plain: State) -> State:

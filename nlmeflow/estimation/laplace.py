@@ -128,7 +128,9 @@ def first_gaussian(
 ) -> tuple[GaussianLaw, Tensor, Tensor]:
     """Return a first Gaussian, beta and sigma: spreads are what moves predictions by one residual."""
     mean = torch.tensor([first[name] for name in problem.random], dtype=torch.float64)
-    beta = torch.tensor([first[name] for name in problem.fixed], dtype=torch.float64)
+    beta = torch.tensor(
+        [first[name] for name in problem.fixed] + [0.0] * len(problem.effects), dtype=torch.float64
+    )
     prediction, slopes = problem.jacobian(mean.expand(len(problem), -1), beta)
     sigma = problem.residual.start(problem.data.response, prediction, problem.data.mask)
     deviation = torch.where(problem.data.mask, problem.data.response - prediction, 0.0)
@@ -187,7 +189,7 @@ def _update(
 
 def _check(problem: Problem, law: GaussianLaw, beta: Tensor, sigma: Tensor) -> None:
     values = dict(zip(problem.random, law.mean.tolist(), strict=True))
-    values |= dict(zip(problem.fixed, beta.tolist(), strict=True))
+    values |= dict(zip(problem.beta_names, beta.tolist(), strict=True))
     values |= dict(zip(problem.residual.names, sigma.tolist(), strict=True))
     for name, value in values.items():
         if value != value or abs(value) == float("inf"):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from nlmeflow.covariates import Effect, design
 from nlmeflow.curves import Curve
 from nlmeflow.data import LongitudinalData
 from nlmeflow.errors import ModelError
@@ -20,6 +21,11 @@ class Problem:
 
     random, fixed : names of the parameters in phi (d) and in beta (p), in the curve's order.
     inputs : covariates that the curve takes, each (N,).
+    effects : of covariates on the location of parameters, those on fixed parameters first; `design` X
+        (N, d + p, q) is what each adds to phi and to the fixed parameters. beta holds the p fixed
+        parameters, then the q effects. Everywhere in estimation phi stands for eta = phi - X gamma,
+        whose law is the population law: individuals are moved by their covariates when the curve
+        is called, and nowhere else.
     """
 
     data: LongitudinalData
@@ -28,10 +34,17 @@ class Problem:
     random: tuple[str, ...]
     fixed: tuple[str, ...]
     inputs: Mapping[str, Tensor]
+    effects: tuple[Effect, ...] = ()
+    design: Tensor | None = None
 
     @classmethod
     def build(
-        cls, data: LongitudinalData, curve: Curve, residual: Residual, fixed: Sequence[str]
+        cls,
+        data: LongitudinalData,
+        curve: Curve,
+        residual: Residual,
+        fixed: Sequence[str],
+        effects: Sequence[Effect] = (),
     ) -> "Problem":
         """Check that data, curve and error model fit together."""
         for name in fixed:
@@ -42,7 +55,9 @@ class Problem:
         residual.check(data.response, data.mask)
         inputs = {name: _input(data, name) for name in curve.inputs}
         kept = tuple(name for name in curve.names if name in fixed)
-        return cls(data, curve, residual, random, kept, inputs)
+        ordered = tuple(sorted(effects, key=lambda effect: effect.parameter in random))
+        matrix = design(ordered, random + kept, data.covariates) if ordered else None
+        return cls(data, curve, residual, random, kept, inputs, ordered, matrix)
 
     def __len__(self) -> int:
         return len(self.data)
@@ -52,20 +67,48 @@ class Problem:
         """Return d, the dimension of phi."""
         return len(self.random)
 
+    @property
+    def common(self) -> int:
+        """Entries of beta that act on fixed parameters: these and the effects on them."""
+        return len(self.fixed) + sum(effect.parameter in self.fixed for effect in self.effects)
+
+    @property
+    def beta_names(self) -> tuple[str, ...]:
+        """What the entries of beta are."""
+        return self.fixed + tuple(effect.name for effect in self.effects)
+
+    @property
+    def random_design(self) -> Tensor:
+        """Return what the effects on random parameters add to phi, (N, d, q) of these alone."""
+        assert self.design is not None
+        return self.design[:, : self.dim, self.common - len(self.fixed) :]
+
+    def shift(self, beta: Tensor) -> Tensor:
+        """Return X gamma of each individual's random parameters, (N, d)."""
+        if self.design is None:
+            return beta.new_zeros(len(self), self.dim)
+        return self.random_design @ beta[self.common :]
+
     def subset(self, index: Tensor) -> "Problem":
         """Return the problem of the individuals at these positions."""
         inputs = {name: values[index] for name, values in self.inputs.items()}
-        return replace(self, data=self.data.subset(index), inputs=inputs)
+        matrix = None if self.design is None else self.design[index]
+        return replace(self, data=self.data.subset(index), inputs=inputs, design=matrix)
 
-    def natural(self, phi: Tensor, beta: Tensor) -> dict[str, Tensor]:
-        """Return natural parameters of phi (..., d) and the fixed beta (p,)."""
-        psi = self.curve.natural(phi, self.random)
-        return psi | self.curve.natural(beta, self.fixed)
+    def natural(self, phi: Tensor, beta: Tensor, rows: slice = slice(None)) -> dict[str, Tensor]:
+        """Return natural parameters of phi (N, ..., d) and of beta (..., p + q)."""
+        fixed = beta[..., : len(self.fixed)]
+        if self.design is not None:
+            moved = torch.einsum("ncq,...q->n...c", self.design[rows], beta[..., len(self.fixed) :])
+            extra = phi.ndim - moved.ndim
+            moved = moved.reshape(len(moved), *[1] * extra, *moved.shape[1:])
+            phi, fixed = phi + moved[..., : self.dim], fixed + moved[..., self.dim :]
+        return self.curve.natural(phi, self.random) | self.curve.natural(fixed, self.fixed)
 
     def predict(self, phi: Tensor, beta: Tensor, rows: slice = slice(None)) -> Tensor:
         """Return f(t_i; phi): phi (N, d) -> (N, n), or (N, M, d) -> (N, M, n)."""
         extra = phi.ndim - 2
-        psi = {k: v[..., None] for k, v in self.natural(phi, beta).items()}
+        psi = {k: v[..., None] for k, v in self.natural(phi, beta, rows).items()}
         time = self.data.time[rows]
         time = time.reshape(len(time), *[1] * extra, time.shape[-1])
         x = {k: v[rows].reshape(-1, *[1] * (extra + 1)) for k, v in self.inputs.items()}
@@ -77,12 +120,12 @@ class Problem:
     def jacobian(
         self, phi: Tensor, beta: Tensor, rows: slice = slice(None), only_beta: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Return predictions (..., n) and derivatives (..., n, d + p) in phi (..., d) and beta.
+        """Return predictions (..., n) and derivatives (..., n, d + p + q) in phi (..., d) and beta.
 
         Forward differentiation, all directions in one call: each has its own copy of (phi, beta).
         `only_beta` leaves out the first d derivatives.
         """
-        directions = torch.eye(self.dim + len(self.fixed), dtype=phi.dtype)
+        directions = torch.eye(self.dim + len(beta), dtype=phi.dtype)
         directions = directions[self.dim :] if only_beta else directions
         size = len(directions)
         copies = phi.unsqueeze(-2).expand(*phi.shape[:-1], size, self.dim).contiguous()

@@ -115,7 +115,7 @@ class _Chains:
 
     def follow(self, state: State) -> None:
         """Take the predictions along when fixed effects or residual parameters have moved."""
-        if self.problem.fixed:
+        if self.problem.common:
             self.particles = _predicted(self.problem, self.phi, state.beta)
         self.log_likelihood = self.problem.residual.log_likelihood(self.particles.summary, state.sigma)
 
@@ -165,6 +165,8 @@ def _predicted(problem: Problem, phi: Tensor, beta: Tensor) -> Particles:
 
 def _saem(law: SAEM, task: Task) -> Result:
     problem, random = task.problem, generator(derive(task.seed, 21))
+    if problem.effects:
+        raise ModelError("nf.SAEM takes no covariate effects; the engine does: law=nf.Gaussian().")
     first = task.kept.once("first values", lambda: pooled_start(problem, task.start, derive(task.seed, 0)))
     gaussian = law.law if isinstance(law.law, Gaussian) else Gaussian(prior=law.law.prior)
     state = State(*first_gaussian(problem, first, gaussian))
@@ -222,9 +224,9 @@ class _MStep:
         new = problem.residual.update(chains.particles.summary, weights, state.sigma).square()
         sigma = (state.sigma.square() + gamma * (new - state.sigma.square())).sqrt()
         beta = state.beta
-        if problem.fixed:
+        if problem.common:
             expectation = Expectation(weights, weights[:, 0])
-            left, right = fixed_effects_system(problem, state, chains.particles, expectation)
+            left, right = fixed_effects_system(problem, state, chains.particles, expectation, problem.common)
             held = left if self.curvature is None else self.curvature
             self.curvature = held + gamma * (left - held)
             beta = beta + gamma * torch.linalg.solve(self.curvature, right)

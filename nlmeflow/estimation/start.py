@@ -23,7 +23,7 @@ STEPS = (1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
 def pooled_start(problem: Problem, given: dict[str, float], seed: int) -> dict[str, float]:
     """Return first values of all structural parameters on the unconstrained scale."""
     names = problem.curve.names
-    pooled = replace(problem, random=names, fixed=())
+    pooled = replace(problem, random=names, fixed=(), effects=(), design=None)
     if len(problem) > N_INDIVIDUALS:
         random = torch.Generator().manual_seed(seed)
         pooled = pooled.subset(torch.randperm(len(problem), generator=random)[:N_INDIVIDUALS])

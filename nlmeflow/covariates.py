@@ -1,0 +1,142 @@
+"""Covariates: how what is known of an individual moves the location of its parameters.
+
+phi_i = X_i gamma + eta_i, eta_i drawn from the population law: on the unconstrained scale, so that on the log
+scale of a clearance `log(weight / 70)` is a power of weight, and `sex` a ratio.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from nlmeflow.errors import DataError, ModelError
+
+TERM = re.compile(
+    r"(?P<log>log\()?\s*(?P<name>[^\W\d]\w*)\s*(?:(?P<sign>[-/])\s*(?P<number>[0-9.]+))?\s*(?P<end>\))?"
+)
+Terms = str | Sequence[str]
+
+
+@dataclass(frozen=True)
+class Effect:
+    """One coefficient gamma: phi of `parameter` moves by gamma x, x from the covariate `variable`.
+
+    x is the covariate, less or over `reference` (sign "-" or "/"), its logarithm when `log`; or, with a
+    `level`, one where the covariate has this level and zero elsewhere.
+    """
+
+    parameter: str
+    variable: str
+    log: bool = False
+    sign: str = "-"
+    reference: float = 0.0
+    level: str | None = None
+
+    @property
+    def name(self) -> str:
+        """How the effect is called in tables, such as "CL: log(weight / 70)" or "CL: sex = F"."""
+        if self.level is not None:
+            return f"{self.parameter}: {self.variable} = {self.level}"
+        plain = self.reference == (1.0 if self.sign == "/" else 0.0)
+        inner = self.variable if plain else f"{self.variable} {self.sign} {self.reference:g}"
+        return f"{self.parameter}: {f'log({inner})' if self.log else inner}"
+
+    def values(self, covariates: pd.DataFrame) -> Tensor:
+        """Return x of each individual, (N,)."""
+        _check_known(self.variable, covariates)
+        column = covariates[self.variable]
+        if self.level is not None:
+            return torch.tensor((column.astype(str) == self.level).to_numpy(dtype=np.float64))
+        try:
+            x = column.to_numpy(dtype=np.float64)
+        except (TypeError, ValueError):
+            raise DataError(f"Covariate '{self.variable}' was a number when the model was fitted.") from None
+        x = x / self.reference if self.sign == "/" else x - self.reference
+        if self.log:
+            wrong = np.flatnonzero(~(x > 0))
+            if len(wrong):
+                raise DataError(
+                    f"log of covariate '{self.variable}' needs positive values; individual "
+                    f"'{covariates.index[wrong[0]]}' has {column.iloc[wrong[0]]}."
+                )
+            x = np.log(x)
+        if not np.isfinite(x).all():
+            row = int(np.flatnonzero(~np.isfinite(x))[0])
+            raise DataError(f"Covariate '{self.variable}' is not finite for '{covariates.index[row]}'.")
+        return torch.from_numpy(x.copy())
+
+
+def read_terms(terms: Terms) -> tuple[str, ...]:
+    """Return the terms of a formula such as "log(weight / 70) + sex", or of a list of terms."""
+    parts = terms.split("+") if isinstance(terms, str) else list(terms)
+    return tuple(part.strip() for part in parts)
+
+
+def effects_of(terms: Mapping[str, Sequence[str]], covariates: pd.DataFrame) -> tuple[Effect, ...]:
+    """Return the effects that terms by parameter stand for; the levels of categories come from the data."""
+    return tuple(
+        effect
+        for parameter, some in terms.items()
+        for term in some
+        for effect in _read(parameter, term, covariates)
+    )
+
+
+def check_term(term: str) -> re.Match[str]:
+    """Return the parts of a term, or raise ModelError."""
+    found = TERM.fullmatch(term)
+    if found is None or bool(found["log"]) != bool(found["end"]) or found["name"] == "log":
+        raise ModelError(
+            f"'{term}' is not a term; accepted are a covariate's name, or with a number such as "
+            "'age - 40' or 'weight / 70', and log(...) of these."
+        )
+    return found
+
+
+def _read(parameter: str, term: str, covariates: pd.DataFrame) -> list[Effect]:
+    found = check_term(term)
+    name, column = found["name"], _check_known(found["name"], covariates)
+    if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column):
+        if found["log"] or found["sign"]:
+            raise ModelError(f"'{term}': covariate '{name}' is not a number; its name alone is accepted.")
+        levels = sorted(column.astype(str).unique())
+        if len(levels) < 2:
+            raise ModelError(f"Covariate '{name}' has one level, '{levels[0]}'; it cannot have an effect.")
+        return [Effect(parameter, name, level=level) for level in levels[1:]]
+    sign = found["sign"] or "-"
+    reference = float(found["number"]) if found["number"] else 0.0
+    if sign == "/" and reference == 0:
+        raise ModelError(f"'{term}' divides by zero.")
+    return [Effect(parameter, name, bool(found["log"]), sign, reference)]
+
+
+def _check_known(name: str, covariates: pd.DataFrame) -> pd.Series:
+    if name not in covariates.columns:
+        raise ModelError(
+            f"The model needs the covariate '{name}': name it when reading the table, "
+            f"LongitudinalData.from_frame(..., covariates=['{name}'])."
+        )
+    return covariates[name]
+
+
+def design(effects: Sequence[Effect], names: Sequence[str], covariates: pd.DataFrame) -> Tensor:
+    """Return X (N, number of parameters, number of effects): what each effect adds to each parameter."""
+    matrix = torch.zeros(len(covariates), len(names), len(effects), dtype=torch.float64)
+    for k, effect in enumerate(effects):
+        matrix[:, list(names).index(effect.parameter), k] = effect.values(covariates)
+    for j, name in enumerate(names):
+        columns = matrix[:, j][:, matrix[:, j].abs().sum(0) > 0]
+        wanted = sum(effect.parameter == name for effect in effects)
+        both = torch.cat([torch.ones(len(matrix), 1, dtype=torch.float64), columns], 1)
+        scaled = both / both.norm(dim=0).clamp_min(1e-300)
+        if int(torch.linalg.matrix_rank(scaled, rtol=1e-9)) < 1 + wanted:
+            terms = ", ".join(effect.name for effect in effects if effect.parameter == name)
+            raise ModelError(
+                f"The effects {terms} cannot be told apart from each other or from the mean of {name}: "
+                "one of the covariates is constant, or a combination of the others."
+            )
+    return matrix

@@ -31,13 +31,14 @@ from nlmeflow.estimation.likelihood import (
     population_gaussian,
 )
 from nlmeflow.estimation.modes import conditional_modes
-from nlmeflow.estimation.particles import Proposal, draw, posterior_draws
+from nlmeflow.estimation.particles import Particles, Proposal, draw, posterior_draws
 from nlmeflow.estimation.problem import Problem
 from nlmeflow.laws import DiscreteLaw, Gaussian, Law
 from nlmeflow.laws.gaussian import median_sd, moments
 from nlmeflow.residuals import Additive, Residual
 from nlmeflow.running import one_thread, show_progress
 from nlmeflow.seeds import derive, generator
+from nlmeflow.standard_errors import standard_errors
 from nlmeflow.summary import Summary
 
 
@@ -298,10 +299,13 @@ class Fit:
             if isinstance(self.law, DiscreteLaw):
                 particles, step = on_points(problem, self.state)
                 return particles.phi, step.weights
-            drawn = draw(
-                problem, self._proposal(), self.beta, self.particles, generator(derive(self.seed, 91))
-            )
+            drawn = self.drawn()
             return drawn.phi, evaluate(problem, self.state, drawn).weights
+
+    def drawn(self) -> Particles:
+        """Return particles of each individual, those behind `latent`, with their proposal's density."""
+        random = generator(derive(self.seed, 91))
+        return draw(self.problem(), self._proposal(), self.beta, self.particles, random)
 
     def log_likelihood(self, data: LongitudinalData | None = None) -> Estimate:
         """Return the marginal log-likelihood and its Monte-Carlo standard error; of other data when given."""
@@ -349,6 +353,22 @@ class Fit:
         means = (weights[..., None] * phi).sum(1)
         spread = population_gaussian(self.law, derive(self.seed, 93)).sd.square()
         return dict(zip(self.names, (1 - means.var(0) / spread).tolist(), strict=True))
+
+    def standard_errors(self) -> pd.DataFrame:
+        """Return estimates with standard errors from the observed information, one row per parameter.
+
+        Columns: value and standard error on the unconstrained scale (means, sds and correlations of
+        phi, effects of covariates; sigma as it is); `natural` and its standard error by the delta method,
+        the typical value of a parameter in its own unit; 95 % limits of `value`. For Gaussian laws; the
+        uncertainty of other laws is that of their density, `Fit.bands`.
+
+        Raises
+        ------
+        ModelError : the law is not Gaussian. EstimationError : the information is not positive, so that
+            the likelihood has no peak there.
+
+        """
+        return standard_errors(self)
 
     def certificate(self) -> Certificate:
         """Return a bound on the log-likelihood that any law whatever could still add (Lindsay 1983).

@@ -7,9 +7,12 @@ import numpy as np
 import pandas as pd
 import torch
 
+from nlmeflow.errors import EstimationError
 from nlmeflow.estimation.likelihood import population_gaussian
 from nlmeflow.laws import GaussianLaw, KernelLaw, MixtureLaw, SNPLaw, TransformedLaw
 from nlmeflow.seeds import derive
+
+LARGE = 2000  # individuals beyond which standard errors are left to `Fit.standard_errors`
 
 if TYPE_CHECKING:
     from nlmeflow.fit import Fit
@@ -28,20 +31,26 @@ class Summary:
         law, curve = fit.law, fit.model.curve
         gaussian = population_gaussian(law, derive(fit.seed, 93))
         shrinkage = fit.shrinkage()
+        errors = _errors(fit)
         rows = []
         for k, name in enumerate(fit.names):
             typical = curve[name].scale.natural(gaussian.mean[k])
             mean, sd = float(gaussian.mean[k]), float(gaussian.sd[k])
-            row = [name, curve[name].scale.name, float(typical), mean, sd, shrinkage[name], curve[name].unit]
-            rows.append(row)
+            both = (errors.get(("mean", name), np.nan), errors.get(("sd", name), np.nan))
+            scale, unit = curve[name].scale.name, curve[name].unit
+            rows.append([name, scale, float(typical), mean, both[0], sd, both[1], shrinkage[name], unit])
         for name, value in fit.fixed.items():
             phi = float(curve[name].scale.unconstrained(torch.tensor(value, dtype=torch.float64)))
-            rows.append([name, curve[name].scale.name, value, phi, 0.0, np.nan, curve[name].unit])
+            error = errors.get(("fixed", name), np.nan)
+            unit = curve[name].unit
+            rows.append([name, curve[name].scale.name, value, phi, error, 0.0, np.nan, np.nan, unit])
         for name, value in fit.covariate_effects.items():
-            rows.append([name, "effect", np.nan, value, np.nan, np.nan, ""])
+            error = errors.get(("effect", name), np.nan)
+            rows.append([name, "effect", np.nan, value, error, np.nan, np.nan, np.nan, ""])
         for name, value in fit.residual.items():
-            rows.append([name, "residual", value, np.nan, np.nan, np.nan, ""])
-        head = ["parameter", "scale", "typical", "mean", "sd", "shrinkage", "unit"]
+            error = errors.get(("residual", name), np.nan)
+            rows.append([name, "residual", value, np.nan, error, np.nan, np.nan, np.nan, ""])
+        head = ["parameter", "scale", "typical", "mean", "s.e.", "sd", "s.e. of sd", "shrinkage", "unit"]
         frame = pd.DataFrame(rows, columns=head).set_index("parameter")
         return cls(frame, _numbers(fit))
 
@@ -55,6 +64,17 @@ class Summary:
     def _repr_html_(self) -> str:
         numbers = pd.Series(self.numbers, name="").to_frame().to_html()
         return self.parameters.round(4).to_html(na_rep="") + numbers
+
+
+def _errors(fit: "Fit") -> dict[tuple[str, str], float]:
+    """Return standard errors by kind and name, none where there are none or where they take long."""
+    if not isinstance(fit.law, GaussianLaw) or len(fit.data) > LARGE:
+        return {}
+    try:
+        table = fit.standard_errors()["standard error"]
+    except EstimationError:
+        return {}
+    return dict(zip(table.index.to_flat_index(), table.astype(float), strict=True))
 
 
 def _numbers(fit: "Fit") -> dict[str, str]:

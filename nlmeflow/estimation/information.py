@@ -1,0 +1,114 @@
+"""The observed information of a Gaussian fit: how sharply the marginal likelihood peaks.
+
+With particles phi_im fixed,
+
+    L(theta) = sum_i log sum_m exp[log p(y_i | phi_im; beta, sigma) + log p(phi_im; mu, Omega) - log q_im]
+
+is a smooth function of theta = (mu, factor of Omega, beta, log sigma). Minus its second derivatives at the
+maximum are the observed information; its inverse is the covariance of the estimates (Louis, JRSS B 1982,
+gives the same matrix by conditional moments).
+"""
+
+import torch
+from torch import Tensor
+
+from nlmeflow.estimation.em import State
+from nlmeflow.estimation.particles import Particles
+from nlmeflow.estimation.problem import Problem
+from nlmeflow.laws.frame import Frame
+from nlmeflow.laws.gaussian import GaussianLaw
+from nlmeflow.laws.law import normal_log_prob
+
+
+class Chart:
+    """Coordinates around a Gaussian fit: mu, the factor of Omega, beta, log sigma; zero is the fit.
+
+    Means in units of the population's factor, the factor by its logarithmic diagonal and what is below it
+    (left out when Omega is diagonal), beta as it is, sigma by its logarithm (left out when given).
+    """
+
+    def __init__(self, problem: Problem, state: State) -> None:
+        assert isinstance(state.law, GaussianLaw)
+        self.problem, self.state, self.law = problem, state, state.law
+        dim = problem.dim
+        self.diagonal = state.law.structure == "diagonal"
+        self.below = 0 if self.diagonal else dim * (dim - 1) // 2
+        self.scales = 0 if problem.residual.given else len(state.sigma)
+        self.sizes = [2 * dim + self.below, len(state.beta), self.scales]
+
+    @property
+    def size(self) -> int:
+        """Number of coordinates."""
+        return sum(self.sizes)
+
+    def at(self, vector: Tensor) -> tuple[Frame, Tensor, Tensor]:
+        """Return (mu, factor), beta and sigma at coordinates (size,)."""
+        place, beta, log_scale = vector.split(self.sizes)
+        full = self.problem.dim * (self.problem.dim - 1) // 2
+        place = torch.cat([place, place.new_zeros(full - self.below)])
+        sigma = self.state.sigma * log_scale.exp() if self.scales else self.state.sigma
+        return Frame(self.law.mean, self.law.factor).moved(place), self.state.beta + beta, sigma
+
+    def log_likelihood(self, vector: Tensor, particles: Particles, rows: slice) -> Tensor:
+        """Return the sum of log p(y_i) over some individuals; particles phi are those of eta + X gamma."""
+        problem = self.problem
+        frame, beta, sigma = self.at(vector)
+        summary = tuple(part[rows] for part in particles.summary)
+        eta = particles.phi[rows]
+        if problem.effects:
+            index = torch.arange(len(problem))[rows]
+            change = problem.subset(index).shift(beta) - problem.subset(index).shift(self.state.beta)
+            eta = eta - change[:, None]
+        if problem.common:
+            part = problem.subset(torch.arange(len(problem))[rows])
+            summary = part.summary(eta, beta)
+        log_data = problem.residual.log_likelihood(summary, sigma) - particles.log_proposal[rows]
+        log_law = normal_log_prob(eta, frame.mean, frame.factor)
+        return (log_data + log_law).logsumexp(1).sum()
+
+
+def observed_information(chart: Chart, particles: Particles, held: int = 2_000_000) -> Tensor:
+    """Return minus the second derivatives of the log-likelihood in the chart's coordinates, (size, size)."""
+    total = torch.zeros(chart.size, chart.size, dtype=torch.float64)
+    width = particles.phi.shape[1] * chart.problem.data.time.shape[1]
+    step = max(1, held // width)
+    with torch.enable_grad():
+        for start in range(0, len(chart.problem), step):
+            rows = slice(start, start + step)
+            zero = torch.zeros(chart.size, dtype=torch.float64)
+            total -= torch.autograd.functional.hessian(
+                lambda vector, rows=rows: chart.log_likelihood(vector, particles, rows), zero
+            )
+    return total
+
+
+def reported(chart: Chart, vector: Tensor) -> Tensor:
+    """Return mu (d), sds (d), correlations below the diagonal, beta, sigma at coordinates (size,)."""
+    frame, beta, sigma = chart.at(vector)
+    covariance = frame.factor @ frame.factor.mT
+    sd = covariance.diagonal().sqrt()
+    row, column = torch.tril_indices(chart.problem.dim, chart.problem.dim, -1)
+    correlation = covariance[row, column] / (sd[row] * sd[column])
+    kept = correlation if not chart.diagonal else correlation[:0]
+    return torch.cat([frame.mean, sd, kept, beta, sigma if chart.scales else sigma[:0]])
+
+
+def reported_names(chart: Chart) -> list[tuple[str, str]]:
+    """Return (kind, name) of each of `reported`."""
+    names = chart.problem.random
+    pairs = zip(*torch.tril_indices(len(names), len(names), -1).tolist(), strict=True)
+    correlations = [] if chart.diagonal else [("correlation", f"{names[k]}, {names[j]}") for j, k in pairs]
+    fixed = len(chart.problem.fixed)
+    kinds = ["fixed"] * fixed + ["effect"] * (len(chart.state.beta) - fixed)
+    beta = list(zip(kinds, chart.problem.beta_names, strict=True))
+    residual = [("residual", name) for name in chart.problem.residual.names] if chart.scales else []
+    return [*[("mean", n) for n in names], *[("sd", n) for n in names], *correlations, *beta, *residual]
+
+
+def delta_covariance(chart: Chart, information: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the reported values and their covariance, by the delta method."""
+    zero = torch.zeros(chart.size, dtype=torch.float64)
+    with torch.enable_grad():
+        jacobian = torch.autograd.functional.jacobian(lambda vector: reported(chart, vector), zero)
+    covariance = jacobian @ torch.linalg.solve(information, jacobian.mT)
+    return reported(chart, zero), covariance

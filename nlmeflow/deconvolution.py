@@ -8,12 +8,14 @@ in the Fourier domain (Comte and Samson, Journal of Nonparametric Statistics 201
     f_m(x) = 1 / (2 pi) integral over |u| <= pi m of exp(-i u x) [mean_k exp(i u Z_k)] / eta*(u) du
 
 The cut-off m minimises the penalised contrast -|f_m|^2 + pen(m). Nothing Gaussian is assumed of the effects;
-only this model is linear. The penalty is the variance term of f_m,
+only this model is linear. The penalty is
 
-    pen(m) = [1 + (s pi m)^2] / (2 pi n) integral over |u| <= pi m of 1 / |eta*(u)|^2 du,   s = sd(eta),
+    pen(m) = [1 + (s pi m)^2] V(m) + 1.5 m / n
+    V(m) = 1 / (2 pi n) integral over |u| <= pi m of 1 / |eta*(u)|^2 du
 
-whose first factor Gaussian noise needs because the integral grows exponentially. It has the unit of the
-contrast whatever the unit of time.
+V is the variance of f_m, s the standard deviation of eta: Gaussian noise needs the first factor because V
+grows exponentially with m; the last term, 1.5 times what V would be without noise, counts where there is
+little of it. The penalty has the unit of the contrast whatever the unit of time.
 """
 
 from dataclasses import dataclass
@@ -31,6 +33,7 @@ Noise = Literal["gaussian", "unknown"]
 LARGEST = 9.0  # cut-off tried, in units of 1 / sd(Z)
 NODES = 541  # of the integral over u
 EVERY = 6  # a cut-off is tried at every so many nodes
+FLOOR = 1.5  # of the penalty, times the variance that there would be without noise
 MARGIN = 1.0  # of the grid beyond the estimates, in units of sd(Z)
 
 
@@ -164,10 +167,11 @@ def _equally_spaced(data: LongitudinalData) -> bool:
 
 
 def _pairs(data: LongitudinalData) -> Observed:
-    """Mean of pair slopes (Y_2p - Y_(2p-1)) / step; the noise's law from differences of two pairs.
+    """Mean of pair slopes (Y_(j+P) - Y_j) / (P step), j = 1..P; the noise's law from pairs of pairs.
 
-    With g the characteristic function of e_2 - e_1, that of the difference of two pairs is g^2, and that of
-    the error of the mean of P pair slopes is g(u / (P step))^P.
+    With g the characteristic function of the difference of two errors, that of the difference of two pairs
+    is g^2, and that of the error of the mean of the P pair slopes is g(u / (P^2 step))^P. The members of a
+    pair lie P times apart, so that little is lost against least squares.
     """
     pairs = data.response.shape[1] // 2
     if not _equally_spaced(data) or pairs < 2:
@@ -177,14 +181,15 @@ def _pairs(data: LongitudinalData) -> Observed:
         )
     step = float(data.time[0, 1] - data.time[0, 0])
     response = data.response.numpy()[:, : 2 * pairs]
-    difference = response[:, 1::2] - response[:, ::2]
-    z = difference.mean(1) / step
+    difference = response[:, pairs:] - response[:, :pairs]
+    apart = pairs * step
+    z = difference.mean(1) / apart
     u = _nodes(z)
-    between = np.diff(difference, axis=1)[:, ::2].ravel()  # disjoint pairs: independent
-    squared = _empirical(between, u / (pairs * step)).real
+    between = (difference[:, 1::2] - difference[:, : 2 * (pairs // 2) : 2]).ravel()  # disjoint: independent
+    squared = _empirical(between, u / (pairs * apart)).real
     floor = len(between) ** -0.5
     denominator = np.where(squared > floor, squared.clip(min=floor) ** (pairs / 2), np.inf)
-    variance = between.var() / 2 / pairs / step**2
+    variance = between.var() / 2 / pairs / apart**2
     sigma = float(np.sqrt(between.var() / 4))
     return Observed(z, u, _empirical(z, u), denominator, float(np.sqrt(variance)), sigma)
 
@@ -209,7 +214,7 @@ def contrast(seen: Observed, cutoff: float | None = None) -> pd.DataFrame:
 
     value = -integral(np.abs(seen.numerator / seen.denominator) ** 2) / np.pi
     variance = integral(1 / seen.denominator**2) / (np.pi * len(seen.z))
-    penalty = variance * (1 + (seen.error_sd * cutoffs) ** 2)
+    penalty = variance * (1 + (seen.error_sd * cutoffs) ** 2) + FLOOR * cutoffs / (np.pi * len(seen.z))
     columns = {"cutoff": cutoffs, "contrast": value, "penalty": penalty}
     return pd.DataFrame(columns).assign(criterion=value + penalty)
 

@@ -64,7 +64,7 @@ def test_unknown_noise_is_estimated():
     data = lines(slopes, random.laplace(scale=0.5, size=(n, 6)), np.arange(6.0))
     seen = observe(data, noise="unknown")
     low = seen.u < 2.5
-    expected = (1 + (0.5 * seen.u[low] / 3) ** 2) ** -6.0
+    expected = (1 + (0.5 * seen.u[low] / 9) ** 2) ** -6.0
     assert np.allclose(seen.denominator[low], expected, atol=0.02)
     found = nf.deconvolve(data, noise="unknown")
     assert np.trapezoid((found.pdf(GRID) - LAWS["bimodal"].pdf(GRID)) ** 2, GRID) < 0.01

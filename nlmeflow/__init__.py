@@ -7,7 +7,18 @@ model = nf.Model(nf.curves.logistic_senescence(), residual=nf.Additive())
 fit = model.fit(data, law=nf.Flow(), seed=1)
 """
 
-from nlmeflow import curves, datasets, laws, linear_scenarios, marginals, metrics, notebook, plots, scenarios
+from nlmeflow import (
+    curves,
+    datasets,
+    diagnostics,
+    laws,
+    linear_scenarios,
+    marginals,
+    metrics,
+    notebook,
+    plots,
+    scenarios,
+)
 from nlmeflow.comparison import Comparison, compare
 from nlmeflow.curves import Curve, Parameter, Transform, bounded
 from nlmeflow.data import LongitudinalData
@@ -72,6 +83,7 @@ __all__ = [
     "curves",
     "datasets",
     "deconvolve",
+    "diagnostics",
     "laws",
     "linear_scenarios",
     "load",

@@ -10,9 +10,28 @@ from matplotlib.patches import Patch
 from torch import Tensor
 
 from nlmeflow.bands import Bands
+from nlmeflow.diagnostic_plots import npde, observed_predicted, residuals, vpc
 from nlmeflow.fit import Fit
 from nlmeflow.laws import Law
 from nlmeflow.marginals import marginal_density, span
+
+__all__ = [
+    "bands",
+    "colour",
+    "convergence",
+    "density",
+    "legend",
+    "levels",
+    "marginals",
+    "npde",
+    "observed_predicted",
+    "population",
+    "residuals",
+    "saem_paths",
+    "side_by_side",
+    "trajectories",
+    "vpc",
+]
 
 PALETTE = {"gaussian": "#8a8a8a", "mixture": "#d1812b", "flow": "#1f6f8b", "truth": "#222222"}
 PALETTE |= {"snp": "#4c9f70", "smooth npmle": "#a04668", "box-cox": "#6b5ca5", "saem": "#b04a3a"}

@@ -26,6 +26,7 @@ from nlmeflow.deconvolution import Deconvolution, deconvolve
 from nlmeflow.errors import DataError, EstimationError, ModelError
 from nlmeflow.estimation.saem import SAEM
 from nlmeflow.fit import Fit, Model
+from nlmeflow.interoperability import read_nonmem, to_arviz
 from nlmeflow.laws import (
     NPAG,
     NPEM,
@@ -91,5 +92,7 @@ __all__ = [
     "metrics",
     "notebook",
     "plots",
+    "read_nonmem",
     "scenarios",
+    "to_arviz",
 ]

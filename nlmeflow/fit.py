@@ -33,7 +33,16 @@ from nlmeflow.estimation.likelihood import (
 from nlmeflow.estimation.modes import conditional_modes
 from nlmeflow.estimation.particles import Particles, Proposal, draw, posterior_draws
 from nlmeflow.estimation.problem import Problem
-from nlmeflow.laws import DiscreteLaw, Gaussian, Law
+from nlmeflow.laws import (
+    DiscreteLaw,
+    Gaussian,
+    GaussianLaw,
+    KernelLaw,
+    Law,
+    MixtureLaw,
+    SNPLaw,
+    TransformedLaw,
+)
 from nlmeflow.laws.gaussian import median_sd, moments
 from nlmeflow.residuals import Additive, Residual
 from nlmeflow.running import one_thread, show_progress
@@ -353,6 +362,32 @@ class Fit:
         means = (weights[..., None] * phi).sum(1)
         spread = population_gaussian(self.law, derive(self.seed, 93)).sd.square()
         return dict(zip(self.names, (1 - means.var(0) / spread).tolist(), strict=True))
+
+    def criteria(self) -> pd.Series:
+        """Return AIC, BIC and BICc of a law with a fixed number of parameters; the lower the better.
+
+        -2 L + penalty: 2 p; p log N; and, for mixed models, log N for parameters of the population law and
+        effects on random parameters, log of the number of observations for the others (Delattre,
+        Lavielle, Poursat, Electronic Journal of Statistics 2014).
+
+        Raises
+        ------
+        ModelError : the law is averaged, or made of points or kernels; use nf.compare.
+
+        """
+        if not isinstance(self.law, GaussianLaw | MixtureLaw | SNPLaw | TransformedLaw) or isinstance(
+            self.law, KernelLaw
+        ):
+            raise ModelError(
+                f"A {type(self.law).__name__} has no number of parameters to count; compare it by "
+                "held-out likelihood, nf.compare."
+            )
+        deviance, n = -2 * self.log_likelihood().value, len(self.data)
+        common = self.problem().common + (0 if self.model.residual.given else len(self.sigma))
+        population = self.n_parameters - common
+        corrected = population * np.log(n) + common * np.log(self.data.n_observations)
+        values = {"AIC": 2 * self.n_parameters, "BIC": self.n_parameters * np.log(n), "BICc": corrected}
+        return pd.Series({name: deviance + float(penalty) for name, penalty in values.items()})
 
     def standard_errors(self) -> pd.DataFrame:
         """Return estimates with standard errors from the observed information, one row per parameter.

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from nlmeflow.errors import EstimationError
+from nlmeflow.errors import EstimationError, ModelError
 from nlmeflow.estimation.likelihood import population_gaussian
-from nlmeflow.laws import GaussianLaw, KernelLaw, MixtureLaw, SNPLaw, TransformedLaw
+from nlmeflow.laws import GaussianLaw
 from nlmeflow.seeds import derive
 
 LARGE = 2000  # individuals beyond which standard errors are left to `Fit.standard_errors`
@@ -79,18 +79,17 @@ def _errors(fit: "Fit") -> dict[tuple[str, str], float]:
 
 def _numbers(fit: "Fit") -> dict[str, str]:
     estimate = fit.log_likelihood()
-    kernels = isinstance(fit.law, KernelLaw)  # their places and width are chosen, not counted
     ess = 1 / fit.latent[1].square().sum(1)
     numbers = {
         "law": type(fit.law).__name__,
         "individuals": f"{len(fit.data)} ({fit.data.n_observations} observations)",
         "log-likelihood": f"{estimate} (Monte-Carlo standard error)",
     }
-    if isinstance(fit.law, GaussianLaw | MixtureLaw | SNPLaw | TransformedLaw) and not kernels:
-        k = fit.n_parameters
-        numbers["free parameters"] = str(k)
-        numbers["AIC"] = f"{2 * k - 2 * estimate.value:.2f}"
-        numbers["BIC"] = f"{k * np.log(len(fit.data)) - 2 * estimate.value:.2f}"
+    try:
+        criteria = {str(name): f"{value:.2f}" for name, value in fit.criteria().items()}
+        numbers |= {"free parameters": str(fit.n_parameters), **criteria}
+    except ModelError:
+        pass  # a law whose parameters cannot be counted
     numbers["effective particles"] = f"{float(ess.min()):.0f} least, {float(ess.median()):.0f} median"
     numbers["converged"] = "yes" if fit.converged else "no: see fit.trace"
     return numbers

@@ -212,7 +212,8 @@ def saem_paths(fit: Fit, exact: Mapping[str, float] | None = None) -> Figure:
         panel.set_title(name, fontsize=10)
     for panel in panels.flat[len(names) :]:
         panel.set_visible(False)
-    for panel in panels[-1]:
+    for panel in panels.flat[max(0, len(names) - across) : len(names)]:
+        panel.tick_params(labelbottom=True)
         panel.set_xlabel("iteration")
     return figure
 

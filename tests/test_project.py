@@ -165,3 +165,14 @@ def test_the_readme_tells_the_truth():
     space = {}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), space)
+
+
+def test_the_reference_shows_every_public_name_and_its_examples_run(tmp_path, monkeypatch):
+    text = (ROOT / "book" / "api.md").read_text()
+    missing = [name for name in nf.__all__ if not re.search(rf"`(nf\.)?{name}\b", text)]
+    assert not missing
+    monkeypatch.chdir(tmp_path)
+    space = {}
+    for block in re.findall(r"```python\n(.*?)```", text, flags=re.S):
+        exec(compile(block, "book/api.md", "exec"), space)
+    assert not list(tmp_path.iterdir())

@@ -23,6 +23,8 @@ class LongitudinalData:
     covariates : one row per individual, indexed by `labels`.
     names : the user's column names for individual, time and response.
     n_missing : rows of the table whose response was missing; they carry no information.
+    bounds : None, or (low, high), each (N, n): where an observation is only known to lie between two
+        values, infinite where it is known, or on the open side.
 
     """
 
@@ -33,6 +35,7 @@ class LongitudinalData:
     covariates: pd.DataFrame
     names: tuple[str, str, str] = ("individual", "time", "response")
     n_missing: int = 0
+    bounds: tuple[Tensor, Tensor] | None = None
 
     @classmethod
     def from_frame(
@@ -42,11 +45,18 @@ class LongitudinalData:
         time: str,
         response: str,
         covariates: Sequence[str] = (),
+        censoring: str | None = None,
+        limit: str | None = None,
     ) -> "LongitudinalData":
         """Read a long table: one row per observation.
 
         Missing responses (NaN) are left out and counted; individuals keep their place even when
         none of their responses was observed. Covariates are constant within an individual.
+
+        censoring : column with "left" where the true value is at most the response (a score that
+            saturates at 0, a concentration below the limit of quantification), "right" where it is at
+            least the response (a score of 100, a variety still green), "interval" where it lies between
+            the response and the value in the column `limit`; empty where it was observed.
 
         Raises
         ------
@@ -55,7 +65,8 @@ class LongitudinalData:
 
         """
         covariates = [covariates] if isinstance(covariates, str) else list(covariates)
-        _check_columns(frame, [individual, time, response, *covariates])
+        extra = [column for column in (censoring, limit) if column is not None]
+        _check_columns(frame, [individual, time, response, *covariates, *extra])
         if len(frame) == 0:
             raise DataError("The table has no rows; at least two individuals are needed.")
         frame = frame.reset_index(drop=True)
@@ -70,12 +81,18 @@ class LongitudinalData:
         table = _constant_covariates(frame, individual, list(labels), covariates)
         keep = ~np.isnan(values)
         padded = _pad(code[keep], times[keep], values[keep], len(labels))
+        bounds = None
+        if censoring is not None:
+            sides = [side[keep] for side in _bounds(frame, response, values, censoring, limit)]
+            low, high = (_pad(code[keep], times[keep], side, len(labels))[1] for side in sides)
+            bounds = (low.masked_fill(~padded[2], -torch.inf), high.masked_fill(~padded[2], torch.inf))
         return cls(
             *padded,
             labels=tuple(labels),
             covariates=table,
             names=(individual, time, response),
             n_missing=int((~keep).sum()),
+            bounds=bounds,
         )
 
     @classmethod
@@ -115,7 +132,17 @@ class LongitudinalData:
             labels=tuple(self.labels[i] for i in rows.tolist()),
             covariates=self.covariates.iloc[rows.numpy()],
             names=self.names,
+            bounds=None
+            if self.bounds is None
+            else (self.bounds[0][rows, :width], self.bounds[1][rows, :width]),
         )
+
+    @property
+    def censored(self) -> Tensor:
+        """Where an observation is only known to lie between bounds, (N, n)."""
+        if self.bounds is None:
+            return torch.zeros_like(self.mask)
+        return torch.isfinite(self.bounds[0]) | torch.isfinite(self.bounds[1])
 
     def to_frame(self) -> pd.DataFrame:
         """Return the observed rows as a long table with the user's column names."""
@@ -161,6 +188,33 @@ def _numbers(frame: pd.DataFrame, column: str) -> np.ndarray:
             "Numbers, or empty cells for missing values, are accepted."
         )
     return numbers.to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+def _bounds(
+    frame: pd.DataFrame, response: str, values: np.ndarray, censoring: str, limit: str | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return lower and upper bounds of each row, infinite where the response was observed."""
+    kind = frame[censoring].fillna("").astype(str).str.strip().replace("none", "")
+    wrong = np.flatnonzero(~kind.isin(["", "left", "right", "interval"]))
+    if len(wrong):
+        raise DataError(
+            f"Column '{censoring}' is {frame[censoring].iloc[wrong[0]]!r} in row {wrong[0]}; accepted are "
+            "'left', 'right', 'interval', or an empty cell."
+        )
+    low, high = np.full(len(values), -np.inf), np.full(len(values), np.inf)
+    left, right, between = (kind.eq(k).to_numpy() for k in ("left", "right", "interval"))
+    high[left], low[right] = values[left], values[right]
+    if between.any():
+        if limit is None:
+            raise DataError("Interval-censored rows need the other end: name its column with limit=.")
+        ends = _numbers(frame, limit)
+        bad = np.flatnonzero(between & ~(np.isfinite(ends) & (ends > values)))
+        if len(bad):
+            raise DataError(
+                f"Column '{limit}' must be above column '{response}' in row {bad[0]}, which is an interval."
+            )
+        low[between], high[between] = values[between], ends[between]
+    return low, high
 
 
 def _check_finite(frame: pd.DataFrame, column: str, values: np.ndarray, missing_allowed: bool) -> None:

@@ -27,6 +27,8 @@ def simulate(fit: Fit, replicates: int = 200, seed: int = 0) -> Tensor:
     Returns responses (replicates, N, n), in the places where the data have observations.
     """
     check_whole("replicates", replicates, 1)
+    if fit.data.bounds is not None:
+        raise ModelError("There are no predictive checks of censored data; draw with fit.population.")
     problem = fit.problem()
     size, times = len(problem), problem.data.time.shape[1]
     parts = []
@@ -155,7 +157,7 @@ def predictions(fit: Fit) -> pd.DataFrame:
         share = heavy.values / heavy.values.sum(1, keepdim=True)
         chosen = phi.gather(1, heavy.indices[..., None].expand(-1, -1, phi.shape[-1]))
         individual = (share[..., None] * problem.predict(chosen, fit.beta)).sum(1)
-        residual, _ = problem.residual.working(problem.data.response, individual, fit.sigma)
+        residual, _ = problem.residual.working(problem.data.response, individual, fit.sigma, problem.bounds())
     row, column = torch.nonzero(fit.data.mask, as_tuple=True)
     names = fit.data.names
     return pd.DataFrame(

@@ -13,6 +13,7 @@ from torch import Tensor
 from nlmeflow.errors import ModelError
 
 LOG_2PI = 1.8378770664093453
+Bounds = tuple[Tensor, Tensor]  # of censored observations, see `LongitudinalData`
 
 
 @runtime_checkable
@@ -31,10 +32,17 @@ class Residual(Protocol):
     def start(self, response: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:
         """Return first residual parameters from pooled predictions, shape (r,)."""
 
-    def working(self, response: Tensor, prediction: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the standardised residual and minus its derivative in the prediction."""
+    def working(
+        self, response: Tensor, prediction: Tensor, sigma: Tensor, bounds: Bounds | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the standardised residual and minus its derivative in the prediction.
 
-    def summary(self, response: Tensor, prediction: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        Of censored observations the conditional mean of the residual: it has the same derivative.
+        """
+
+    def summary(
+        self, response: Tensor, prediction: Tensor, mask: Tensor, bounds: Bounds | None = None
+    ) -> tuple[Tensor, ...]:
         """Return what the likelihood needs of predictions (..., n)."""
 
     def log_likelihood(self, summary: tuple[Tensor, ...], sigma: Tensor) -> Tensor:
@@ -50,6 +58,41 @@ class Residual(Protocol):
 def _positive_or_none(value: float | None, name: str) -> None:
     if value is not None and not 0 < value < float("inf"):
         raise ModelError(f"{name} must be positive and finite, got {value!r}; None estimates it.")
+
+
+def _censored(bounds: Bounds) -> Tensor:
+    return torch.isfinite(bounds[0]) | torch.isfinite(bounds[1])
+
+
+def _log_between(low: Tensor, high: Tensor) -> Tensor:
+    """Return log P(low < e < high), e standard normal, accurate in the tails; differentiable.
+
+    Both tails are the same by symmetry: the interval is mirrored when it lies above zero.
+    """
+    mirrored = low > 0
+    a, b = torch.where(mirrored, -high, low), torch.where(mirrored, -low, high)
+    finite = torch.isfinite(a)
+    log_b = torch.special.log_ndtr(b.clamp_max(40.0))
+    log_a = torch.special.log_ndtr(torch.where(finite, a, -1.0))
+    share = torch.where(finite, (log_a - log_b).clamp_max(-1e-15), -1.0)
+    return log_b + torch.where(finite, torch.log(-torch.expm1(share)), 0.0)
+
+
+def _truncated(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Return E[e] and E[e^2] of a standard normal e between low and high; zero and one without bounds."""
+    log_mass = _log_between(low, high)
+
+    def share(x: Tensor) -> tuple[Tensor, Tensor]:
+        finite = torch.isfinite(x)
+        inside = torch.where(finite, x, 0.0)
+        density = torch.exp(-0.5 * inside.square() - 0.5 * LOG_2PI - log_mass)
+        density = torch.where(finite, density, 0.0)
+        return density, inside * density
+
+    (at_low, low_times), (at_high, high_times) = share(low), share(high)
+    mean = at_low - at_high
+    square = (1 + low_times - high_times).clamp_min(0.0)
+    return mean, torch.maximum(square, mean.square())
 
 
 @dataclass(frozen=True)
@@ -90,11 +133,30 @@ class _OneScale:
         error = error[torch.isfinite(error)]
         return error.square().mean().sqrt().reshape(1)
 
-    def working(self, response: Tensor, prediction: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        error = self.error(response, prediction)
-        return error / sigma[0], self.slope(response, prediction) / sigma[0]
+    def working(
+        self, response: Tensor, prediction: Tensor, sigma: Tensor, bounds: Bounds | None = None
+    ) -> tuple[Tensor, Tensor]:
+        error = self.error(response, prediction) / sigma[0]
+        if bounds is not None:
+            low, high = (side / sigma[0] for side in self._ends(bounds, prediction))
+            error = torch.where(_censored(bounds), _truncated(low, high)[0], error)
+        return error, self.slope(response, prediction) / sigma[0]
 
-    def summary(self, response: Tensor, prediction: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+    def _ends(self, bounds: Bounds, prediction: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the errors at the bounds of censored observations, infinite where there is none."""
+        low, high = bounds
+        at_low = torch.where(torch.isfinite(low), self.error(low, prediction), -torch.inf)
+        return at_low, torch.where(torch.isfinite(high), self.error(high, prediction), torch.inf)
+
+    def summary(
+        self, response: Tensor, prediction: Tensor, mask: Tensor, bounds: Bounds | None = None
+    ) -> tuple[Tensor, ...]:
+        if bounds is None:
+            return self._observed(response, prediction, mask)
+        known = self._observed(response, prediction, mask & ~_censored(bounds))
+        return *known, *self._ends(bounds, prediction)
+
+    def _observed(self, response: Tensor, prediction: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         error = self.error(response, prediction)
         squares = error.square_().masked_fill_(~mask, 0.0).sum(-1)
         count = mask.sum(-1).to(squares.dtype).expand_as(squares)
@@ -104,16 +166,24 @@ class _OneScale:
         return squares, count, jacobian.masked_fill(~mask, 0.0).sum(-1)
 
     def log_likelihood(self, summary: tuple[Tensor, ...], sigma: Tensor) -> Tensor:
-        squares, count, *jacobian = summary
+        squares, count, *rest = summary
         value = squares * (-0.5 / sigma[0] ** 2) - count * (LOG_2PI / 2 + sigma[0].log())
-        value = value + jacobian[0] if jacobian else value
+        if len(rest) % 2:  # the Jacobian
+            value = value + rest[0]
+        if len(rest) > 1:  # errors at the ends of censored observations
+            value = value + _log_between(rest[-2] / sigma[0], rest[-1] / sigma[0]).sum(-1)
         return torch.where(torch.isfinite(value), value, -torch.inf)
 
     def update(self, summary: tuple[Tensor, ...], weights: Tensor, sigma: Tensor) -> Tensor:
         if self.given:
             return sigma
-        squares = torch.where(weights > 0, summary[0], 0.0)
-        return ((weights * squares).sum() / (weights * summary[1]).sum()).sqrt().reshape(1)
+        squares, count = torch.where(weights > 0, summary[0], 0.0), summary[1]
+        if len(summary) > 3:
+            low, high = summary[-2] / sigma[0], summary[-1] / sigma[0]
+            hidden = torch.isfinite(low) | torch.isfinite(high)
+            expected = torch.where(hidden & (weights > 0)[..., None], _truncated(low, high)[1], 0.0)
+            squares, count = squares + sigma[0] ** 2 * expected.sum(-1), count + hidden.sum(-1)
+        return ((weights * squares).sum() / (weights * count).sum()).sqrt().reshape(1)
 
 
 class Additive(_OneScale):
@@ -213,11 +283,15 @@ class Combined:
     def _variance(prediction: Tensor, sigma: Tensor) -> Tensor:
         return sigma[0] ** 2 + (sigma[1] * prediction).square()
 
-    def working(self, response: Tensor, prediction: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    def working(
+        self, response: Tensor, prediction: Tensor, sigma: Tensor, bounds: Bounds | None = None
+    ) -> tuple[Tensor, Tensor]:
         scale = self._variance(prediction, sigma).sqrt()
         return (response - prediction) / scale, 1 / scale
 
-    def summary(self, response: Tensor, prediction: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+    def summary(
+        self, response: Tensor, prediction: Tensor, mask: Tensor, bounds: Bounds | None = None
+    ) -> tuple[Tensor, ...]:
         return prediction.square(), (response - prediction).square_(), mask.expand_as(prediction)
 
     def log_likelihood(self, summary: tuple[Tensor, ...], sigma: Tensor) -> Tensor:

@@ -43,6 +43,8 @@ def save(fit: Fit, path: str | Path) -> None:
         "data.response": fit.data.response,
         "data.mask": fit.data.mask,
     }
+    if fit.data.bounds is not None:
+        tensors |= {"data.low": fit.data.bounds[0], "data.high": fit.data.bounds[1]}
     header = {
         "format": FORMAT,
         "model": _model_header(fit.model),
@@ -108,6 +110,7 @@ def _read_fit(header: dict[str, Any], tensors: Tensors, model: Model) -> Fit:
         covariates=covariates,
         names=tuple(about["names"]),
         n_missing=about["n_missing"],
+        bounds=(tensors["data.low"], tensors["data.high"]) if "data.low" in tensors else None,
     )
     return Fit(
         model,

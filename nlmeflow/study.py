@@ -248,8 +248,11 @@ def run(
     with ProcessPoolExecutor(
         processes, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
     ) as pool:
-        waiting = [pool.submit(measure, job, fit_seed, laws) for job in missing]
+        waiting = {pool.submit(measure, job, fit_seed, laws): job for job in missing}
         for finished in tqdm(as_completed(waiting), total=len(waiting), unit="replicate"):
+            if error := finished.exception():
+                print(f"{waiting[finished]} failed, and is left out: {error!r}")
+                continue
             done = pd.concat([done, pd.DataFrame(finished.result())], ignore_index=True)
             partial = path.with_suffix(".partial")
             done.sort_values([*KEY, "law"]).to_csv(partial, index=False, float_format="%.6g")

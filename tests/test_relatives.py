@@ -113,6 +113,13 @@ def test_box_cox_finds_its_own_shape():
     assert nf.metrics.kl(truth, found) < 0.01
 
 
+def test_a_shape_at_its_bound_can_be_moved_again():
+    law = LAWS_2D["box-cox"].moved(torch.full((7,), 50.0).double() * torch.tensor([0, 0, 0, 0, 0, 1, -1]))
+    again = law.moved(torch.zeros(7).double())
+    assert torch.isfinite(again.log_prob(FRAME.mean[None])).all()
+    assert torch.allclose(again.shape, law.shape)
+
+
 def test_smooth_npmle_solves_its_convex_problem():
     """D(kernel) = sum_i p_k(y_i) / p(y_i) - N is never positive, also at kernels that were left out."""
     cloud = known("L5", 150)

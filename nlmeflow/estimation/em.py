@@ -195,7 +195,7 @@ def fixed_effects_system(
     for rows in problem.chunks(particles.phi.shape[1] * (len(state.beta) + 1)):
         prediction, slopes = problem.jacobian(particles.phi[rows], state.beta, rows, only_beta=True)
         response, mask = problem.data.response[rows, None], problem.data.mask[rows, None]
-        residual, scale = problem.residual.working(response, prediction, state.sigma)
+        residual, scale = problem.residual.working(response, prediction, state.sigma, problem.bounds(rows, 1))
         residual = torch.where(mask & torch.isfinite(residual), residual, 0.0).flatten()
         slope = torch.where(mask & torch.isfinite(scale), scale, 0.0)[..., None] * slopes[..., :size]
         slope = torch.where(torch.isfinite(slope), slope, 0.0)

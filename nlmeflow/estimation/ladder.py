@@ -32,6 +32,7 @@ from nlmeflow.laws.transformed import Transformed
 from nlmeflow.seeds import derive
 
 Refit = Callable[[Tensor], Sequence[Law]]
+LOST = -1e6  # score of an individual under a law that gives it no density
 NEGLIGIBLE = 1e-3  # weight under which a law is left out
 PENALTIES: dict[Kind, float] = {"quadratic": 2.0, "spline": 4.0, "autoregressive": 4.0, "realnvp": 4.0}
 
@@ -59,7 +60,7 @@ class Table(NamedTuple):
     @classmethod
     def of(cls, found: Sequence[Candidate]) -> "Table":
         """Return the table of these candidates."""
-        scores = torch.stack([c.scores for c in found], 1)
+        scores = torch.stack([c.scores for c in found], 1).nan_to_num(nan=LOST, neginf=LOST)
         return cls(scores, scores.new_tensor([c.penalty for c in found]))
 
 

@@ -50,11 +50,12 @@ class _Linear:
 def _linearise(problem: Problem, phi: Tensor, law: GaussianLaw, beta: Tensor, sigma: Tensor) -> _Linear:
     prediction, slopes = problem.jacobian(phi, beta)
     mask, response = problem.data.mask, problem.data.response
-    residual, scale = problem.residual.working(response, prediction, sigma)
+    bounds = problem.bounds()
+    residual, scale = problem.residual.working(response, prediction, sigma, bounds)
     residual = torch.where(mask & torch.isfinite(residual), residual, 0.0)
     slope = slopes * scale[..., None]
     slope = torch.where(mask[..., None] & torch.isfinite(slope), slope, 0.0)
-    summary = problem.residual.summary(response, prediction, mask)
+    summary = problem.residual.summary(response, prediction, mask, bounds)
     objective = -problem.residual.log_likelihood(summary, sigma) - law.log_prob(phi)
     return _Linear(residual, slope, objective)
 

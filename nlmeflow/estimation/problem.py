@@ -10,7 +10,7 @@ from nlmeflow.covariates import Effect, design
 from nlmeflow.curves import Curve
 from nlmeflow.data import LongitudinalData
 from nlmeflow.errors import ModelError
-from nlmeflow.residuals import Residual
+from nlmeflow.residuals import Bounds, Combined, Residual
 
 CHUNK = 4_000_000  # predictions held at a time
 
@@ -53,6 +53,11 @@ class Problem:
         if not random:
             raise ModelError("Every parameter is fixed; a mixed-effects model needs a random one.")
         residual.check(data.response, data.mask)
+        if data.bounds is not None and isinstance(residual, Combined):
+            raise ModelError(
+                "Censored observations are accepted with nf.Additive(), nf.Proportional() or "
+                "nf.LogAdditive(), not with nf.Combined()."
+            )
         inputs = {name: _input(data, name) for name in curve.inputs}
         kept = tuple(name for name in curve.names if name in fixed)
         ordered = tuple(sorted(effects, key=lambda effect: effect.parameter in random))
@@ -150,8 +155,15 @@ class Problem:
         for rows in self.chunks(phi.shape[1]):
             prediction = self.predict(phi[rows], beta, rows)
             response, mask = self.data.response[rows, None], self.data.mask[rows, None]
-            parts.append(self.residual.summary(response, prediction, mask))
+            parts.append(self.residual.summary(response, prediction, mask, self.bounds(rows, 1)))
         return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+
+    def bounds(self, rows: slice = slice(None), extra: int = 0) -> Bounds | None:
+        """Return the bounds of censored observations, with axes for particles, or None."""
+        if self.data.bounds is None:
+            return None
+        low, high = (side[rows].reshape(-1, *[1] * extra, side.shape[1]) for side in self.data.bounds)
+        return low, high
 
     def log_likelihood(self, phi: Tensor, beta: Tensor, sigma: Tensor) -> Tensor:
         """Return log p(y_i | phi): (N, M, d) -> (N, M)."""

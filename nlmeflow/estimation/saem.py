@@ -152,7 +152,7 @@ class _Chains:
         self.phi = torch.where(taken[..., None], phi, self.phi)
         self.log_likelihood = torch.where(taken, log_likelihood, self.log_likelihood)
         summary = tuple(
-            torch.where(taken, new, old)
+            torch.where(taken.reshape(*taken.shape, *[1] * (new.ndim - 2)), new, old)
             for new, old in zip(particles.summary, self.particles.summary, strict=True)
         )
         self.particles = Particles(self.phi, self.particles.log_proposal, summary)

@@ -22,6 +22,7 @@ from nlmeflow.seeds import Seed, generator
 Kind = Literal["box-cox", "heavy tails"]
 KINDS: tuple[Kind, ...] = ("box-cox", "heavy tails")
 BOUND = 1.5  # of a shape: lambda of Box-Cox, log lambda of heavy tails
+INNER = 0.999  # of the bound, at most
 LINEAR = 3.0  # Box-Cox goes on linearly where lambda z is below minus this
 
 
@@ -117,7 +118,8 @@ class TransformedLaw:
         """Return the law moved by a vector (n_free,); zero leaves it as it is."""
         place, change = vector.split([self.frame.n_parameters, self.dim])
         unbounded = torch.atanh(self.shape / BOUND) + change
-        return replace(self, frame=self.frame.moved(place), shape=BOUND * torch.tanh(unbounded))
+        shape = BOUND * torch.tanh(unbounded).clamp(-INNER, INNER)  # at the bound itself atanh is infinite
+        return replace(self, frame=self.frame.moved(place), shape=shape)
 
     def update(self, phi: Tensor, weights: Tensor) -> "TransformedLaw":
         """Return the law after L-BFGS steps on the weighted log-density."""

@@ -1,0 +1,149 @@
+"""Censored responses: against quadrature, a truncated normal law, and where ignoring them misleads."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import integrate, stats
+
+import nlmeflow as nf
+from nlmeflow.residuals import _log_between, _truncated
+
+
+def test_moments_of_a_truncated_normal_law():
+    low = torch.tensor([-torch.inf, -1.0, 2.0, 8.0, -torch.inf, -12.0, -0.3]).double()
+    high = torch.tensor([0.5, torch.inf, torch.inf, torch.inf, -9.0, -10.0, 0.2]).double()
+    mean, square = _truncated(low, high)
+    for k in range(len(low)):
+        exact = stats.truncnorm(float(low[k]), float(high[k]))
+        assert float(mean[k]) == pytest.approx(exact.mean(), rel=1e-4)
+        assert float(square[k]) == pytest.approx(exact.moment(2), rel=1e-3)
+    mass = stats.norm.logcdf(-8.0)
+    assert float(_log_between(low, high)[3]) == pytest.approx(mass, rel=1e-9)
+    nothing = torch.tensor([-torch.inf]).double()
+    assert float(_log_between(nothing, -nothing)) == 0
+    assert [float(x) for x in _truncated(nothing, -nothing)] == [0, 1]
+
+
+def scores(n=60, seed=1):
+    """Levels N(70, 20^2), error 8, four scores each that saturate at 0 and 100; some known to an interval."""
+    random = np.random.default_rng(seed)
+    true = random.normal(70, 20, n)[:, None] + 8 * random.standard_normal((n, 4))
+    frame = pd.DataFrame({"plant": np.repeat(np.arange(n), 4), "day": np.tile(np.arange(4.0), n)})
+    frame["score"] = true.clip(0, 100).ravel()
+    frame["kind"] = np.where(true.ravel() >= 100, "right", np.where(true.ravel() <= 0, "left", ""))
+    coarse = (frame.index % 11 == 0) & (frame["kind"] == "")
+    frame.loc[coarse, "kind"] = "interval"
+    frame["end"] = np.nan
+    frame.loc[coarse, "end"] = np.ceil(frame.loc[coarse, "score"] / 10 + 1e-9) * 10
+    frame.loc[coarse, "score"] = frame.loc[coarse, "end"] - 10
+    return frame
+
+
+def level():
+    """A curve that is a constant: the intercept of a line whose slope is left out."""
+    return nf.Curve(lambda t, psi: psi["level"] + 0 * t, parameters=[nf.Parameter("level")])
+
+
+def read(frame, **options):
+    return nf.LongitudinalData.from_frame(frame, "plant", "day", "score", **options)
+
+
+@pytest.fixture(scope="module")
+def fit():
+    data = read(scores(), censoring="kind", limit="end")
+    assert int(data.censored.sum()) == int((scores()["kind"] != "").sum())
+    return nf.Model(level()).fit(data, seed=1, progress=False)
+
+
+def test_the_likelihood_is_that_of_quadrature(fit):
+    mean, sd, sigma = float(fit.law.mean), float(fit.law.sd), fit.residual["sigma"]
+    low, high = (side.numpy() for side in fit.data.bounds)
+    response, hidden = fit.data.response.numpy(), fit.data.censored.numpy()
+    total = 0.0
+    for i in range(len(fit.data)):
+
+        def joint(x, i=i):
+            seen = stats.norm.pdf(response[i][~hidden[i]], x, sigma).prod()
+            ends = stats.norm.cdf(high[i][hidden[i]], x, sigma) - stats.norm.cdf(low[i][hidden[i]], x, sigma)
+            return seen * ends.prod() * stats.norm.pdf(x, mean, sd)
+
+        centre = float(fit.latent[0][i].mean())
+        total += np.log(integrate.quad(joint, centre - 60, centre + 80, points=[centre], limit=200)[0])
+    assert fit.log_likelihood().value == pytest.approx(total, abs=0.02)
+
+
+def test_the_fit_is_a_maximum(fit):
+    """Moving any parameter by a twentieth of its standard error of the whole changes the value down."""
+    from dataclasses import replace
+
+    best = fit.log_likelihood().value
+    for scale in (0.9, 1.1):
+        worse = replace(fit, sigma=scale * fit.sigma)
+        assert worse.log_likelihood().value < best
+        assert replace(fit, law=fit.law.inflated(scale)).log_likelihood().value < best
+
+
+def test_saturation_ignored_misleads():
+    """Averages over simulated data: truth 70, 20 and 8."""
+    taken, ignored = [], []
+    for seed in range(6):
+        frame = scores(150, seed + 10)
+        model = nf.Model(level())
+        for data, found in (
+            (read(frame, censoring="kind", limit="end"), taken),
+            (read(frame[frame["kind"] != "interval"]), ignored),
+        ):
+            fit = model.fit(data, seed=1, particles=256, progress=False)
+            found.append([float(fit.law.mean), float(fit.law.sd), fit.residual["sigma"]])
+    taken, ignored = np.mean(taken, 0), np.mean(ignored, 0)
+    assert taken == pytest.approx([70, 20, 8], abs=2.0)
+    assert ignored[1] < taken[1] - 1
+    assert ignored[2] < taken[2] - 0.4
+
+
+def test_concentrations_below_the_limit():
+    """Log-additive errors, one sample in five below the limit of quantification."""
+    random = np.random.default_rng(5)
+    model = nf.Model(nf.curves.oral(100.0), nf.LogAdditive())
+    phi = torch.from_numpy(random.standard_normal((80, 3)) * [0.3, 0.3, 0.15] + np.log([1.2, 3.5, 30]))
+    time = torch.tensor([0.5, 1, 2, 4, 8, 12, 24, 36]).double().expand(80, -1)
+    mean = model.mean_response(phi, time)
+    response = (mean * torch.from_numpy(np.exp(0.2 * random.standard_normal(mean.shape)))).numpy()
+    frame = pd.DataFrame({"id": np.repeat(np.arange(80), 8), "t": np.tile(time[0].numpy(), 80)})
+    frame["y"] = response.clip(min=0.3).ravel()
+    frame["below"] = np.where(response.ravel() < 0.3, "left", "")
+    assert 0.1 < (frame["below"] != "").mean() < 0.35
+    data = nf.LongitudinalData.from_frame(frame, "id", "t", "y", censoring="below")
+    fit = model.fit(data, nf.Gaussian("diagonal"), seed=1, progress=False)
+    assert fit.law.mean.numpy() == pytest.approx(np.log([1.2, 3.5, 30]), abs=0.12)
+    assert fit.law.sd.numpy() == pytest.approx([0.3, 0.3, 0.15], abs=0.07)
+    assert fit.residual["sigma"] == pytest.approx(0.2, rel=0.1)
+
+
+def test_censored_data_are_saved_and_read(fit, tmp_path):
+    curve = level()
+    model = nf.Model(curve)
+    own = model.fit(fit.data, seed=1, particles=64, progress=False)
+    own.save(tmp_path / "fit")
+    again = nf.load(tmp_path / "fit", curve=curve)
+    assert torch.equal(again.data.bounds[0], own.data.bounds[0])
+    assert again.log_likelihood() == own.log_likelihood()
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        (lambda f: f.assign(kind="above"), {"limit": "end"}, "accepted are 'left', 'right', 'interval'"),
+        (lambda f: f, {}, "name its column with limit="),
+        (lambda f: f.assign(end=-5.0), {"limit": "end"}, "'end' must be above column 'score' in row 0"),
+    ],
+)
+def test_bad_censoring_is_named(change, options, message):
+    with pytest.raises(nf.DataError, match=message):
+        read(change(scores()), censoring="kind", **options)
+
+
+def test_combined_errors_are_refused():
+    with pytest.raises(nf.ModelError, match=r"not with nf\.Combined"):
+        nf.Model(level(), nf.Combined()).fit(read(scores(), censoring="kind", limit="end"), progress=False)

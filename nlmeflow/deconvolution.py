@@ -10,14 +10,14 @@ in the Fourier domain (Comte and Samson, Journal of Nonparametric Statistics 201
 The cut-off m minimises the penalised contrast -|f_m|^2 + pen(m). Nothing Gaussian is assumed of the effects;
 only this model is linear. The penalty is
 
-    pen(m) = [1 + (s pi m)^2] V(m) + 1.5 m / n
+    pen(m) = [1 + (s pi m)^2] V(m) + 0.75 m / n
     V(m) = 1 / (2 pi n) integral over |u| <= pi m of 1 / |eta*(u)|^2 du
 
 V is the variance of f_m, s the standard deviation of eta: Gaussian noise needs the first factor because V
-grows exponentially with m; the last term, 1.5 times what V would be without noise, counts where there is
-little of it. The penalty has the unit of the contrast whatever the unit of time. Cut-offs from the first one
-at which V exceeds 8 % of |f_m|^2 are not considered: once in some sixty samples the contrast falls
-there faster than any penalty that suits the others.
+grows exponentially with m; the last term, three quarters of what V would be without noise, counts where
+there is little of it. The penalty has the unit of the contrast whatever the unit of time. Cut-offs from
+the first one at which V exceeds 8 % of |f_m|^2 are not considered: once in some sixty samples the
+contrast falls there faster than any penalty that suits the others.
 """
 
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ LARGEST = 9.0  # cut-off tried, in units of 1 / sd(Z)
 NODES = 541  # of the integral over u
 EVERY = 6  # a cut-off is tried at every so many nodes
 MOST_NOISE = 0.08  # of |f_m|^2 that may be variance
-FLOOR = 1.5  # of the penalty, times the variance that there would be without noise
+FLOOR = 0.75  # of the penalty, times the variance that there would be without noise
 MARGIN = 1.0  # of the grid beyond the estimates, in units of sd(Z)
 
 

@@ -21,7 +21,7 @@ from nlmeflow.seeds import derive, generator
 
 STEPS = 100  # of L-BFGS, at most
 AGAIN = 30  # of them from where all individuals ended
-DRAWS = 32  # of each individual
+POINTS = 12_800  # draws of all individuals, about
 TRIAL = (12, 40, 2)  # draws, steps, survivors of the first climb of several starts
 NEGLIGIBLE = 1e-6  # weight under which a kernel is left out
 
@@ -40,14 +40,19 @@ def climb_smooth(law: Climber, cloud: Cloud, steps: int = STEPS, share: Tensor |
     return ascend(law, objective, steps)
 
 
+def few(cloud: Cloud) -> Cloud:
+    """Return the cloud with 32 draws of each individual, and with less, but 8, when they are many."""
+    return cloud.thinned(max(8, min(32, POINTS // len(cloud))))
+
+
 def best_climb(firsts: Sequence[Climber], cloud: Cloud) -> Climber:
     """Return the best of several starts: short climbs on a thinned cloud, long ones for the best."""
     draws, steps, survivors = TRIAL
-    thin = cloud.thinned(draws)
+    thin = few(cloud).thinned(draws)
     tried = sorted(
         (climb_smooth(first, thin, steps) for first in firsts), key=lambda law: -float(thin.score(law).sum())
     )
-    climbed = [climb_smooth(law, cloud.thinned(DRAWS)) for law in tried[:survivors]]
+    climbed = [climb_smooth(law, few(cloud)) for law in tried[:survivors]]
     return max(climbed, key=lambda law: float(cloud.score(law).sum()))
 
 
@@ -72,7 +77,7 @@ def _(law: SNP, lesson: Lesson, fold: Tensor) -> list[Law]:
     near = found[max(0, best - 1) : best + 2]
     laws: list[Law] = []
     for inside, _ in rows(fold):
-        cloud = lesson.cloud.subset(inside).thinned(DRAWS)
+        cloud = few(lesson.cloud.subset(inside))
         again = [climb_smooth(first, cloud, AGAIN) for first in near]
         laws.append(again[fewest(again, cloud)])
     return laws
@@ -94,7 +99,7 @@ def orders(law: SNP, lesson: Lesson) -> list[SNPLaw]:
 def refitted(law: Law, cloud: Cloud, share: Tensor) -> list[Law]:
     """Return an SNP or transformed law fitted again with each row of individual weights (R, N)."""
     assert isinstance(law, SNPLaw | TransformedLaw)
-    thin = cloud.thinned(DRAWS)
+    thin = few(cloud)
     return [climb_smooth(law, thin, AGAIN, row) for row in share]
 
 
@@ -141,9 +146,7 @@ def _transformed(law: Transformed, lesson: Lesson) -> TransformedLaw:
 def _(law: Transformed, lesson: Lesson, fold: Tensor) -> list[Law]:
     """Fit again without each fold, from where all individuals ended."""
     first = lesson.kept.once(law, lambda: _transformed(law, lesson))
-    return [
-        climb_smooth(first, lesson.cloud.subset(inside).thinned(DRAWS), AGAIN) for inside, _ in rows(fold)
-    ]
+    return [climb_smooth(first, few(lesson.cloud.subset(inside)), AGAIN) for inside, _ in rows(fold)]
 
 
 @learn.register

@@ -25,7 +25,7 @@ from nlmeflow.data import LongitudinalData
 from nlmeflow.deconvolution import Deconvolution, deconvolve
 from nlmeflow.errors import DataError, EstimationError, ModelError
 from nlmeflow.estimation.saem import SAEM
-from nlmeflow.fit import Fit, Model
+from nlmeflow.fit import Fit
 from nlmeflow.interoperability import read_nonmem, to_arviz
 from nlmeflow.laws import (
     NPAG,
@@ -43,6 +43,7 @@ from nlmeflow.laws import (
     Transformed,
     TwoStage,
 )
+from nlmeflow.model import Model
 from nlmeflow.residuals import Additive, Combined, LogAdditive, Proportional
 from nlmeflow.storage import load
 

@@ -13,8 +13,9 @@ from nlmeflow.errors import ModelError
 from nlmeflow.estimation.estimators import Task, lesson
 from nlmeflow.estimation.learning import held_out
 from nlmeflow.estimation.stacking import stacking_weights
-from nlmeflow.fit import Fit, Model
+from nlmeflow.fit import Fit
 from nlmeflow.laws import DiscreteLaw, StackedLaw
+from nlmeflow.model import Model
 from nlmeflow.running import one_thread, show_progress
 from nlmeflow.seeds import derive
 

@@ -1,10 +1,10 @@
-"""What a person touches: a model, its fit to data, and what the fit can tell."""
+"""A fitted model, and what it can tell."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 
 from nlmeflow.bands import Bands
-from nlmeflow.covariates import Effect, Terms, check_term, effects_of, read_terms
-from nlmeflow.curves import Curve
+from nlmeflow.covariates import Effect
 from nlmeflow.data import LongitudinalData
 from nlmeflow.errors import ModelError
 from nlmeflow.estimation.certificate import Certificate, certify
 from nlmeflow.estimation.cloud import Seen
 from nlmeflow.estimation.em import Record, Result, State, evaluate
-from nlmeflow.estimation.estimators import Task, default_particles, estimate
+from nlmeflow.estimation.estimators import Task
 from nlmeflow.estimation.laplace import around
 from nlmeflow.estimation.likelihood import (
     LEAST_BATCHES,
@@ -35,7 +34,6 @@ from nlmeflow.estimation.particles import Particles, Proposal, draw, posterior_d
 from nlmeflow.estimation.problem import Problem
 from nlmeflow.laws import (
     DiscreteLaw,
-    Gaussian,
     GaussianLaw,
     KernelLaw,
     Law,
@@ -44,11 +42,13 @@ from nlmeflow.laws import (
     TransformedLaw,
 )
 from nlmeflow.laws.gaussian import median_sd, moments
-from nlmeflow.residuals import Additive, Residual
-from nlmeflow.running import one_thread, show_progress
+from nlmeflow.running import one_thread
 from nlmeflow.seeds import derive, generator
 from nlmeflow.standard_errors import standard_errors
 from nlmeflow.summary import Summary
+
+if TYPE_CHECKING:
+    from nlmeflow.model import Model
 
 
 class Estimate(NamedTuple):
@@ -61,144 +61,6 @@ class Estimate(NamedTuple):
         return f"{self.value:.2f} ± {self.error:.2f}"
 
 
-@dataclass(frozen=True)
-class Model:
-    """A nonlinear mixed-effects model: y_ij = f(t_ij; psi_i) + error, psi_i = h(phi_i), phi_i ~ p.
-
-    curve : the structural model f.
-    residual : the error model.
-    fixed : names of parameters shared by all individuals (without variability).
-    covariates : by parameter, what moves its location on the unconstrained scale: a formula such as
-        "log(weight / 70) + sex", or a list of terms. A category has one effect for each level but the first
-        (in alphabetical order).
-    """
-
-    curve: Curve
-    residual: Residual = field(default_factory=Additive)
-    fixed: Sequence[str] = ()
-    covariates: Mapping[str, Terms] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.curve, Curve):
-            raise ModelError(f"curve is an nf.Curve, got {type(self.curve).__name__}.")
-        if not isinstance(self.residual, Residual):
-            raise ModelError(f"residual is an error model such as nf.Additive(), got {self.residual!r}.")
-        names = (self.fixed,) if isinstance(self.fixed, str) else tuple(self.fixed)
-        object.__setattr__(self, "fixed", names)
-        for name in names:
-            self.curve[name]
-        terms = {name: read_terms(some) for name, some in dict(self.covariates).items()}
-        object.__setattr__(self, "covariates", terms)
-        for name, some in terms.items():
-            self.curve[name]
-            for term in some:
-                check_term(term)
-
-    @property
-    def random(self) -> tuple[str, ...]:
-        """The parameters that vary between individuals, in the order of phi."""
-        return tuple(name for name in self.curve.names if name not in self.fixed)
-
-    def problem(self, data: LongitudinalData, effects: Sequence[Effect] | None = None) -> Problem:
-        """Return the estimation problem for a data set, checked; with the effects of a fit when given."""
-        if effects is None:
-            effects = effects_of(self.covariates, data.covariates)
-        return Problem.build(data, self.curve, self.residual, self.fixed, effects)
-
-    def task(
-        self,
-        data: LongitudinalData,
-        seed: int = 0,
-        start: Mapping[str, float] | None = None,
-        particles: int | None = None,
-    ) -> Task:
-        """Return a fitting task, which several laws may share."""
-        generator(seed)
-        start = dict(start or {})
-        for name, value in start.items():
-            self.curve[name].scale.check(name, value)
-        if particles is not None and particles < 64:
-            raise ModelError(f"particles is at least 64, got {particles}.")
-        problem = self.problem(data)
-        _check_identifiable(problem)
-        return Task(problem, start, seed, particles or default_particles(len(data)))
-
-    def fit(
-        self,
-        data: LongitudinalData,
-        law: Any = None,
-        seed: int = 0,
-        start: Mapping[str, float] | None = None,
-        particles: int | None = None,
-        progress: bool | None = None,
-    ) -> "Fit":
-        """Estimate the population law, the fixed effects and the residual parameters.
-
-        law : specification such as nf.Gaussian() (default), nf.Mixture(), nf.Flow().
-        seed : of every random number; the same seed gives the same fit.
-        start : first values on the natural scale, by parameter; found from the data when absent.
-        particles : per individual; 200,000 / N, between 512 and 16,384, when absent.
-        progress : show a progress line; by default only in a terminal.
-
-        Raises
-        ------
-        ModelError, EstimationError : with the parameter, the bound and what would be accepted.
-
-        """
-        law = Gaussian() if law is None else law
-        return self.fit_laws(data, {"fit": law}, seed, start, particles, progress)["fit"]
-
-    def fit_laws(
-        self,
-        data: LongitudinalData,
-        laws: Mapping[str, Any],
-        seed: int = 0,
-        start: Mapping[str, float] | None = None,
-        particles: int | None = None,
-        progress: bool | None = None,
-    ) -> dict[str, "Fit"]:
-        """Fit several laws to the same data; what they have in common is computed once.
-
-        laws : specifications by name; arguments as in `fit`. Each fit is the one that `fit` returns
-        with the same seed.
-        """
-        task = self.task(data, seed, start, particles)
-        return {name: self.fit_task(task, law, progress) for name, law in laws.items()}
-
-    def fit_task(self, task: Task, law: Any, progress: bool | None = None) -> "Fit":
-        """Fit a law to a task made by `task`; what earlier laws of the task computed is used."""
-        with one_thread(), show_progress(law, progress) as task.report, torch.no_grad():
-            return Fit.of(self, law, estimate(law, task), task)
-
-    def simulate(
-        self,
-        law: Law,
-        times: Sequence[float] | np.ndarray,
-        n: int,
-        seed: int,
-        sigma: Sequence[float] | float,
-        **fixed: float,
-    ) -> tuple[LongitudinalData, Tensor]:
-        """Draw n individuals from a law, and their responses; return data and phi (n, d).
-
-        sigma : residual parameters; fixed : values of the parameters without variability.
-        """
-        missing = set(self.fixed) - set(fixed)
-        if missing or set(fixed) - set(self.fixed):
-            raise ModelError(f"Give values of the fixed parameters: {', '.join(self.fixed) or 'none'}.")
-        phi = law.sample(n, derive(seed, 0))
-        time = torch.as_tensor(np.asarray(times), dtype=phi.dtype).expand(n, -1)
-        mean = self.mean_response(phi, time, **fixed)
-        scale = torch.tensor(np.atleast_1d(sigma), dtype=phi.dtype)
-        response = self.residual.sample(mean, scale, generator(derive(seed, 1)))
-        return LongitudinalData.regular(time, response), phi
-
-    def mean_response(self, phi: Tensor, time: Tensor, **fixed: float) -> Tensor:
-        """Return f(t_i; phi_i) for phi (N, d) and time (N, n): (N, n). For curves without covariates."""
-        psi = {name: value[:, None] for name, value in self.curve.natural(phi, self.random).items()}
-        return self.curve(time, psi | {k: phi.new_tensor(v) for k, v in fixed.items()}).expand_as(time)
-
-
 @dataclass
 class Fit:
     """A fitted model.
@@ -207,7 +69,7 @@ class Fit:
     without variability; residual : residual parameters by name.
     """
 
-    model: Model
+    model: "Model"
     data: LongitudinalData
     specification: Any
     law: Law
@@ -222,7 +84,7 @@ class Fit:
     effects: tuple[Effect, ...] = ()
 
     @classmethod
-    def of(cls, model: Model, law: Any, result: Result, task: Task) -> "Fit":
+    def of(cls, model: "Model", law: Any, result: Result, task: Task) -> "Fit":
         """Return the fit that a result of the engine describes."""
         trace = pd.DataFrame([asdict(r) if isinstance(r, Record) else r for r in result.trace])
         state, proposal = result.state, result.proposal
@@ -284,7 +146,12 @@ class Fit:
     def marginal(self) -> Marginal:
         """Log p(y_i) of the individuals fitted, with Monte-Carlo errors."""
         with one_thread(), torch.no_grad():
-            return self._marginal(self.problem(), lambda _: self._proposal())
+            problem = self.problem()
+            if isinstance(self.law, DiscreteLaw):
+                return exact(problem, self.state)
+            size = max(64, self.particles // LEAST_BATCHES)
+            random = generator(derive(self.seed, 90))
+            return marginal(problem, self.state, self._proposal(), size, random)
 
     @property
     def conditional(self) -> tuple[Tensor, Tensor]:
@@ -323,11 +190,21 @@ class Fit:
 
     def scores(self, data: LongitudinalData) -> Marginal:
         """Return log p(y_i) of individuals that took no part in the fit."""
+        return self.on(data).marginal
+
+    def on(self, data: LongitudinalData) -> "Fit":
+        """Return this fit looking at other individuals: nothing is estimated again.
+
+        `fit.on(new).individuals()` are the conditional means of new individuals, and the functions of
+        `nlmeflow.diagnostics` check the model on data that took no part in its fit.
+        """
         with one_thread(), torch.no_grad():
+            problem = self.problem(data)
+            if isinstance(self.law, DiscreteLaw):
+                return replace(self, data=data)
             random, size = generator(derive(self.seed, 92)), min(self.particles, 256)
-            return self._marginal(
-                self.problem(data), lambda problem: locate(problem, self.state, size, random)
-            )
+            proposal = locate(problem, self.state, size, random)
+            return replace(self, data=data, centre=proposal.centre, factor=proposal.factor)
 
     def individuals(self, scale: Literal["phi", "natural"] = "phi") -> pd.DataFrame:
         """Return one row per individual: conditional mean, mode and sd of each parameter.
@@ -465,13 +342,6 @@ class Fit:
         gaussian = population_gaussian(self.law, derive(self.seed, 93))
         return Proposal(self.centre, self.factor, self.law, gaussian.inflated(2.0))
 
-    def _marginal(self, problem: Problem, proposal: Callable[[Problem], Proposal]) -> Marginal:
-        """Return log p(y_i), exact for a discrete law, which needs no proposal."""
-        if isinstance(self.law, DiscreteLaw):
-            return exact(problem, self.state)
-        size = max(64, self.particles // LEAST_BATCHES)
-        return marginal(problem, self.state, proposal(problem), size, generator(derive(self.seed, 90)))
-
     def _candidates(self, law: DiscreteLaw) -> tuple[Tensor, Tensor]:
         """Return where more points could be: around each individual's own data, and a length."""
         each, seed = max(2, 4000 // len(self.data)), derive(self.seed, 94)
@@ -484,18 +354,3 @@ class Fit:
             return self.law.support[weights.argmax(1)]
         with one_thread():
             return conditional_modes(self.problem(), self.state, phi, weights)
-
-
-def _check_identifiable(problem: Problem) -> None:
-    if len(problem) < 2:
-        raise ModelError("A population needs at least two individuals; the data have one.")
-    most = int(problem.data.counts.max())
-    if most <= problem.dim and not problem.residual.given:
-        names = ", ".join(problem.random)
-        raise ModelError(
-            f"Every individual has at most {most} observation{'s' if most != 1 else ''}, and "
-            f"{problem.dim} parameter{'s' if problem.dim != 1 else ''} vary between individuals "
-            f"({names}): the residual error and the population cannot both be estimated. Give the "
-            "residual parameters, for example nf.Additive(sigma=0.1), or name more parameters in "
-            "fixed=(...)."
-        )

@@ -21,9 +21,9 @@ from torch import Tensor
 from nlmeflow import curves
 from nlmeflow.data import LongitudinalData
 from nlmeflow.errors import ModelError
-from nlmeflow.fit import Model
 from nlmeflow.laws import GaussianLaw, MixtureLaw
 from nlmeflow.laws.law import check_phi
+from nlmeflow.model import Model
 from nlmeflow.residuals import Additive, LogAdditive
 from nlmeflow.seeds import Seed, generator, integer
 

@@ -22,7 +22,8 @@ from nlmeflow.data import LongitudinalData
 from nlmeflow.encoding import Tensors, decode, encode
 from nlmeflow.errors import DataError, ModelError
 from nlmeflow.estimation.saem import SAEM
-from nlmeflow.fit import Fit, Model
+from nlmeflow.fit import Fit
+from nlmeflow.model import Model
 from nlmeflow.residuals import RESIDUALS
 
 FORMAT = 2

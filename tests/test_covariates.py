@@ -97,6 +97,8 @@ def test_individuals_carry_their_covariates(allometry):
     assert abs(np.corrcoef(centred, weight)[0, 1]) < 0.2
     new = fit.data.subset(range(30))
     assert fit.log_likelihood(new).value == pytest.approx(float(fit.marginal.values[:30].sum()), abs=0.3)
+    again = fit.on(new).individuals()
+    assert again["CL_mean"].to_numpy() == pytest.approx(table["CL_mean"].to_numpy()[:30], abs=0.02)
 
 
 def test_a_fit_with_covariates_is_saved_and_read(allometry, tmp_path):

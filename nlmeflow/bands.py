@@ -61,7 +61,7 @@ class Bands:
             raise ModelError(f"level lies between 0 and 1, got {level!r}.")
         with one_thread(), torch.no_grad(), show_progress(fit.specification, progress) as report:
             lesson = Lesson(_cloud(fit, seed), derive(seed, 96), report)
-            share = shares(len(fit.data), replicates, derive(seed, 97))
+            share = shares(len(fit.latent[0]), replicates, derive(seed, 97))
             return cls(fit, tuple(refit(fit.specification, lesson, share)), level)
 
 

@@ -75,10 +75,10 @@ def compare(
 
     laws : specifications such as nf.Gaussian(), nf.Mixture(), nf.Flow(), of different names.
     groups : a covariate; individuals with the same value are held out together (plants of a
-        genotype, say). Without it individuals are.
+        genotype, say). Without it individuals are. A model with two levels always holds out its groups.
     """
-    labels = _groups(data, groups)
     task = model.task(data, seed)
+    labels = list(task.problem.labels) if model.within else _groups(data, groups)
     task.fold = torch.from_numpy(_folds(labels, folds, seed))
     return compare_task(model, task, laws, labels, progress)
 
@@ -105,7 +105,7 @@ def compare_task(
             raise ModelError("Points have no density to average; add a law such as nf.Gaussian().")
         weights = scores.new_zeros(len(named))
         weights[smooth] = stacking_weights(scores[:, smooth])
-    frame = pd.DataFrame(scores.numpy(), index=pd.Index(task.problem.data.labels), columns=list(named))
+    frame = pd.DataFrame(scores.numpy(), index=pd.Index(task.problem.labels), columns=list(named))
     densities = tuple(fit.law for fit in fits.values() if not isinstance(fit.law, DiscreteLaw))
     stacked = StackedLaw(densities, weights[smooth])
     shares = dict(zip(named, weights.tolist(), strict=True))

@@ -25,6 +25,7 @@ class LongitudinalData:
     n_missing : rows of the table whose response was missing; they carry no information.
     bounds : None, or (low, high), each (N, n): where an observation is only known to lie between two
         values, infinite where it is known, or on the open side.
+    group : None, or the column of `covariates` that says which group an individual belongs to.
 
     """
 
@@ -36,6 +37,7 @@ class LongitudinalData:
     names: tuple[str, str, str] = ("individual", "time", "response")
     n_missing: int = 0
     bounds: tuple[Tensor, Tensor] | None = None
+    group: str | None = None
 
     @classmethod
     def from_frame(
@@ -47,6 +49,7 @@ class LongitudinalData:
         covariates: Sequence[str] = (),
         censoring: str | None = None,
         limit: str | None = None,
+        group: str | None = None,
     ) -> "LongitudinalData":
         """Read a long table: one row per observation.
 
@@ -58,6 +61,10 @@ class LongitudinalData:
             least the response (a score of 100, a variety still green), "interval" where it lies between
             the response and the value in the column `limit`; empty where it was observed.
 
+        group : column of what individuals belong to (the genotype of a plant, the subject of an occasion),
+            for models with two levels, nf.Model(..., within=...). Names of individuals are not used again in
+            another group.
+
         Raises
         ------
         DataError : a column is absent, a value is not a finite number, an (individual, time) pair
@@ -65,6 +72,10 @@ class LongitudinalData:
 
         """
         covariates = [covariates] if isinstance(covariates, str) else list(covariates)
+        if group is not None:
+            _check_columns(frame, [group, individual])
+            _check_nested(frame, individual, group)
+            covariates += [] if group in covariates else [group]
         extra = [column for column in (censoring, limit) if column is not None]
         _check_columns(frame, [individual, time, response, *covariates, *extra])
         if len(frame) == 0:
@@ -93,6 +104,7 @@ class LongitudinalData:
             names=(individual, time, response),
             n_missing=int((~keep).sum()),
             bounds=bounds,
+            group=group,
         )
 
     @classmethod
@@ -135,7 +147,14 @@ class LongitudinalData:
             bounds=None
             if self.bounds is None
             else (self.bounds[0][rows, :width], self.bounds[1][rows, :width]),
+            group=self.group,
         )
+
+    def grouped(self) -> tuple[np.ndarray, pd.Index]:
+        """Return the number of each individual's group (N,), and the groups' names."""
+        if self.group is None:
+            raise DataError("The data have no groups; name their column with from_frame(..., group=).")
+        return pd.factorize(self.covariates[self.group])
 
     @property
     def censored(self) -> Tensor:
@@ -165,6 +184,19 @@ def _check_columns(frame: pd.DataFrame, columns: Sequence[str]) -> None:
         if column not in frame.columns:
             known = ", ".join(map(str, frame.columns))
             raise DataError(f"No column '{column}' in the table; its columns are: {known}.")
+
+
+def _check_nested(frame: pd.DataFrame, individual: str, group: str) -> None:
+    several = frame.groupby(individual, sort=False)[group].nunique()
+    several = several[several > 1]
+    if len(several):
+        who = several.index[0]
+        where = frame.loc[frame[individual] == who, group].unique()
+        raise DataError(
+            f"Individual '{who}' stands in groups {where[0]!r} and {where[1]!r} ({group}). Where names are "
+            f"used again in each group, make them one: frame['{individual}'] = "
+            f"frame['{group}'].astype(str) + '/' + frame['{individual}'].astype(str)."
+        )
 
 
 def _check_present(frame: pd.DataFrame, column: str) -> None:

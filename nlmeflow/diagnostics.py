@@ -30,16 +30,17 @@ def simulate(fit: Fit, replicates: int = 200, seed: int = 0) -> Tensor:
     if fit.data.bounds is not None:
         raise ModelError("There are no predictive checks of censored data; draw with fit.population.")
     problem = fit.problem()
-    size, times = len(problem), problem.data.time.shape[1]
+    size, times = problem.data.time.shape
     parts = []
     with one_thread(), torch.no_grad():
         each = max(1, HELD // (size * times))
         for k, start in enumerate(range(0, replicates, each)):
             count = min(each, replicates - start)
-            eta = fit.law.sample(size * count, derive(seed, 0, k)).reshape(size, count, -1)
+            eta = problem.simulated(fit.law, fit.sigma, count, derive(seed, 0, k))
             mean = problem.predict(eta, fit.beta)
-            random = generator(derive(seed, 1, k))
-            parts.append(problem.residual.sample(mean, fit.sigma, random).movedim(1, 0))
+            random, people = generator(derive(seed, 1, k)), problem.individuals
+            drawn = people.residual.sample(mean, problem.own_sigma(fit.sigma), random)
+            parts.append(drawn.movedim(1, 0))
     return torch.cat(parts)
 
 
@@ -150,14 +151,16 @@ def predictions(fit: Fit) -> pd.DataFrame:
     """
     with one_thread(), torch.no_grad():
         problem = fit.problem()
-        draws = fit.law.sample(500, derive(fit.seed, 95)).expand(len(problem), -1, -1)
+        people, sigma = problem.individuals, problem.own_sigma(fit.sigma)
+        draws = problem.simulated(fit.law, fit.sigma, 500, derive(fit.seed, 95))
         population = problem.predict(draws, fit.beta).mean(1)
-        phi, weights = fit.latent
+        phi, weights = fit.conditional
+        phi = phi - fit.shift[:, None]
         heavy = weights.topk(min(256, weights.shape[1]), dim=1)
         share = heavy.values / heavy.values.sum(1, keepdim=True)
         chosen = phi.gather(1, heavy.indices[..., None].expand(-1, -1, phi.shape[-1]))
         individual = (share[..., None] * problem.predict(chosen, fit.beta)).sum(1)
-        residual, _ = problem.residual.working(problem.data.response, individual, fit.sigma, problem.bounds())
+        residual, _ = people.residual.working(people.data.response, individual, sigma, people.bounds())
     row, column = torch.nonzero(fit.data.mask, as_tuple=True)
     names = fit.data.names
     return pd.DataFrame(

@@ -124,12 +124,27 @@ class Fit:
 
     def problem(self, data: LongitudinalData | None = None) -> Problem:
         """Return the estimation problem of the data fitted, or of other data."""
-        return self.model.problem(self.data if data is None else data, self.effects)
+        return self._problem if data is None else self.model.problem(data, self.effects)
+
+    @cached_property
+    def _problem(self) -> Problem:
+        with one_thread(), torch.no_grad():
+            problem = self.model.problem(self.data, self.effects)
+            if not self.model.within:
+                return problem
+            gaussian = population_gaussian(self.law, derive(self.seed, 93))
+            return problem.near(gaussian, self.beta, self.sigma)
 
     @property
     def residual(self) -> dict[str, float]:
         """Residual parameters by name."""
-        return dict(zip(self.model.residual.names, self.sigma.tolist(), strict=True))
+        return dict(zip(self.model.residual.names, self.sigma.tolist(), strict=False))
+
+    @property
+    def within(self) -> dict[str, float]:
+        """Standard deviations of the parameters within groups, on the unconstrained scale, by name."""
+        sds = self.sigma[len(self.model.residual.names) :].tolist()
+        return dict(zip(self.model.within, sds, strict=True))
 
     @property
     def state(self) -> State:
@@ -139,8 +154,12 @@ class Fit:
     @property
     def n_parameters(self) -> int:
         """Free parameters of the law, the fixed effects and the error model."""
-        residual = 0 if self.model.residual.given else len(self.sigma)
-        return self.law.n_parameters + len(self.beta) + residual
+        return self.law.n_parameters + len(self.beta) + self._n_scales
+
+    @property
+    def _n_scales(self) -> int:
+        given = len(self.model.residual.names) if self.model.residual.given else 0
+        return len(self.sigma) - given
 
     @cached_property
     def marginal(self) -> Marginal:
@@ -157,18 +176,21 @@ class Fit:
     def conditional(self) -> tuple[Tensor, Tensor]:
         """Particles phi (N, M, d) of each individual given its data, and their weights (N, M)."""
         phi, weights = self.latent
+        if self.model.within:
+            with one_thread(), torch.no_grad():
+                phi, weights = self.problem().of_individuals(self.drawn(), weights, self.sigma)
         return phi + self.shift[:, None], weights
 
     @property
     def shift(self) -> Tensor:
         """What the covariates add to each individual's parameters, X gamma, (N, d)."""
-        return self.problem().shift(self.beta)
+        return self.problem().individuals.shift(self.beta)
 
     @cached_property
     def latent(self) -> tuple[Tensor, Tensor]:
         """Particles without what the covariates add, eta = phi - X gamma (N, M, d), and their weights.
 
-        The population law is the law of eta.
+        The population law is the law of eta. Where the model has two levels, of the groups' mu.
         """
         with one_thread(), torch.no_grad():
             problem = self.problem()
@@ -212,26 +234,45 @@ class Fit:
         On the unconstrained scale of phi (default) or on the natural scale (mean and sd of psi
         given the data; psi at the mode of phi). `ess` is the effective number of particles,
         `log_likelihood` is log p(y_i). Conditional means are shrunk: their spread is not the
-        population's.
+        population's. A model with two levels has no modes here, and its likelihoods in `groups`.
         """
-        if scale not in ("phi", "natural"):
-            raise ModelError(f"scale is 'phi' or 'natural', got {scale!r}.")
         phi, weights = self.conditional
-        mode = self._modes() + self.shift
-        if scale == "natural":
-            curve = self.model.curve
-            phi = torch.stack(list(curve.natural(phi, self.names).values()), -1)
-            mode = torch.stack(list(curve.natural(mode, self.names).values()), -1)
-        mean, covariance = moments(phi, weights)
-        sd = covariance.diagonal(dim1=-2, dim2=-1).sqrt()
-        columns: dict[str, Tensor] = {}
-        for k, name in enumerate(self.names):
-            columns |= {f"{name}_mean": mean[:, k], f"{name}_mode": mode[:, k], f"{name}_sd": sd[:, k]}
-        frame = pd.DataFrame({key: value.numpy() for key, value in columns.items()})
-        frame["ess"] = (1 / weights.square().sum(1)).numpy()
-        frame["log_likelihood"] = self.marginal.values.numpy()
+        mode = None if self.model.within else self._modes() + self.shift
+        frame = self._table(phi, weights, scale, mode)
+        if mode is not None:
+            frame["log_likelihood"] = self.marginal.values.numpy()
         frame.index = pd.Index(self.data.labels, name=self.data.names[0])
         return frame
+
+    def groups(self, scale: Literal["phi", "natural"] = "phi") -> pd.DataFrame:
+        """Return one row per group of a model with two levels: mean and sd of mu, ess, log p(y_g)."""
+        if not self.model.within:
+            raise ModelError("The model has one level; groups are those of nf.Model(..., within=...).")
+        frame = self._table(*self.latent, scale)
+        frame["log_likelihood"] = self.marginal.values.numpy()
+        frame.index = pd.Index(self.problem().labels, name=self.data.group)
+        return frame
+
+    def _table(self, phi: Tensor, weights: Tensor, scale: str, mode: Tensor | None = None) -> pd.DataFrame:
+        if scale not in ("phi", "natural"):
+            raise ModelError(f"scale is 'phi' or 'natural', got {scale!r}.")
+
+        def scaled(values: Tensor) -> Tensor:
+            if scale == "phi":
+                return values
+            return torch.stack(list(self.model.curve.natural(values, self.names).values()), -1)
+
+        mean, covariance = moments(scaled(phi), weights)
+        sd = covariance.diagonal(dim1=-2, dim2=-1).sqrt()
+        mode = None if mode is None else scaled(mode)
+        columns: dict[str, Tensor] = {}
+        for k, name in enumerate(self.names):
+            columns[f"{name}_mean"] = mean[:, k]
+            if mode is not None:
+                columns[f"{name}_mode"] = mode[:, k]
+            columns[f"{name}_sd"] = sd[:, k]
+        columns["ess"] = 1 / weights.square().sum(1)
+        return pd.DataFrame({key: value.numpy() for key, value in columns.items()})
 
     def shrinkage(self) -> dict[str, float]:
         """Return 1 - var(conditional means) / var(population) of each parameter."""
@@ -259,8 +300,8 @@ class Fit:
                 f"A {type(self.law).__name__} has no number of parameters to count; compare it by "
                 "held-out likelihood, nf.compare."
             )
-        deviance, n = -2 * self.log_likelihood().value, len(self.data)
-        common = self.problem().common + (0 if self.model.residual.given else len(self.sigma))
+        deviance, n = -2 * self.log_likelihood().value, len(self.problem())
+        common = self.problem().common + self._n_scales
         population = self.n_parameters - common
         corrected = population * np.log(n) + common * np.log(self.data.n_observations)
         values = {"AIC": 2 * self.n_parameters, "BIC": self.n_parameters * np.log(n), "BICc": corrected}
@@ -288,6 +329,8 @@ class Fit:
         sup over phi of D(phi; G) = sum_i p(y_i | phi) / p_G(y_i) - N, sought from conditional modes
         and draws; fixed effects and residual parameters are those of the fit.
         """
+        if self.model.within:
+            raise ModelError("There is no certificate of a model with two levels.")
         phi, weights = self.latent
         with one_thread(), torch.no_grad():
             if isinstance(self.law, DiscreteLaw):
@@ -313,9 +356,13 @@ class Fit:
         return Bands.of(self, replicates, level, seed, progress)
 
     def population(self, n: int = 1000, seed: int = 0) -> pd.DataFrame:
-        """Draw n individuals from the fitted law, on the natural scale."""
+        """Draw n individuals, each of a new group when there are groups, on the natural scale."""
         with one_thread(), torch.no_grad():
-            natural = self.model.curve.natural(self.law.sample(n, seed), self.names)
+            phi = self.law.sample(n, seed)
+            for name, sd in self.within.items():
+                noise = torch.randn(n, generator=generator(derive(seed, 2, self.names.index(name))))
+                phi[:, self.names.index(name)] += sd * noise
+            natural = self.model.curve.natural(phi, self.names)
         return pd.DataFrame({name: value.numpy() for name, value in natural.items()})
 
     def predict(self, phi: Tensor, times: Sequence[float] | np.ndarray) -> Tensor:

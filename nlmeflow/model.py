@@ -13,15 +13,15 @@ from nlmeflow.curves import Curve
 from nlmeflow.data import LongitudinalData
 from nlmeflow.errors import ModelError
 from nlmeflow.estimation.estimators import Task, default_particles, estimate
+from nlmeflow.estimation.grouped import GroupedProblem
 from nlmeflow.estimation.problem import Problem
 from nlmeflow.fit import Fit
-from nlmeflow.laws import (
-    Gaussian,
-    Law,
-)
+from nlmeflow.laws import SNP, Flow, Gaussian, Law, Mixture, Transformed
 from nlmeflow.residuals import Additive, Residual
 from nlmeflow.running import one_thread, show_progress
 from nlmeflow.seeds import derive, generator
+
+LEVELS = (Gaussian, Mixture, Flow, SNP, Transformed)  # laws of groups when individuals vary within them
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,16 @@ class Model:
     covariates : by parameter, what moves its location on the unconstrained scale: a formula such as
         "log(weight / 70) + sex", or a list of terms. A category has one effect for each level but the first
         (in alphabetical order).
+    within : parameters that vary between the individuals of a group, too, as phi = mu_group + b, b Gaussian
+        and independent; the law is then that of the groups. The data name their groups, from_frame(...,
+        group=); groups are plants of a genotype, or occasions of a subject.
     """
 
     curve: Curve
     residual: Residual = field(default_factory=Additive)
     fixed: Sequence[str] = ()
     covariates: Mapping[str, Terms] = field(default_factory=dict)
+    within: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.curve, Curve):
@@ -48,8 +52,15 @@ class Model:
             raise ModelError(f"residual is an error model such as nf.Additive(), got {self.residual!r}.")
         names = (self.fixed,) if isinstance(self.fixed, str) else tuple(self.fixed)
         object.__setattr__(self, "fixed", names)
-        for name in names:
+        inner = (self.within,) if isinstance(self.within, str) else tuple(self.within)
+        object.__setattr__(self, "within", inner)
+        for name in names + inner:
             self.curve[name]
+        for name in inner:
+            if name in names or inner.count(name) > 1:
+                raise ModelError(
+                    f"within names '{name}', which is {'fixed' if name in names else 'twice there'}."
+                )
         terms = {name: read_terms(some) for name, some in dict(self.covariates).items()}
         object.__setattr__(self, "covariates", terms)
         for name, some in terms.items():
@@ -66,7 +77,8 @@ class Model:
         """Return the estimation problem for a data set, checked; with the effects of a fit when given."""
         if effects is None:
             effects = effects_of(self.covariates, data.covariates)
-        return Problem.build(data, self.curve, self.residual, self.fixed, effects)
+        problem = Problem.build(data, self.curve, self.residual, self.fixed, effects)
+        return GroupedProblem.of(problem, tuple(self.within)) if self.within else problem
 
     def task(
         self,
@@ -84,7 +96,7 @@ class Model:
             raise ModelError(f"particles is at least 64, got {particles}.")
         problem = self.problem(data)
         _check_identifiable(problem)
-        return Task(problem, start, seed, particles or default_particles(len(data)))
+        return Task(problem, start, seed, particles or default_particles(problem))
 
     def fit(
         self,
@@ -130,6 +142,9 @@ class Model:
 
     def fit_task(self, task: Task, law: Any, progress: bool | None = None) -> "Fit":
         """Fit a law to a task made by `task`; what earlier laws of the task computed is used."""
+        if self.within and not isinstance(law, LEVELS):
+            names = ", ".join(f"nf.{kind.__name__}()" for kind in LEVELS)
+            raise ModelError(f"A model with two levels is fitted with {names}; got {law!r}.")
         with one_thread(), show_progress(law, progress) as task.report, torch.no_grad():
             return Fit.of(self, law, estimate(law, task), task)
 
@@ -164,7 +179,10 @@ class Model:
 
 def _check_identifiable(problem: Problem) -> None:
     if len(problem) < 2:
-        raise ModelError("A population needs at least two individuals; the data have one.")
+        raise ModelError("A population needs at least two individuals (or groups); the data have one.")
+    if isinstance(problem, GroupedProblem):
+        _check_levels(problem)
+        return
     most = int(problem.data.counts.max())
     if most <= problem.dim and not problem.residual.given:
         names = ", ".join(problem.random)
@@ -174,4 +192,19 @@ def _check_identifiable(problem: Problem) -> None:
             f"({names}): the residual error and the population cannot both be estimated. Give the "
             "residual parameters, for example nf.Additive(sigma=0.1), or name more parameters in "
             "fixed=(...)."
+        )
+
+
+def _check_levels(problem: GroupedProblem) -> None:
+    if int(problem.member.bincount().max()) < 2:
+        raise ModelError(
+            f"No group of '{problem.data.group}' has two individuals; what varies within groups cannot be "
+            "told from what varies between them. Leave out within=."
+        )
+    most, width = int(problem.data.counts.max()), len(problem.within)
+    if most <= width and not problem.error.inner.given:
+        raise ModelError(
+            f"Every individual has at most {most} observation{'s' if most != 1 else ''}, and {width} of its "
+            "parameters vary within groups: the residual error and this variation cannot both be estimated. "
+            "Give the residual parameters, or name fewer parameters in within=(...)."
         )

@@ -64,6 +64,12 @@ def _censored(bounds: Bounds) -> Tensor:
     return torch.isfinite(bounds[0]) | torch.isfinite(bounds[1])
 
 
+def _scaled(bound: Tensor, sigma: Tensor) -> Tensor:
+    """Return bound / sigma; where the bound is infinite, with a derivative in sigma of zero, not NaN."""
+    finite = torch.isfinite(bound)
+    return torch.where(finite, torch.where(finite, bound, 0.0) / sigma, bound)
+
+
 def _log_between(low: Tensor, high: Tensor) -> Tensor:
     """Return log P(low < e < high), e standard normal, accurate in the tails; differentiable.
 
@@ -171,7 +177,7 @@ class _OneScale:
         if len(rest) % 2:  # the Jacobian
             value = value + rest[0]
         if len(rest) > 1:  # errors at the ends of censored observations
-            value = value + _log_between(rest[-2] / sigma[0], rest[-1] / sigma[0]).sum(-1)
+            value = value + _log_between(_scaled(rest[-2], sigma[0]), _scaled(rest[-1], sigma[0])).sum(-1)
         return torch.where(torch.isfinite(value), value, -torch.inf)
 
     def update(self, summary: tuple[Tensor, ...], weights: Tensor, sigma: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from nlmeflow.fit import Fit
 from nlmeflow.model import Model
 from nlmeflow.residuals import RESIDUALS
 
-FORMAT = 2
+FORMAT = 3
 NAMES = ("Gaussian", "Mixture", "Flow", "SNP", "Transformed", "SmoothNPMLE", "TwoStage", "EBEDensity")
 DISCRETE = ("NPML", "NPEM", "NPAG", "ParticleNPML", "NPonEBE")
 SPECIFICATIONS: dict[str, Any] = {"SAEM": SAEM} | {name: getattr(laws, name) for name in NAMES + DISCRETE}
@@ -56,6 +56,7 @@ def save(fit: Fit, path: str | Path) -> None:
             "names": fit.data.names,
             "covariates": _table(fit.data.covariates.reset_index(drop=True)),
             "n_missing": fit.data.n_missing,
+            "group": fit.data.group,
         },
         "effects": [asdict(effect) for effect in fit.effects],
         "seed": fit.seed,
@@ -111,6 +112,7 @@ def _read_fit(header: dict[str, Any], tensors: Tensors, model: Model) -> Fit:
         covariates=covariates,
         names=tuple(about["names"]),
         n_missing=about["n_missing"],
+        group=about["group"],
         bounds=(tensors["data.low"], tensors["data.high"]) if "data.low" in tensors else None,
     )
     return Fit(
@@ -126,7 +128,7 @@ def _read_fit(header: dict[str, Any], tensors: Tensors, model: Model) -> Fit:
         header["particles"],
         header["converged"],
         pd.DataFrame(**header["trace"]),
-        tuple(Effect(**about) for about in header.get("effects", [])),
+        tuple(Effect(**about) for about in header["effects"]),
     )
 
 
@@ -147,6 +149,7 @@ def _model_header(model: Model) -> dict[str, Any]:
         "residual": {"kind": type(residual).__name__, **asdict(residual)},  # type: ignore[call-overload]
         "fixed": list(model.fixed),
         "covariates": {name: list(terms) for name, terms in model.covariates.items()},
+        "within": list(model.within),
     }
 
 
@@ -162,7 +165,7 @@ def _read_model(header: dict[str, Any], curve: Curve | None) -> Model:
         raise ModelError(f"The fit was made with parameters {parameters}; this curve has {names}.")
     about = dict(header["residual"])
     residual = RESIDUALS[about.pop("kind")](**about)
-    return Model(curve, residual, tuple(header["fixed"]), header.get("covariates", {}))
+    return Model(curve, residual, tuple(header["fixed"]), header["covariates"], tuple(header["within"]))
 
 
 def _transform(name: str) -> Any:

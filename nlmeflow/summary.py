@@ -50,6 +50,9 @@ class Summary:
         for name, value in fit.residual.items():
             error = errors.get(("residual", name), np.nan)
             rows.append([name, "residual", value, np.nan, error, np.nan, np.nan, np.nan, ""])
+        for name, value in fit.within.items():
+            error = errors.get(("residual", f"within {name}"), np.nan)
+            rows.append([f"{name} within", "within", np.nan, np.nan, np.nan, value, error, np.nan, ""])
         head = ["parameter", "scale", "typical", "mean", "s.e.", "sd", "s.e. of sd", "shrinkage", "unit"]
         frame = pd.DataFrame(rows, columns=head).set_index("parameter")
         return cls(frame, _numbers(fit))
@@ -83,6 +86,7 @@ def _numbers(fit: "Fit") -> dict[str, str]:
     numbers = {
         "law": type(fit.law).__name__,
         "individuals": f"{len(fit.data)} ({fit.data.n_observations} observations)",
+        **({"groups": str(len(ess))} if fit.model.within else {}),
         "log-likelihood": f"{estimate} (Monte-Carlo standard error)",
     }
     try:

@@ -1,16 +1,23 @@
-"""Do 95 % intervals cover the truth? Simulated data sets of one Gaussian population.
+"""Do 95 % intervals cover the truth? Simulated data sets of one Gaussian population, in several designs.
 
-    python tools/coverage.py [--replicates 500] [--out data/coverage/standard_errors.csv]
+    python tools/coverage.py [--designs plain two-levels censored as-observed] [--replicates 500] [--out DIR]
 
-Sixty individuals, one-compartment oral curve, nine samples with 15 % error, means (log 1.2, log 2.5, log 30),
-standard deviations (.35, .25, .15), effect .75 of log(weight / 70) on log clearance. Printed: the share of
-intervals value +- 1.96 standard errors that hold the truth, with its own standard error, and the mean
-standard error beside the spread of the estimates.
+plain : sixty individuals, one-compartment oral curve, nine samples with 15 % error, means (log 1.2, log 2.5,
+    log 30), standard deviations (.35, .25, .15), effect .75 of log(weight / 70) on log clearance.
+two-levels : thirty groups of five individuals, a logistic decline seen at ten times, sds (4, .25) of day and
+    log duration between groups and (1.5, .15) within.
+censored : sixty individuals, the same curve as a score that saturates: values under .1 are censored on the
+    left, those over .9 on the right, every fifth of the others is only known to a tenth.
+as-observed : the same data, bounds and middles of intervals taken for observations.
+
+Printed: the share of intervals value +- 1.96 standard errors that hold the truth, with its own standard
+error, and the mean standard error beside the spread of the estimates.
 """
 
 import argparse
 import os
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -21,20 +28,19 @@ from tqdm.auto import tqdm
 
 import nlmeflow as nf
 
+Truth = dict[tuple[str, str], float]
 MEANS = {"ka": np.log(1.2), "CL": np.log(2.5), "V": np.log(30.0)}
 SDS = {"ka": 0.35, "CL": 0.25, "V": 0.15}
 EFFECT, SIGMA, N = 0.75, 0.15, 60
 TIMES = [0.25, 0.5, 1, 2, 4, 6, 8, 12, 24]
+DAYS = np.arange(30.0, 76.0, 5.0)
+DECLINE = {("mean", "tau"): 50.0, ("mean", "s"): 1.1, ("sd", "tau"): 4.0, ("sd", "s"): 0.25}
+WITHIN = {("residual", "within tau"): 1.5, ("residual", "within s"): 0.15}
+ERROR = 0.05
 
 
-def truth() -> dict[tuple[str, str], float]:
-    """Return the true values by kind and name."""
-    values = {("mean", k): float(v) for k, v in MEANS.items()} | {("sd", k): v for k, v in SDS.items()}
-    return values | {("effect", "CL: log(weight / 70)"): EFFECT, ("residual", "sigma"): SIGMA}
-
-
-def replicate(seed: int) -> pd.DataFrame:
-    """Simulate, fit, and return the table of standard errors with the truth."""
+def plain(seed: int) -> tuple[nf.Fit, Truth]:
+    """Return the fit of one simulated data set, and the truth."""
     random = np.random.default_rng(seed)
     about = pd.DataFrame({"weight": random.uniform(45, 100, N)})
     phi = random.standard_normal((N, 3)) * list(SDS.values()) + list(MEANS.values())
@@ -45,37 +51,109 @@ def replicate(seed: int) -> pd.DataFrame:
     response = mean * torch.from_numpy(np.exp(SIGMA * random.standard_normal(mean.shape)))
     data = nf.LongitudinalData.regular(time, response, about)
     fit = model.fit(data, nf.Gaussian("diagonal"), seed=seed, particles=512, progress=False)
-    found = fit.standard_errors().loc[list(truth())]
-    return found.assign(truth=list(truth().values()), seed=seed).reset_index()
+    truth: Truth = {("mean", k): float(v) for k, v in MEANS.items()} | {("sd", k): v for k, v in SDS.items()}
+    return fit, truth | {("effect", "CL: log(weight / 70)"): EFFECT, ("residual", "sigma"): SIGMA}
 
 
-def main() -> None:
-    """Read the command line, run, print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--replicates", type=int, default=500)
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--out", type=Path, help="also write the table here")
-    options = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = "1"
-    with ProcessPoolExecutor(options.processes, get_context("spawn")) as pool:
-        seeds = range(options.replicates)
-        rows = pd.concat(tqdm(pool.map(replicate, seeds), total=len(seeds), unit="fit"))
+def decline(within: tuple[str, ...] = ()) -> nf.Model:
+    """Return the logistic decline from one to zero."""
+    parameters = [nf.Parameter("tau"), nf.Parameter("s", transform="log")]
+    curve = nf.Curve(lambda t, psi: 1 / (1 + torch.exp((t - psi["tau"]) / psi["s"])), parameters)
+    return nf.Model(curve, within=within)
+
+
+def declines(random: np.random.Generator, tau: np.ndarray, log_s: np.ndarray) -> pd.DataFrame:
+    """Return a long table of noisy declines."""
+    mean = 1 / (1 + np.exp((DAYS - tau[:, None]) / np.exp(log_s)[:, None]))
+    response = mean + ERROR * random.standard_normal(mean.shape)
+    plant = np.repeat(np.arange(len(tau)), len(DAYS))
+    return pd.DataFrame({"plant": plant, "day": np.tile(DAYS, len(tau)), "y": response.ravel()})
+
+
+def two_levels(seed: int, groups: int = 30, size: int = 5) -> tuple[nf.Fit, Truth]:
+    """Return the fit of individuals within groups, and the truth."""
+    random = np.random.default_rng(seed)
+    (tau, log_s, sd_tau, sd_s), (in_tau, in_s) = DECLINE.values(), WITHIN.values()
+    middle = np.repeat(random.standard_normal((groups, 2)) * [sd_tau, sd_s] + [tau, log_s], size, axis=0)
+    phi = middle + random.standard_normal(middle.shape) * [in_tau, in_s]
+    frame = declines(random, phi[:, 0], phi[:, 1])
+    frame["genotype"] = frame["plant"] // size
+    data = nf.LongitudinalData.from_frame(frame, "plant", "day", "y", group="genotype")
+    fit = decline(("tau", "s")).fit(data, nf.Gaussian("diagonal"), seed=seed, progress=False)
+    return fit, DECLINE | WITHIN | {("residual", "sigma"): ERROR}
+
+
+def scores(seed: int, censored: bool) -> tuple[nf.Fit, Truth]:
+    """Return the fit of a score that saturates at .1 and .9, and the truth."""
+    random = np.random.default_rng(seed)
+    tau, log_s, sd_tau, sd_s = DECLINE.values()
+    phi = random.standard_normal((N, 2)) * [sd_tau, sd_s] + [tau, log_s]
+    frame = declines(random, phi[:, 0], phi[:, 1])
+    low, high = np.floor(frame["y"] * 10) / 10, np.ceil(frame["y"] * 10) / 10
+    coarse = (np.arange(len(frame)) % 5 == 0) & (high > low)
+    kinds = [frame["y"] < 0.1, frame["y"] > 0.9, coarse]
+    frame["kind"] = np.select(kinds, ["left", "right", "interval"], "")
+    frame["end"] = high
+    frame["y"] = np.select(kinds, [0.1, 0.9, low if censored else (low + high) / 2], frame["y"])
+    columns = {"censoring": "kind", "limit": "end"} if censored else {}
+    data = nf.LongitudinalData.from_frame(frame, "plant", "day", "y", **columns)
+    fit = decline().fit(data, nf.Gaussian("diagonal"), seed=seed, progress=False)
+    return fit, DECLINE | {("residual", "sigma"): ERROR}
+
+
+DESIGNS = {
+    "plain": plain,
+    "two-levels": two_levels,
+    "censored": partial(scores, censored=True),
+    "as-observed": partial(scores, censored=False),
+}
+
+
+def replicate(design: str, seed: int) -> pd.DataFrame:
+    """Simulate, fit, and return the table of standard errors with the truth."""
+    fit, truth = DESIGNS[design](seed)
+    found = fit.standard_errors().loc[list(truth)]
+    return found.assign(truth=list(truth.values()), seed=seed).reset_index()
+
+
+def table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return coverage by parameter."""
     rows["covered"] = rows["truth"].between(rows["lower"], rows["upper"])
     grouped = rows.groupby(["kind", "parameter"], sort=False)
-    table = pd.DataFrame(
+    coverage, replicates = grouped["covered"].mean(), grouped.size()
+    return pd.DataFrame(
         {
             "truth": grouped["truth"].first(),
             "mean estimate": grouped["value"].mean(),
             "spread of estimates": grouped["value"].std(),
             "mean standard error": grouped["standard error"].mean(),
-            "coverage": grouped["covered"].mean(),
+            "coverage": coverage,
+            "error of coverage": np.sqrt(coverage * (1 - coverage) / replicates),
+            "replicates": replicates,
         }
     )
-    table["error of coverage"] = np.sqrt(table["coverage"] * (1 - table["coverage"]) / options.replicates)
-    print(f"{options.replicates} data sets of {N} individuals\n{table.round(4).to_string()}")
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        table.assign(replicates=options.replicates).to_csv(options.out, float_format="%.6g")
+
+
+def main() -> None:
+    """Read the command line, run, print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--designs", nargs="+", choices=list(DESIGNS), default=list(DESIGNS))
+    parser.add_argument("--replicates", type=int, default=500)
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--out", type=Path, help="folder in which a table of each design is also written")
+    options = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with ProcessPoolExecutor(options.processes, get_context("spawn")) as pool:
+        for design in options.designs:
+            jobs = pool.map(partial(replicate, design), range(options.replicates))
+            rows = pd.concat(tqdm(jobs, total=options.replicates, unit="fit", desc=design))
+            found = table(rows)
+            print(f"{design}: {options.replicates} data sets\n{found.round(4).to_string()}\n")
+            if options.out:
+                options.out.mkdir(parents=True, exist_ok=True)
+                found.to_csv(options.out / f"{design}.csv", float_format="%.6g")
 
 
 if __name__ == "__main__":

@@ -192,14 +192,16 @@ def fixed_effects_system(
     Gauss-Newton: (size, size) and (size,).
     """
     left, right = state.beta.new_zeros(size, size), state.beta.new_zeros(size)
-    for rows in problem.chunks(particles.phi.shape[1] * (len(state.beta) + 1)):
-        prediction, slopes = problem.jacobian(particles.phi[rows], state.beta, rows, only_beta=True)
+    phi, weights = problem.of_individuals(particles, step.weights, state.sigma)
+    sigma, problem = problem.own_sigma(state.sigma), problem.individuals
+    for rows in problem.chunks(phi.shape[1] * (len(state.beta) + 1)):
+        prediction, slopes = problem.jacobian(phi[rows], state.beta, rows, only_beta=True)
         response, mask = problem.data.response[rows, None], problem.data.mask[rows, None]
-        residual, scale = problem.residual.working(response, prediction, state.sigma, problem.bounds(rows, 1))
+        residual, scale = problem.residual.working(response, prediction, sigma, problem.bounds(rows, 1))
         residual = torch.where(mask & torch.isfinite(residual), residual, 0.0).flatten()
         slope = torch.where(mask & torch.isfinite(scale), scale, 0.0)[..., None] * slopes[..., :size]
         slope = torch.where(torch.isfinite(slope), slope, 0.0)
-        weighted = (slope * step.weights[rows, :, None, None]).flatten(0, 2)
+        weighted = (slope * weights[rows, :, None, None]).flatten(0, 2)
         left += weighted.mT @ slope.flatten(0, 2)
         right += weighted.mT @ residual
     return left, right
@@ -223,6 +225,7 @@ def em(
     trace: list[Record] = []
     size, rounds, converged = schedule.first, 0, False
     for refresh in range(schedule.refreshes):
+        problem = problem.near(proposal.broad.inflated(0.5), state.beta, state.sigma)
         particles = draw(problem, proposal, state.beta, size, random)
         fresh = evaluate(problem, state, particles)
         value = float(fresh.log_likelihood.sum())

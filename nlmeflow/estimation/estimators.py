@@ -51,12 +51,16 @@ class Task:
         return Schedule(particles=self.particles, first=min(256, self.particles))
 
 
-def default_particles(n_individuals: int) -> int:
+def default_particles(problem: Problem) -> int:
     """Return the particles per individual: 200,000 in all, between a least number and 16,384.
 
     The least number is 512, and 256 (128) above 5,000 (20,000) individuals: the more there are, the
     less each one's Monte-Carlo error matters, and predictions of all particles are kept in memory.
+    Groups have 256: each stands for sixteen times as many predictions of every individual.
     """
+    n_individuals = len(problem)
+    if problem.individuals is not problem:
+        return 256
     least = 512 if n_individuals <= 5000 else 256 if n_individuals <= 20_000 else 128
     return min(16384, max(least, 2 ** round(math.log2(200_000 / n_individuals))))
 
@@ -83,7 +87,9 @@ def careful_gaussian(task: Task) -> Result:
 def _gaussian(law: Gaussian, task: Task, schedule: Schedule) -> Result:
     problem = task.problem
     task.report("first values")
-    first = task.kept.once("first values", lambda: pooled_start(problem, task.start, derive(task.seed, 0)))
+    first = task.kept.once(
+        "first values", lambda: pooled_start(problem.individuals, task.start, derive(task.seed, 0))
+    )
     task.report("Laplace")
     start = gaussian_start(problem, first, law)
     proposal = Proposal(start.laplace.mode, start.laplace.factor, start.law, start.law.inflated(2.0))
@@ -133,8 +139,9 @@ def reference_cloud(task: Task, law: Law, fit: Result, stream: int) -> Cloud:
     random = generator(derive(task.seed, stream))
     reference = broad_reference(law, gaussian)
     proposal = replace(fit.proposal, law=reference)
-    particles = draw(task.problem, proposal, fit.state.beta, task.particles, random)
-    return make_cloud(task.problem, particles, fit.state, reference, CLOUD_DRAWS, random)
+    problem = task.problem.near(gaussian, fit.state.beta, fit.state.sigma)
+    particles = draw(problem, proposal, fit.state.beta, task.particles, random)
+    return make_cloud(problem, particles, fit.state, reference, CLOUD_DRAWS, random)
 
 
 def settled(task: Task, law: Law, previous: Result, stream: int) -> Result:

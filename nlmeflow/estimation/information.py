@@ -71,7 +71,8 @@ def observed_information(chart: Chart, particles: Particles, held: int = 2_000_0
     """Return minus the second derivatives of the log-likelihood in the chart's coordinates, (size, size)."""
     total = torch.zeros(chart.size, chart.size, dtype=torch.float64)
     width = particles.phi.shape[1] * chart.problem.data.time.shape[1]
-    step = max(1, held // width)
+    whole = chart.problem.individuals is not chart.problem  # groups are not cut into rows
+    step = len(chart.problem.data) if whole else max(1, held // width)
     with torch.enable_grad():
         for start in range(0, len(chart.problem), step):
             rows = slice(start, start + step)

@@ -7,6 +7,7 @@ the particles of `particles.py` remove the linearisation.
 """
 
 from dataclasses import dataclass
+from functools import singledispatch
 
 import torch
 from torch import Tensor
@@ -39,15 +40,19 @@ class GaussianStart:
 
 
 @dataclass(frozen=True)
-class _Linear:
-    """The standardised linear model at given phi: residuals (N, n), slopes (N, n, d + p)."""
+class Linear:
+    """The standardised linear model at given phi: residuals (N, n), slopes (N, n, d + p).
+
+    log_likelihood (N,) is that of the model itself, at phi.
+    """
 
     residual: Tensor
     slope: Tensor
-    objective: Tensor  # minus log joint density up to a constant, (N,)
+    log_likelihood: Tensor
 
 
-def _linearise(problem: Problem, phi: Tensor, law: GaussianLaw, beta: Tensor, sigma: Tensor) -> _Linear:
+def linearise(problem: Problem, phi: Tensor, beta: Tensor, sigma: Tensor) -> Linear:
+    """Return the model around phi (N, d) as a linear one with errors of variance one."""
     prediction, slopes = problem.jacobian(phi, beta)
     mask, response = problem.data.mask, problem.data.response
     bounds = problem.bounds()
@@ -56,8 +61,7 @@ def _linearise(problem: Problem, phi: Tensor, law: GaussianLaw, beta: Tensor, si
     slope = slopes * scale[..., None]
     slope = torch.where(mask[..., None] & torch.isfinite(slope), slope, 0.0)
     summary = problem.residual.summary(response, prediction, mask, bounds)
-    objective = -problem.residual.log_likelihood(summary, sigma) - law.log_prob(phi)
-    return _Linear(residual, slope, objective)
+    return Linear(residual, slope, problem.residual.log_likelihood(summary, sigma))
 
 
 def _objective(problem: Problem, phi: Tensor, law: GaussianLaw, beta: Tensor, sigma: Tensor) -> Tensor:
@@ -69,7 +73,8 @@ def _newton(
     problem: Problem, phi: Tensor, law: GaussianLaw, beta: Tensor, sigma: Tensor, damping: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One damped Gauss-Newton step for all individuals: phi, covariance (N, d, d), damping."""
-    linear = _linearise(problem, phi, law, beta, sigma)
+    linear = linearise(problem, phi, beta, sigma)
+    objective = -linear.log_likelihood - law.log_prob(phi)
     slope = linear.slope[..., : problem.dim]
     precision = torch.cholesky_inverse(law.factor)
     hessian = slope.mT @ slope + precision
@@ -77,12 +82,13 @@ def _newton(
     lift = damping[:, None] * hessian.diagonal(dim1=-2, dim2=-1)
     step = torch.linalg.solve(hessian + torch.diag_embed(lift), gradient)
     tried = phi + step
-    better = _objective(problem, tried, law, beta, sigma) <= linear.objective + 1e-9
+    better = _objective(problem, tried, law, beta, sigma) <= objective + 1e-9
     phi = torch.where(better[:, None], tried, phi)
     damping = torch.where(better, damping / 10, (damping * 10).clamp_min(1e-2)).clamp(1e-8, 1e8)
     return phi, torch.linalg.inv(hessian), damping
 
 
+@singledispatch
 def modes(
     problem: Problem, law: GaussianLaw, beta: Tensor, sigma: Tensor, start: Tensor, steps: int = 8
 ) -> Laplace:
@@ -94,6 +100,7 @@ def modes(
     return Laplace(phi, safe_cholesky(covariance))
 
 
+@singledispatch
 def gaussian_start(
     problem: Problem,
     first: dict[str, float],
@@ -157,7 +164,7 @@ def _check_slopes(problem: Problem, sizes: Tensor) -> None:
 def _update(
     problem: Problem, phi: Tensor, law: GaussianLaw, beta: Tensor, sigma: Tensor
 ) -> tuple[GaussianLaw, Tensor, Tensor]:
-    linear = _linearise(problem, phi, law, beta, sigma)
+    linear = linearise(problem, phi, beta, sigma)
     dim = problem.dim
     slope = linear.slope[..., :dim]
     precision = torch.cholesky_inverse(law.factor)

@@ -92,6 +92,7 @@ def population_gaussian(law: Law, seed: int = 0) -> GaussianLaw:
 def locate(problem: Problem, state: State, particles: int, random: torch.Generator) -> Proposal:
     """Return proposals for individuals that took no part in a fit: Laplace, then their moments."""
     gaussian = population_gaussian(state.law)
+    problem = problem.near(gaussian, state.beta, state.sigma)
     start = gaussian.mean.expand(len(problem), -1).clone()
     laplace = modes(problem, gaussian, state.beta, state.sigma, start, steps=20)
     proposal = Proposal(laplace.mode, laplace.factor, state.law, gaussian.inflated(2.0))

@@ -1,7 +1,8 @@
 """The part of a model that does not know the law: data, curve, error model, fixed parameters."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -10,7 +11,12 @@ from nlmeflow.covariates import Effect, design
 from nlmeflow.curves import Curve
 from nlmeflow.data import LongitudinalData
 from nlmeflow.errors import ModelError
+from nlmeflow.laws.gaussian import GaussianLaw
+from nlmeflow.laws.law import Law
 from nlmeflow.residuals import Bounds, Combined, Residual
+
+if TYPE_CHECKING:
+    from nlmeflow.estimation.particles import Particles
 
 CHUNK = 4_000_000  # predictions held at a time
 
@@ -87,6 +93,32 @@ class Problem:
         """Return what the effects on random parameters add to phi, (N, d, q) of these alone."""
         assert self.design is not None
         return self.design[:, : self.dim, self.common - len(self.fixed) :]
+
+    @property
+    def labels(self) -> tuple[Hashable, ...]:
+        """The names of those whose particles are drawn: individuals, or groups where there are two levels."""
+        return self.data.labels
+
+    @property
+    def individuals(self) -> "Problem":
+        """The problem of individuals, each by itself."""
+        return self
+
+    def own_sigma(self, sigma: Tensor) -> Tensor:
+        """Return the residual parameters of an individual's observations among all of sigma."""
+        return sigma
+
+    def near(self, law: GaussianLaw, beta: Tensor, sigma: Tensor) -> "Problem":
+        """Return the problem made ready for particles near a state; the law is a Gaussian summary of its."""
+        return self
+
+    def of_individuals(self, particles: "Particles", weights: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Return particles of individuals (P, M, d) and their weights (P, M)."""
+        return particles.phi, weights
+
+    def simulated(self, law: Law, sigma: Tensor, n: int, seed: int) -> Tensor:
+        """Draw the parameters, without what covariates add, of n new populations like this one: (P, n, d)."""
+        return law.sample(len(self) * n, seed).reshape(len(self), n, -1)
 
     def shift(self, beta: Tensor) -> Tensor:
         """Return X gamma of each individual's random parameters, (N, d)."""

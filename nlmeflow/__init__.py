@@ -20,6 +20,7 @@ from nlmeflow import (
     scenarios,
 )
 from nlmeflow.comparison import Comparison, compare
+from nlmeflow.conditional import Conditional, conditional_flow
 from nlmeflow.curves import Curve, Parameter, Transform, bounded
 from nlmeflow.data import LongitudinalData
 from nlmeflow.deconvolution import Deconvolution, deconvolve
@@ -58,6 +59,7 @@ __all__ = [
     "Additive",
     "Combined",
     "Comparison",
+    "Conditional",
     "Curve",
     "DataError",
     "Deconvolution",
@@ -82,6 +84,7 @@ __all__ = [
     "TwoStage",
     "bounded",
     "compare",
+    "conditional_flow",
     "curves",
     "datasets",
     "deconvolve",

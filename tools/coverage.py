@@ -16,6 +16,7 @@ error, and the mean standard error beside the spread of the estimates.
 
 import argparse
 import os
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -101,7 +102,7 @@ def scores(seed: int, censored: bool) -> tuple[nf.Fit, Truth]:
     return fit, DECLINE | {("residual", "sigma"): ERROR}
 
 
-DESIGNS = {
+DESIGNS: dict[str, Callable[[int], tuple[nf.Fit, Truth]]] = {
     "plain": plain,
     "two-levels": two_levels,
     "censored": partial(scores, censored=True),

@@ -77,13 +77,11 @@ class Network:
         if self.kind == "quadratic":
             return Quadratic(dim, order)
         univariate: Any = partial(MonotonicAffineTransform, slope=math.exp(-LOG_SCALE_BOUND))
-        shapes: list[tuple[int, ...]] = [(), ()]
         if self.kind == "spline":
-            univariate = partial(MonotonicRQSTransform, bound=BOX)
-            shapes = [(BINS,), (BINS,), (BINS - 1,)]
+            return MaskedAutoregressiveTransform(dim, order=order, **_spline(self.hidden))
         options: dict[str, Any] = {
             "univariate": univariate,
-            "shapes": shapes,
+            "shapes": [(), ()],
             "hidden_features": self.hidden,
             "activation": nn.Tanh,
         }
@@ -93,6 +91,27 @@ class Network:
         return MaskedAutoregressiveTransform(dim, order=order, **options)
 
 
+def _spline(hidden: tuple[int, ...]) -> dict[str, Any]:
+    univariate: Any = partial(MonotonicRQSTransform, bound=BOX)
+    shapes = [(BINS,), (BINS,), (BINS - 1,)]
+    return {"univariate": univariate, "shapes": shapes, "hidden_features": hidden, "activation": nn.Tanh}
+
+
+def spline_layer(dim: int, hidden: tuple[int, ...], context: int) -> nn.Module:
+    """Return an autoregressive spline whose network also sees `context` covariates, at the identity."""
+    layer = MaskedAutoregressiveTransform(dim, context=context, **_spline(hidden))
+    start_at_identity(layer)
+    return layer
+
+
+def start_at_identity(layer: nn.Module) -> None:
+    """Set the last weights of a layer's network to zero."""
+    linear = [part for part in layer.modules() if hasattr(part, "weight")]
+    last = linear[-1] if linear else layer  # with d = 1 a layer is a list of parameters
+    for weight in last.parameters():
+        nn.init.zeros_(weight)
+
+
 class Transport(nn.Module):
     """A composition of lazy transformations, at the identity when made."""
 
@@ -100,10 +119,7 @@ class Transport(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(layers)
         for layer in layers:
-            linear = [part for part in layer.modules() if hasattr(part, "weight")]
-            last = linear[-1] if linear else layer  # with d = 1 a layer is a list of parameters
-            for weight in last.parameters():
-                nn.init.zeros_(weight)
+            start_at_identity(layer)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return T(z) (..., d) and log |det dT/dz| (...)."""

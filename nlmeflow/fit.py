@@ -14,7 +14,7 @@ from torch import Tensor
 from nlmeflow.bands import Bands
 from nlmeflow.covariates import Effect
 from nlmeflow.data import LongitudinalData
-from nlmeflow.errors import ModelError
+from nlmeflow.errors import EstimationError, ModelError
 from nlmeflow.estimation.certificate import Certificate, certify
 from nlmeflow.estimation.cloud import Seen
 from nlmeflow.estimation.em import Record, Result, State, evaluate
@@ -49,6 +49,9 @@ from nlmeflow.summary import Summary
 
 if TYPE_CHECKING:
     from nlmeflow.model import Model
+
+
+FARTHEST = 1e100  # natural value at which a parameter has run off
 
 
 class Estimate(NamedTuple):
@@ -88,6 +91,7 @@ class Fit:
         """Return the fit that a result of the engine describes."""
         trace = pd.DataFrame([asdict(r) if isinstance(r, Record) else r for r in result.trace])
         state, proposal = result.state, result.proposal
+        _check_finite(model, state)
         return cls(
             model,
             task.problem.data,
@@ -262,7 +266,8 @@ class Fit:
                 return values
             return torch.stack(list(self.model.curve.natural(values, self.names).values()), -1)
 
-        mean, covariance = moments(scaled(phi), weights)
+        seen = weights[..., None] > 1e-12  # a particle of no weight may be infinite on the natural scale
+        mean, covariance = moments(torch.where(seen, scaled(phi), 0.0), weights)
         sd = covariance.diagonal(dim1=-2, dim2=-1).sqrt()
         mode = None if mode is None else scaled(mode)
         columns: dict[str, Tensor] = {}
@@ -401,3 +406,20 @@ class Fit:
             return self.law.support[weights.argmax(1)]
         with one_thread():
             return conditional_modes(self.problem(), self.state, phi, weights)
+
+
+def _check_finite(model: "Model", state: State) -> None:
+    """Raise EstimationError when a parameter ran off to where the curve's own units end."""
+    law = state.law.moments if isinstance(state.law, DiscreteLaw) else population_gaussian(state.law)
+    wide = torch.stack([law.mean - 3 * law.sd, law.mean, law.mean + 3 * law.sd])
+    for name, values in model.curve.natural(wide, model.random).items():
+        lower = model.curve[name].scale.lower
+        near = lower > -torch.inf and bool((values - lower < 1 / FARTHEST).any())
+        if near or not bool((values.abs() < FARTHEST).all()):
+            middle, sd = law.mean[model.random.index(name)], law.sd[model.random.index(name)]
+            raise EstimationError(
+                f"Parameter '{name}' ran off while fitting (mean {float(middle):.3g}, sd {float(sd):.3g} on "
+                f"the {model.curve[name].scale.name} scale): the data do not determine it. Give it a first "
+                f"value with fit(..., start={{'{name}': ...}}), name it in fixed=(...), or take a simpler "
+                "curve."
+            )

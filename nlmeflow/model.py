@@ -11,7 +11,7 @@ from torch import Tensor
 from nlmeflow.covariates import Effect, Terms, check_term, effects_of, read_terms
 from nlmeflow.curves import Curve
 from nlmeflow.data import LongitudinalData
-from nlmeflow.errors import ModelError
+from nlmeflow.errors import EstimationError, ModelError
 from nlmeflow.estimation.estimators import Task, default_particles, estimate
 from nlmeflow.estimation.grouped import GroupedProblem
 from nlmeflow.estimation.problem import Problem
@@ -21,6 +21,12 @@ from nlmeflow.residuals import Additive, Residual
 from nlmeflow.running import one_thread, show_progress
 from nlmeflow.seeds import derive, generator
 
+BROKEN = (
+    "The estimation broke down, at a matrix that cannot be inverted. Usual causes: observations that lie "
+    "exactly on curves, so that there is no residual error (give it, as in nf.Additive(sigma=0.1)); single "
+    "observations a thousand times the others; a parameter that the data do not determine (name it in "
+    "fixed=(...), or give a first value with fit(..., start={...}))."
+)
 LEVELS = (Gaussian, Mixture, Flow, SNP, Transformed)  # laws of groups when individuals vary within them
 
 
@@ -95,6 +101,7 @@ class Model:
         if particles is not None and particles < 64:
             raise ModelError(f"particles is at least 64, got {particles}.")
         problem = self.problem(data)
+        _check_varies(data)
         _check_identifiable(problem)
         return Task(problem, start, seed, particles or default_particles(problem))
 
@@ -146,7 +153,10 @@ class Model:
             names = ", ".join(f"nf.{kind.__name__}()" for kind in LEVELS)
             raise ModelError(f"A model with two levels is fitted with {names}; got {law!r}.")
         with one_thread(), show_progress(law, progress) as task.report, torch.no_grad():
-            return Fit.of(self, law, estimate(law, task), task)
+            try:
+                return Fit.of(self, law, estimate(law, task), task)
+            except torch.linalg.LinAlgError as error:
+                raise EstimationError(BROKEN) from error
 
     def simulate(
         self,
@@ -175,6 +185,14 @@ class Model:
         """Return f(t_i; phi_i) for phi (N, d) and time (N, n): (N, n). For curves without covariates."""
         psi = {name: value[:, None] for name, value in self.curve.natural(phi, self.random).items()}
         return self.curve(time, psi | {k: phi.new_tensor(v) for k, v in fixed.items()}).expand_as(time)
+
+
+def _check_varies(data: LongitudinalData) -> None:
+    seen = data.response[data.mask]
+    if len(seen) == 0:
+        raise ModelError("No response was observed; every one is missing.")
+    if bool((seen == seen[0]).all()):
+        raise ModelError(f"The response is {float(seen[0]):g} in all {len(seen)} rows: nothing varies.")
 
 
 def _check_identifiable(problem: Problem) -> None:

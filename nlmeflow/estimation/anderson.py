@@ -53,6 +53,9 @@ class Anderson:
         images = torch.stack(self._images)
         residuals = images - torch.stack(self._points)
         differences = residuals.diff(dim=0)
+        if not bool(torch.isfinite(differences).all()):
+            self.forget()
+            return image
         gamma = torch.linalg.lstsq(differences.mT, residuals[-1], driver="gelsd").solution
         return images[-1] - gamma @ images.diff(dim=0)
 

@@ -29,6 +29,8 @@ from nlmeflow.laws.gaussian import GaussianLaw
 from nlmeflow.laws.law import Law, log_prior
 
 Report = Callable[[str], None]
+PATIENCE = 14  # refreshes before a log-likelihood that rises no more is taken for the end
+SPELL = 3  # refreshes whose mean log-likelihood is compared with that of as many before
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Schedule:
 
     particles: int = 512
     first: int = 256
-    refreshes: int = 15
+    refreshes: int = 30
     iterations: int = 60
     tolerance: float = 1e-6
     settled: float = 5e-3
@@ -239,9 +241,23 @@ def em(
         proposal = adapted(proposal, particles, step, state.law)
         rounds += 1
         settled = gain < max(schedule.settled, 0.1 * fresh.error**2)
-        converged = final and settled
+        converged = final and (settled or (refresh >= PATIENCE and flat(trace)))
         if converged or refresh == schedule.refreshes - 1:
             break
         if settled or rounds == 3:
             size, rounds = min(4 * size, schedule.particles), 0
     return Result(state, particles, step, proposal, converged, trace)
+
+
+def flat(trace: Sequence[Record]) -> bool:
+    """Whether the log-likelihood on fresh particles has stopped rising, as far as their error can tell.
+
+    Where the data leave a direction free, every ascent gains a little by fitting the error of its particles,
+    and loses it on fresh ones: the last three values of the final size are compared with the three before.
+    """
+    last = [record for record in trace if record.particles == trace[-1].particles][-2 * SPELL :]
+    if len(last) < 2 * SPELL:
+        return False
+    values = [record.log_likelihood for record in last]
+    rise = sum(values[SPELL:]) / SPELL - sum(values[:SPELL]) / SPELL
+    return rise < 2 * last[-1].error * (2 / SPELL) ** 0.5

@@ -150,7 +150,7 @@ def settled(task: Task, law: Law, previous: Result, stream: int) -> Result:
     Both are known far better than the law, and 128 particles each are enough for them.
     """
     state = replace(previous.state, law=law)
-    schedule = Schedule(particles=128, first=128, refreshes=3, update_law=False)
+    schedule = Schedule(particles=128, first=128, refreshes=10, update_law=False)
     proposal = replace(previous.proposal, law=law)
     random = generator(derive(task.seed, stream, 1))
     return em(task.problem, state, proposal, schedule, random, task.report)

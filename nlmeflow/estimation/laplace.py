@@ -6,7 +6,7 @@ sigma (Lindstrom and Bates, Biometrics 1990). This is where estimation starts, n
 the particles of `particles.py` remove the linearisation.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import singledispatch
 
 import torch
@@ -108,7 +108,24 @@ def gaussian_start(
     max_iterations: int = 60,
     tolerance: float = 1e-3,
 ) -> GaussianStart:
-    """Return the Gaussian fit of the linearised model, from pooled first values."""
+    """Return the Gaussian fit of the linearised model, from pooled first values.
+
+    Where it breaks down, because a linearisation far from the data sends it off, once more in short steps.
+    """
+    try:
+        return _climb(problem, first, specification, max_iterations, tolerance, longest=None)
+    except (EstimationError, torch.linalg.LinAlgError):
+        return _climb(problem, first, specification, max_iterations, tolerance, longest=2.0)
+
+
+def _climb(
+    problem: Problem,
+    first: dict[str, float],
+    specification: Gaussian,
+    max_iterations: int,
+    tolerance: float,
+    longest: float | None,
+) -> GaussianStart:
     law, beta, sigma = first_gaussian(problem, first, specification)
     phi = law.mean.expand(len(problem), -1).clone()
     damping = phi.new_full((len(phi),), 1e-4)
@@ -116,6 +133,8 @@ def gaussian_start(
         for _ in range(3 if iteration < 5 else 1):
             phi, _, damping = _newton(problem, phi, law, beta, sigma, damping)
         new_law, new_beta, new_sigma = _update(problem, phi, law, beta, sigma)
+        if longest is not None:
+            new_law, new_sigma = _shortened(law, new_law, longest), new_sigma.clamp(sigma / 2, sigma * 2)
         change = torch.cat(
             [
                 (new_law.mean - law.mean) / law.sd,
@@ -129,6 +148,14 @@ def gaussian_start(
         if change.abs().max() < tolerance:
             break
     return GaussianStart(law, beta, sigma, modes(problem, law, beta, sigma, phi, steps=4))
+
+
+def _shortened(before: GaussianLaw, after: GaussianLaw, longest: float) -> GaussianLaw:
+    """Return the law on the way to another: means at most so many sds, sds a factor of two away."""
+    step = (after.mean - before.mean) / before.sd
+    ratio = (after.sd / before.sd).clamp(0.5, 2.0)
+    mean = before.mean + before.sd * step.clamp(-longest, longest)
+    return replace(after, mean=mean, factor=(ratio * before.sd / after.sd).diag() @ after.factor)
 
 
 def first_gaussian(

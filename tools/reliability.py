@@ -3,7 +3,7 @@
     python tools/reliability.py [--data-sets 1000] [--out data/reliability.csv] [--show 17]
 
 Each data set draws a curve of the library, units of time and response between 1e-6 and 1e6, parameters, a
-population (Gaussian or of two groups), 2 to 80 individuals, 1 to 14 times, missing values, an error model, a
+population (Gaussian or of two groups), 2 to 40 individuals, 1 to 14 times, missing values, an error model, a
 law, and often something awkward: individuals without data, twins, gross outliers, a constant response,
 no noise at all, more noise than signal. Nothing is said to the fit but curve, error model and law.
 
@@ -136,7 +136,7 @@ def case(seed: int) -> Case:
     family, awkward = FAMILIES[name], str(random.choice(AWKWARD))
     units = 10.0 ** random.uniform(-6, 6, 2) if random.random() < 0.5 else np.ones(2)
     curve = family.make(*units)
-    n, times = int(random.integers(2, 81)), int(random.integers(1, 15))
+    n, times = int(random.integers(2, 41)), int(random.integers(1, 15))
     psi = _individuals(curve, family.typical(*units), n, random)
     time = units[0] * np.sort(random.uniform(family.first, family.last, (n, times)), 1)
     if random.random() < 0.5:
@@ -210,7 +210,7 @@ def outcome(seed: int) -> dict[str, Any]:
 def fitted(one: Case) -> nf.Fit:
     """Read the data and fit."""
     data = nf.LongitudinalData.from_frame(one.frame, "who", "t", "y")
-    return one.model.fit(data, one.law, seed=0, particles=512, progress=False)
+    return one.model.fit(data, one.law, seed=0, particles=256, progress=False)
 
 
 def reported(fit: nf.Fit) -> np.ndarray:

@@ -15,6 +15,7 @@ from nlmeflow.errors import EstimationError
 from nlmeflow.estimation.problem import Problem
 
 N_COMBINATIONS = 4096
+N_LOOKED_AT = 200
 N_POLISHED = 12
 N_INDIVIDUALS = 40
 STEPS = (1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
@@ -32,7 +33,7 @@ def pooled_start(problem: Problem, given: dict[str, float], seed: int) -> dict[s
     losses = _losses(pooled, points)
     if not bool(torch.isfinite(losses).any()):
         raise EstimationError(_no_start(problem, points))
-    best = losses.argsort()[:N_POLISHED]
+    best = _promising(pooled, points, losses)
     polished, losses = _polish(pooled, points[best], losses[best])
     natural = problem.curve.natural(polished[losses.argmin()])
     usual = problem.curve.conventional({name: float(value) for name, value in natural.items()})
@@ -80,6 +81,23 @@ def _combinations(choices: list[Tensor], seed: int) -> Tensor:
     place = sobol.draw(N_COMBINATIONS)
     columns = [c[(place[:, k] * len(c)).long().clamp(max=len(c) - 1)] for k, c in enumerate(choices)]
     return torch.stack(columns, 1)
+
+
+def _promising(problem: Problem, points: Tensor, losses: Tensor) -> Tensor:
+    """Return positions of the best combinations that differ and can be polished.
+
+    A curve that some parameter does not move (a step between two times) is left out: it may fit well, and
+    leads nowhere.
+    """
+    order = losses.argsort()[:N_LOOKED_AT]
+    order = order[torch.isfinite(losses[order])]
+    _, slopes = problem.jacobian(points[order].expand(len(problem), len(order), -1), points.new_zeros(0))
+    slopes = torch.where(problem.data.mask[:, None, :, None], slopes, 0.0)
+    moves = (slopes.square().sum((0, 2)) > 0).all(-1)
+    distinct = torch.ones_like(moves)
+    distinct[1:] = losses[order].diff() > 1e-9 * losses[order][1:]
+    kept = order[moves & distinct]
+    return (kept if len(kept) else order)[:N_POLISHED]
 
 
 def _residuals(problem: Problem, prediction: Tensor) -> Tensor:

@@ -100,17 +100,31 @@ def side_by_side(
 def population(fit: Fit, pair: tuple[str, str] | None = None, ax: Axes | None = None) -> Axes:
     """Draw the fitted law of two parameters on the unconstrained scale, and conditional means.
 
-    The points are the individuals' conditional means: shrunk, so not a sample of the law.
+    Of a law of one parameter the density itself, conditional means as marks under it. The points are the
+    individuals' conditional means: shrunk, so not a sample of the law.
     """
-    axes = _pair(fit, pair)
     ax = plt.gca() if ax is None else ax
     color = colour(fit.specification.name)
+    if len(fit.names) == 1:
+        return _one(fit, ax, color)
+    axes = _pair(fit, pair)
     grids = (span(fit.law, axes[0]), span(fit.law, axes[1]))
     density(fit.law, grids, axes, ax, color)
     phi, weights = fit.latent
     mean = (weights[..., None] * phi).sum(1).numpy()
     ax.plot(mean[:, axes[0]], mean[:, axes[1]], ".", color="#222222", ms=2.5, alpha=0.5)
     _label(ax, fit, axes)
+    return ax
+
+
+def _one(fit: Fit, ax: Axes, color: str) -> Axes:
+    grid = span(fit.law, 0)
+    ax.plot(grid, marginal_density(fit.law, [0], [grid]), color=color)
+    phi, weights = fit.latent
+    mean = (weights[..., None] * phi).sum(1)[:, 0].numpy()
+    ax.plot(mean, np.zeros_like(mean), "|", color="#222222", alpha=0.5)
+    ax.set_xlabel(fit.model.curve[fit.names[0]].label)
+    ax.set_ylabel("density")
     return ax
 
 

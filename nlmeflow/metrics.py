@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from nlmeflow.estimation.likelihood import population_gaussian
-from nlmeflow.laws import GaussianLaw, Law
+from nlmeflow.laws import GaussianLaw, Law, MixtureLaw
+from nlmeflow.marginals import marginal_density, span
 from nlmeflow.running import one_thread
 from nlmeflow.seeds import derive
 
@@ -130,6 +131,29 @@ def _persistence(
     top = int(order[0])
     alone = held[root(top)]
     return [(top, float(density[top]), float(alone)), *done]
+
+
+def group_mass(groups: MixtureLaw, estimate: Law, n: int = DRAWS, seed: int = 0) -> Tensor:
+    """Return the mass (K,) that an estimate gives to each group of a mixture.
+
+    Each of n draws counts for the groups by its probabilities of belonging to them under the true mixture, so
+    that the mixture itself returns its own weights.
+    """
+    with one_thread(), torch.no_grad():
+        joint = groups.log_joint(estimate.sample(n, seed))
+        return joint.softmax(0).mean(1)
+
+
+def marginal_ise(truth: Law, estimate: Law) -> Tensor:
+    """Return the integrated squared error of each marginal density (d,), phi in units of the truth's sd."""
+    spread = population_gaussian(truth)
+    found = []
+    for k in range(truth.dim):
+        grid = span(truth, k, reach=6.0, points=481)
+        step = float(grid[1] - grid[0])
+        difference = marginal_density(truth, [k], [grid]) - marginal_density(estimate, [k], [grid])
+        found.append(float(spread.sd[k]) * step * float((difference**2).sum()))
+    return torch.tensor(found, dtype=torch.float64)
 
 
 def bridge_mass(truth: Law, estimate: Law, n: int = DRAWS, seed: int = 0) -> float:

@@ -32,12 +32,16 @@ FromNoise = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Truth:
-    """A population law that is known: phi = map(u, z), u uniform (n,), z standard normal (n, d)."""
+    """A population law that is known: phi = map(u, z), u uniform (n,), z standard normal (n, d).
+
+    groups : the Gaussian mixture that it is, or None.
+    """
 
     dim: int
     density: Callable[[Tensor], Tensor]
     from_noise: FromNoise
     n_parameters: int = 0
+    groups: MixtureLaw | None = None
 
     def log_prob(self, phi: Tensor) -> Tensor:
         """Return log p(phi): (..., d) -> (...)."""
@@ -71,7 +75,7 @@ def _mixture(*groups: tuple[float, list[float], list[float], Any]) -> Truth:
         group = np.searchsorted(cumulated, u)
         return means.numpy()[group] + np.einsum("nab,nb->na", factors.numpy()[group], z)
 
-    return Truth(means.shape[1], law.log_prob, from_noise, law.n_parameters)
+    return Truth(means.shape[1], law.log_prob, from_noise, law.n_parameters, law)
 
 
 def _factor(sds: list[float], correlation: Any) -> Tensor:

@@ -89,6 +89,11 @@ def test_metrics_have_their_known_values():
         torch.ones(2, 1, 1).double(),
         torch.ones(1, 1).double() * 0.01,
     )
+    exact = (1 - np.exp(-1 / 4)) / np.sqrt(np.pi)  # integral of the squared difference of two normals
+    assert float(nf.metrics.marginal_ise(a, c)[0]) == pytest.approx(exact, abs=1e-6)
+    assert float(nf.metrics.marginal_ise(b, normal(3.0, 2.0))[0]) == pytest.approx(exact, abs=1e-6)
+    assert nf.metrics.group_mass(two, two).tolist() == pytest.approx([0.5, 0.5], abs=0.01)
+    assert nf.metrics.group_mass(two, normal(5.0, 1.0))[1] > 0.999
     assert nf.metrics.bridge_mass(two, normal(0.0, 1.0)) > 0.7
     assert nf.metrics.bridge_mass(two, two) < 0.01
 

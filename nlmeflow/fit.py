@@ -11,10 +11,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from nlmeflow import tables
 from nlmeflow.bands import Bands
 from nlmeflow.covariates import Effect
 from nlmeflow.data import LongitudinalData
-from nlmeflow.errors import EstimationError, ModelError
+from nlmeflow.errors import ModelError
 from nlmeflow.estimation.certificate import Certificate, certify
 from nlmeflow.estimation.cloud import Seen
 from nlmeflow.estimation.em import Record, Result, State, evaluate
@@ -34,14 +35,9 @@ from nlmeflow.estimation.particles import Particles, Proposal, draw, posterior_d
 from nlmeflow.estimation.problem import Problem
 from nlmeflow.laws import (
     DiscreteLaw,
-    GaussianLaw,
-    KernelLaw,
     Law,
-    MixtureLaw,
-    SNPLaw,
-    TransformedLaw,
 )
-from nlmeflow.laws.gaussian import median_sd, moments
+from nlmeflow.laws.gaussian import median_sd
 from nlmeflow.running import one_thread
 from nlmeflow.seeds import derive, generator
 from nlmeflow.standard_errors import standard_errors
@@ -49,9 +45,6 @@ from nlmeflow.summary import Summary
 
 if TYPE_CHECKING:
     from nlmeflow.model import Model
-
-
-FARTHEST = 1e100  # natural value at which a parameter has run off
 
 
 class Estimate(NamedTuple):
@@ -91,7 +84,7 @@ class Fit:
         """Return the fit that a result of the engine describes."""
         trace = pd.DataFrame([asdict(r) if isinstance(r, Record) else r for r in result.trace])
         state, proposal = result.state, result.proposal
-        _check_finite(model, state)
+        tables.check_finite(model, state)
         return cls(
             model,
             task.problem.data,
@@ -158,10 +151,11 @@ class Fit:
     @property
     def n_parameters(self) -> int:
         """Free parameters of the law, the fixed effects and the error model."""
-        return self.law.n_parameters + len(self.beta) + self._n_scales
+        return self.law.n_parameters + len(self.beta) + self.n_scales
 
     @property
-    def _n_scales(self) -> int:
+    def n_scales(self) -> int:
+        """Free residual parameters, and standard deviations within groups."""
         given = len(self.model.residual.names) if self.model.residual.given else 0
         return len(self.sigma) - given
 
@@ -240,44 +234,11 @@ class Fit:
         `log_likelihood` is log p(y_i). Conditional means are shrunk: their spread is not the
         population's. A model with two levels has no modes here, and its likelihoods in `groups`.
         """
-        phi, weights = self.conditional
-        mode = None if self.model.within else self._modes() + self.shift
-        frame = self._table(phi, weights, scale, mode)
-        if mode is not None:
-            frame["log_likelihood"] = self.marginal.values.numpy()
-        frame.index = pd.Index(self.data.labels, name=self.data.names[0])
-        return frame
+        return tables.individuals(self, scale)
 
     def groups(self, scale: Literal["phi", "natural"] = "phi") -> pd.DataFrame:
         """Return one row per group of a model with two levels: mean and sd of mu, ess, log p(y_g)."""
-        if not self.model.within:
-            raise ModelError("The model has one level; groups are those of nf.Model(..., within=...).")
-        frame = self._table(*self.latent, scale)
-        frame["log_likelihood"] = self.marginal.values.numpy()
-        frame.index = pd.Index(self.problem().labels, name=self.data.group)
-        return frame
-
-    def _table(self, phi: Tensor, weights: Tensor, scale: str, mode: Tensor | None = None) -> pd.DataFrame:
-        if scale not in ("phi", "natural"):
-            raise ModelError(f"scale is 'phi' or 'natural', got {scale!r}.")
-
-        def scaled(values: Tensor) -> Tensor:
-            if scale == "phi":
-                return values
-            return torch.stack(list(self.model.curve.natural(values, self.names).values()), -1)
-
-        seen = weights[..., None] > 1e-12  # a particle of no weight may be infinite on the natural scale
-        mean, covariance = moments(torch.where(seen, scaled(phi), 0.0), weights)
-        sd = covariance.diagonal(dim1=-2, dim2=-1).sqrt()
-        mode = None if mode is None else scaled(mode)
-        columns: dict[str, Tensor] = {}
-        for k, name in enumerate(self.names):
-            columns[f"{name}_mean"] = mean[:, k]
-            if mode is not None:
-                columns[f"{name}_mode"] = mode[:, k]
-            columns[f"{name}_sd"] = sd[:, k]
-        columns["ess"] = 1 / weights.square().sum(1)
-        return pd.DataFrame({key: value.numpy() for key, value in columns.items()})
+        return tables.groups(self, scale)
 
     def shrinkage(self) -> dict[str, float]:
         """Return 1 - var(conditional means) / var(population) of each parameter."""
@@ -298,19 +259,7 @@ class Fit:
         ModelError : the law is averaged, or made of points or kernels; use nf.compare.
 
         """
-        if not isinstance(self.law, GaussianLaw | MixtureLaw | SNPLaw | TransformedLaw) or isinstance(
-            self.law, KernelLaw
-        ):
-            raise ModelError(
-                f"A {type(self.law).__name__} has no number of parameters to count; compare it by "
-                "held-out likelihood, nf.compare."
-            )
-        deviance, n = -2 * self.log_likelihood().value, len(self.problem())
-        common = self.problem().common + self._n_scales
-        population = self.n_parameters - common
-        corrected = population * np.log(n) + common * np.log(self.data.n_observations)
-        values = {"AIC": 2 * self.n_parameters, "BIC": self.n_parameters * np.log(n), "BICc": corrected}
-        return pd.Series({name: deviance + float(penalty) for name, penalty in values.items()})
+        return tables.criteria(self)
 
     def standard_errors(self) -> pd.DataFrame:
         """Return estimates with standard errors from the observed information, one row per parameter.
@@ -342,7 +291,7 @@ class Fit:
                 candidates, scale = self._candidates(self.law)
             else:
                 drawn = posterior_draws(phi, weights, 8, generator(derive(self.seed, 94))).flatten(0, 1)
-                candidates = torch.cat([self._modes(), drawn])
+                candidates = torch.cat([self.modes(), drawn])
                 scale = median_sd(phi, weights)
             log_marginal = self.marginal.values
             seen = Seen(self.problem(), self.beta, self.sigma, torch.zeros_like(log_marginal))
@@ -400,26 +349,10 @@ class Fit:
         own = around(self.problem(), law.moments, self.beta, self.sigma, each, seed)
         return torch.cat([law.support, own]), 0.1 * law.moments.sd
 
-    def _modes(self) -> Tensor:
+    def modes(self) -> Tensor:
+        """Return the conditional modes of eta, (N, d)."""
         phi, weights = self.latent
         if isinstance(self.law, DiscreteLaw):
             return self.law.support[weights.argmax(1)]
         with one_thread():
             return conditional_modes(self.problem(), self.state, phi, weights)
-
-
-def _check_finite(model: "Model", state: State) -> None:
-    """Raise EstimationError when a parameter ran off to where the curve's own units end."""
-    law = state.law.moments if isinstance(state.law, DiscreteLaw) else population_gaussian(state.law)
-    wide = torch.stack([law.mean - 3 * law.sd, law.mean, law.mean + 3 * law.sd])
-    for name, values in model.curve.natural(wide, model.random).items():
-        lower = model.curve[name].scale.lower
-        near = lower > -torch.inf and bool((values - lower < 1 / FARTHEST).any())
-        if near or not bool((values.abs() < FARTHEST).all()):
-            middle, sd = law.mean[model.random.index(name)], law.sd[model.random.index(name)]
-            raise EstimationError(
-                f"Parameter '{name}' ran off while fitting (mean {float(middle):.3g}, sd {float(sd):.3g} on "
-                f"the {model.curve[name].scale.name} scale): the data do not determine it. Give it a first "
-                f"value with fit(..., start={{'{name}': ...}}), name it in fixed=(...), or take a simpler "
-                "curve."
-            )

@@ -230,6 +230,7 @@ def em(
         problem = problem.near(proposal.broad.inflated(0.5), state.beta, state.sigma)
         particles = draw(problem, proposal, state.beta, size, random)
         fresh = evaluate(problem, state, particles)
+        _check_possible(problem, fresh)
         value = float(fresh.log_likelihood.sum())
         before = value + log_prior(state.law)
         final = size == schedule.particles
@@ -247,6 +248,16 @@ def em(
         if settled or rounds == 3:
             size, rounds = min(4 * size, schedule.particles), 0
     return Result(state, particles, step, proposal, converged, trace)
+
+
+def _check_possible(problem: Problem, step: Expectation) -> None:
+    lost = torch.nonzero(~torch.isfinite(step.log_likelihood))[:, 0]
+    if len(lost):
+        raise EstimationError(
+            f"The observations of '{problem.labels[int(lost[0])]}' have no likelihood at any parameters tried "
+            f"({len(lost)} of {len(problem)} are so): the fit ran off, or they are impossible under "
+            "the curve and the error model. Give first values with fit(..., start={...}), or look at them."
+        )
 
 
 def flat(trace: Sequence[Record]) -> bool:

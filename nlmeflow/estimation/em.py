@@ -255,8 +255,8 @@ def _check_possible(problem: Problem, step: Expectation) -> None:
     if len(lost):
         raise EstimationError(
             f"The observations of '{problem.labels[int(lost[0])]}' have no likelihood at any parameters tried "
-            f"({len(lost)} of {len(problem)} are so): the fit ran off, or they are impossible under "
-            "the curve and the error model. Give first values with fit(..., start={...}), or look at them."
+            f"({len(lost)} of {len(problem)} are so): the fit ran off, or they are impossible under the curve "
+            "and the error model. Give first values with fit(..., start={...}), or look at them."
         )
 
 

@@ -11,7 +11,8 @@ censored : sixty individuals, the same curve as a score that saturates: values u
 as-observed : the same data, bounds and middles of intervals taken for observations.
 
 Printed: the share of intervals value +- 1.96 standard errors that hold the truth, with its own standard
-error, and the mean standard error beside the spread of the estimates.
+error, and the mean standard error beside the spread of the estimates; "refused" counts the data sets without standard errors, because the
+likelihood had no peak.
 """
 
 import argparse
@@ -98,7 +99,7 @@ def scores(seed: int, censored: bool) -> tuple[nf.Fit, Truth]:
     frame["y"] = np.select(kinds, [0.1, 0.9, low if censored else (low + high) / 2], frame["y"])
     columns = {"censoring": "kind", "limit": "end"} if censored else {}
     data = nf.LongitudinalData.from_frame(frame, "plant", "day", "y", **columns)
-    fit = decline().fit(data, nf.Gaussian("diagonal"), seed=seed, progress=False)
+    fit = decline().fit(data, nf.Gaussian("diagonal"), seed=seed, particles=512, progress=False)
     return fit, DECLINE | {("residual", "sigma"): ERROR}
 
 
@@ -113,12 +114,18 @@ DESIGNS: dict[str, Callable[[int], tuple[nf.Fit, Truth]]] = {
 def replicate(design: str, seed: int) -> pd.DataFrame:
     """Simulate, fit, and return the table of standard errors with the truth."""
     fit, truth = DESIGNS[design](seed)
-    found = fit.standard_errors().loc[list(truth)]
+    try:
+        found = fit.standard_errors().loc[list(truth)]
+    except nf.EstimationError:  # the likelihood has no peak: no intervals, and said so
+        index = pd.MultiIndex.from_tuples(truth, names=["kind", "parameter"])
+        found = pd.DataFrame(np.nan, index, ["value", "standard error", "lower", "upper"])
     return found.assign(truth=list(truth.values()), seed=seed).reset_index()
 
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:
     """Return coverage by parameter."""
+    refused = rows["value"].isna().groupby([rows["kind"], rows["parameter"]], sort=False).sum()
+    rows = rows.dropna(subset=["value"])
     rows["covered"] = rows["truth"].between(rows["lower"], rows["upper"])
     grouped = rows.groupby(["kind", "parameter"], sort=False)
     coverage, replicates = grouped["covered"].mean(), grouped.size()
@@ -130,7 +137,8 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
             "mean standard error": grouped["standard error"].mean(),
             "coverage": coverage,
             "error of coverage": np.sqrt(coverage * (1 - coverage) / replicates),
-            "replicates": replicates,
+            "intervals": replicates,
+            "refused": refused,
         }
     )
 

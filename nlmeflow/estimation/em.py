@@ -253,10 +253,11 @@ def em(
 def _check_possible(problem: Problem, step: Expectation) -> None:
     lost = torch.nonzero(~torch.isfinite(step.log_likelihood))[:, 0]
     if len(lost):
+        who = problem.labels[int(lost[0])]
         raise EstimationError(
-            f"The observations of '{problem.labels[int(lost[0])]}' have no likelihood at any parameters tried "
-            f"({len(lost)} of {len(problem)} are so): the fit ran off, or they are impossible under the curve "
-            "and the error model. Give first values with fit(..., start={...}), or look at them."
+            f"The observations of '{who}' have no likelihood at any parameters tried ({len(lost)} of "
+            f"{len(problem)} are so): the fit ran off, or they are impossible under the curve and the error "
+            "model. Give first values with fit(..., start={...}), or look at them."
         )
 
 

@@ -85,6 +85,8 @@ class Fit:
         trace = pd.DataFrame([asdict(r) if isinstance(r, Record) else r for r in result.trace])
         state, proposal = result.state, result.proposal
         tables.check_finite(model, state)
+        if not result.converged:
+            tables.check_residual(task.problem, state)
         return cls(
             model,
             task.problem.data,

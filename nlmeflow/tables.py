@@ -10,6 +10,7 @@ from torch import Tensor
 from nlmeflow.errors import EstimationError, ModelError
 from nlmeflow.estimation.em import State
 from nlmeflow.estimation.likelihood import population_gaussian
+from nlmeflow.estimation.problem import Problem
 from nlmeflow.laws import DiscreteLaw, GaussianLaw, KernelLaw, MixtureLaw, SNPLaw, TransformedLaw
 from nlmeflow.laws.gaussian import moments
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from nlmeflow.model import Model
 
 FARTHEST = 1e100  # natural value at which a parameter has run off
+NOTHING = 1e-3  # residual error, as a share of that without a curve, that is next to none
 
 
 def individuals(fit: "Fit", scale: str) -> pd.DataFrame:
@@ -97,3 +99,18 @@ def check_finite(model: "Model", state: State) -> None:
                 f"value with fit(..., start={{'{name}': ...}}), name it in fixed=(...), or take a simpler "
                 "curve."
             )
+
+
+def check_residual(problem: Problem, state: State) -> None:
+    """Raise EstimationError when a fit did not end because its residual error shrinks without end."""
+    data, people = problem.data, problem.individuals
+    pooled = data.response[data.mask].mean().expand_as(data.response)
+    whole = people.residual.start(data.response, pooled, data.mask)
+    sigma = problem.own_sigma(state.sigma)
+    if not people.residual.given and bool((sigma < NOTHING * whole).all()):
+        last = ", ".join(f"{value:.2g}" for value in sigma.tolist())
+        raise EstimationError(
+            f"The residual error shrinks without end (last {last}): curves pass through all observations. "
+            "Give the residual parameters, for example nf.Additive(sigma=...), or name parameters in "
+            "fixed=(...)."
+        )

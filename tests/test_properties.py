@@ -199,3 +199,10 @@ def test_a_parameter_that_runs_off_is_named():
     )
     with pytest.raises(nf.EstimationError, match="Parameter 'k'"):
         nf.Model(curve).fit(read(rows), seed=1, particles=512, start={"k": 1e90}, progress=False)
+
+
+def test_curves_through_all_observations_leave_no_residual_error():
+    frame, random = curves(2, 20, 3, seed=6), np.random.default_rng(0)
+    a, b = (np.repeat(random.normal(2, 1, 20), 3) for _ in range(2))
+    with pytest.raises(nf.EstimationError, match=r"shrinks without end|broke down"):
+        fitted(frame.assign(y=a + b * frame["t"]), 2)

@@ -230,7 +230,8 @@ def em(
         problem = problem.near(proposal.broad.inflated(0.5), state.beta, state.sigma)
         particles = draw(problem, proposal, state.beta, size, random)
         fresh = evaluate(problem, state, particles)
-        _check_possible(problem, fresh)
+        if refresh >= SPELL:
+            _check_possible(problem, fresh)
         value = float(fresh.log_likelihood.sum())
         before = value + log_prior(state.law)
         final = size == schedule.particles

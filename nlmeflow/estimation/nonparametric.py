@@ -13,7 +13,7 @@ import torch
 from scipy.linalg import qr
 from torch import Tensor
 
-from nlmeflow.errors import ModelError
+from nlmeflow.errors import EstimationError, ModelError
 from nlmeflow.estimation.anderson import Anderson
 from nlmeflow.estimation.certificate import log_gradient, peaks
 from nlmeflow.estimation.cloud import Cloud, Seen
@@ -162,6 +162,8 @@ def weighed(seen: Seen, support: Tensor, dropped: float = DROPPED) -> DiscreteLa
 def pruned(law: DiscreteLaw, dropped: float) -> DiscreteLaw:
     """Return the law without the points whose weight is below a share of the largest."""
     kept = law.weights > dropped * law.weights.max()
+    if not bool(kept.any()):
+        raise EstimationError("No point has any likelihood: an observation is impossible under all of them.")
     weights = law.weights[kept]
     return DiscreteLaw(law.support[kept], weights / weights.sum())
 

@@ -178,7 +178,8 @@ class Fit:
         phi, weights = self.latent
         if self.model.within:
             with one_thread(), torch.no_grad():
-                phi, weights = self.problem().of_individuals(self.drawn(), weights, self.sigma)
+                summary = self.drawn().summary
+                phi, weights = self.problem().of_individuals(phi, summary, weights, self.sigma)
         return phi + self.shift[:, None], weights
 
     @property

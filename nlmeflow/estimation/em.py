@@ -194,7 +194,7 @@ def fixed_effects_system(
     Gauss-Newton: (size, size) and (size,).
     """
     left, right = state.beta.new_zeros(size, size), state.beta.new_zeros(size)
-    phi, weights = problem.of_individuals(particles, step.weights, state.sigma)
+    phi, weights = problem.of_individuals(particles.phi, particles.summary, step.weights, state.sigma)
     sigma, problem = problem.own_sigma(state.sigma), problem.individuals
     for rows in problem.chunks(phi.shape[1] * (len(state.beta) + 1)):
         prediction, slopes = problem.jacobian(phi[rows], state.beta, rows, only_beta=True)

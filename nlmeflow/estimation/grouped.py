@@ -21,7 +21,7 @@ from torch import Tensor
 
 from nlmeflow.errors import ModelError
 from nlmeflow.estimation.laplace import GaussianStart, Laplace, gaussian_start, linearise, modes
-from nlmeflow.estimation.particles import NARROW, Particles
+from nlmeflow.estimation.particles import NARROW
 from nlmeflow.estimation.problem import Problem
 from nlmeflow.laws.gaussian import Gaussian, GaussianLaw
 from nlmeflow.laws.law import Law, normal_log_prob, safe_cholesky
@@ -232,10 +232,11 @@ class GroupedProblem(Problem):
         own = self.moved(mu[:, :, None], deviation).flatten(1, 2)
         return deviation, log_proposal, *self.individuals.summary(own, beta)
 
-    def of_individuals(self, particles: Particles, weights: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        own = self.error.weights(particles.summary, weights, sigma).flatten(1)
-        phi = self.moved(particles.phi[self.member][:, :, None], particles.summary[0])
-        return phi.flatten(1, 2), own
+    def of_individuals(
+        self, phi: Tensor, summary: tuple[Tensor, ...], weights: Tensor, sigma: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        own = self.error.weights(summary, weights, sigma).flatten(1)
+        return self.moved(phi[self.member][:, :, None], summary[0]).flatten(1, 2), own
 
     def simulated(self, law: Law, sigma: Tensor, n: int, seed: int) -> Tensor:
         size, omega = len(self.member), self.error.split(sigma)[1]

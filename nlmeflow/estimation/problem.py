@@ -2,7 +2,6 @@
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,9 +13,6 @@ from nlmeflow.errors import ModelError
 from nlmeflow.laws.gaussian import GaussianLaw
 from nlmeflow.laws.law import Law
 from nlmeflow.residuals import Bounds, Combined, Residual
-
-if TYPE_CHECKING:
-    from nlmeflow.estimation.particles import Particles
 
 CHUNK = 4_000_000  # predictions held at a time
 
@@ -112,9 +108,11 @@ class Problem:
         """Return the problem made ready for particles near a state; the law is a Gaussian summary of its."""
         return self
 
-    def of_individuals(self, particles: "Particles", weights: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    def of_individuals(
+        self, phi: Tensor, summary: tuple[Tensor, ...], weights: Tensor, sigma: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Return particles of individuals (P, M, d) and their weights (P, M)."""
-        return particles.phi, weights
+        return phi, weights
 
     def simulated(self, law: Law, sigma: Tensor, n: int, seed: int) -> Tensor:
         """Draw the parameters, without what covariates add, of n new populations like this one: (P, n, d)."""

@@ -206,3 +206,10 @@ def test_curves_through_all_observations_leave_no_residual_error():
     a, b = (np.repeat(random.normal(2, 1, 20), 3) for _ in range(2))
     with pytest.raises(nf.EstimationError, match=r"shrinks without end|broke down"):
         fitted(frame.assign(y=a + b * frame["t"]), 2)
+
+
+def test_a_linearisation_that_runs_away_is_repeated_in_short_steps():
+    hopeless = nf.scenarios.load("P1", "H", 60, 1)  # two observations with 30 % error
+    model = nf.Model(hopeless.model.curve, nf.LogAdditive(sigma=0.3))
+    fit = model.fit(hopeless.data, seed=1, particles=256, progress=False)
+    assert float(fit.law.mean[1]) == pytest.approx(math.log(2.6), abs=0.7)  # the clearance, at least

@@ -226,8 +226,10 @@ def _check(problem: Problem, law: GaussianLaw, beta: Tensor, sigma: Tensor) -> N
     values = dict(zip(problem.random, law.mean.tolist(), strict=True))
     values |= dict(zip(problem.beta_names, beta.tolist(), strict=True))
     values |= dict(zip(problem.residual.names, sigma.tolist(), strict=True))
+    scales = {name: problem.curve[name].scale.name for name in problem.curve.names}
     for name, value in values.items():
-        if value != value or abs(value) == float("inf"):
+        far = 200.0 if scales.get(name, "identity") != "identity" else float("inf")  # e^200 of any unit
+        if not abs(value) < far:
             raise EstimationError(
                 f"Parameter '{name}' became {value} while looking for a start; give first values "
                 "with fit(..., start={...})."

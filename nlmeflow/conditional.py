@@ -7,12 +7,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from nlmeflow.covariates import Effect, Terms, check_term, effects_of, read_terms
+from nlmeflow.covariates import Effect, Terms, effects_of, read_terms
 from nlmeflow.data import LongitudinalData
 from nlmeflow.errors import ModelError
 from nlmeflow.estimation.conditional import Learned, on_mixture, on_shift, shift_only
 from nlmeflow.estimation.estimators import lesson
-from nlmeflow.estimation.ladder import PENALTIES
+from nlmeflow.estimation.ladder import PENALTIES, held_out_average
 from nlmeflow.estimation.learning import held_out, learn, split
 from nlmeflow.estimation.stacking import stacking_weights
 from nlmeflow.laws import Flow, Law, StackedLaw
@@ -97,10 +97,7 @@ def conditional_flow(
     """
     if model.within:
         raise ModelError("Conditional flows are learned of models with one level.")
-    terms = read_terms(on)
-    for term in terms:
-        check_term(term)
-    effects = effects_of({"phi": terms}, data.covariates)
+    effects = effects_of({"phi": read_terms(on)}, data.covariates)
     raw = _matrix(effects, data.covariates)
     centre, scale = raw.mean(0), raw.std(0)
     if bool((scale == 0).any()):
@@ -123,11 +120,7 @@ def conditional_flow(
         penalty = scores.new_tensor([0.0, 0.0, PENALTIES["spline"], PENALTIES["spline"]])
         names = ["shared", *learned]
         weights = stacking_weights(scores, penalty)
-        both = torch.zeros(len(data), dtype=torch.float64)
-        for k in range(folds):
-            inside = fold != k
-            own = stacking_weights(scores[inside], penalty)
-            both[~inside] = (scores[~inside] + own.log()).logsumexp(1)
+        both = held_out_average(scores, penalty, fold)
     frame = pd.DataFrame(scores.numpy(), columns=names, index=pd.Index(data.labels))
     shares = dict(zip(names, weights.tolist(), strict=True))
     found_levels = _levels(effects, data.covariates)

@@ -142,7 +142,11 @@ def _(law: Flow, lesson: Lesson, fold: Tensor) -> Tensor:
 
     Every law of the ladder was fitted, and its stopping step chosen, without the fold.
     """
-    table, penalty = Table.of(candidates(law, lesson))
+    return held_out_average(*Table.of(candidates(law, lesson)), fold)
+
+
+def held_out_average(table: Tensor, penalty: Tensor, fold: Tensor) -> Tensor:
+    """Return held-out scores (N,) of the average of laws with scores (N, K), weighed without each fold."""
     scores = torch.zeros(len(table), dtype=torch.float64)
     for inside, outside in rows(fold):
         weights = stacking_weights(table[inside], penalty)

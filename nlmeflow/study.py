@@ -8,9 +8,10 @@ stopped; a table of means with standard errors is printed at the end.
 import argparse
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from time import process_time
@@ -73,20 +74,18 @@ def measure(job: Job, fit_seed: int = 0, specifications: Sequence[Any] = LAWS) -
     The data depend on the job alone; another `fit_seed` fits the same data with other random numbers.
     Laws made of points are measured by their smoothed densities.
 
-    gaussian, mixture, flow: the fits. stacked: their average, by `nf.compare`. oracle: the flow learned
-    from the true phi. "flow: ..." are the ladder's candidates alone, "without ..." the ladder without
-    one of them, "rule: ..." the ladder with its weights set in another way.
+    gaussian, mixture, flow: the fits. stacked: their average, by `nf.compare`. "flow: ..." are the
+    ladder's candidates alone, "without ..." the ladder without one of them, "rule: ..." the ladder with its
+    weights set in another way.
     """
-    name, design, n, replicate = job
-    scenario = scenarios.load(name, design, n, replicate)
-    seed = replicate + 1000 * fit_seed
+    scenario, seed = _loaded(job, fit_seed)
     task = scenario.model.task(scenario.data, seed=seed)
-    task.fold = split(n, FOLDS, derive(seed, 201))
+    task.fold = split(len(scenario.phi), FOLDS, derive(seed, 201))
     begun = process_time()
     comparison = compare_task(scenario.model, task, specifications, scenario.data.labels, progress=False)
     seconds = process_time() - begun
     laws: dict[str, Law] = {name: _density(fit.law) for name, fit in comparison.fits.items()}
-    laws |= {"stacked": comparison.stacked, "oracle": oracle(scenario.phi, seed)}
+    laws["stacked"] = comparison.stacked
     with one_thread(), torch.no_grad():
         look = Look.at(scenario.law)
         news = predictive(scenario, laws)
@@ -95,6 +94,24 @@ def measure(job: Job, fit_seed: int = 0, specifications: Sequence[Any] = LAWS) -
         for name, fit in comparison.fits.items():
             measured[name] |= {**_errors(scenario, fit), "converged": fit.converged}
         rows = [*measured.values(), *ablation(look, candidates(Flow(), lesson(task)))]
+    return _keyed(job, rows)
+
+
+def measure_oracle(job: Job, fit_seed: int = 0) -> list[Row]:
+    """Return the row of the oracle, the flow learned from the true phi, on one replicate."""
+    scenario, seed = _loaded(job, fit_seed)
+    laws = {"oracle": oracle(scenario.phi, seed)}
+    with one_thread(), torch.no_grad():
+        measures = Look.at(scenario.law).measures(laws["oracle"])
+    return _keyed(job, [{"law": "oracle", **measures, **predictive(scenario, laws)["oracle"]}])
+
+
+def _loaded(job: Job, fit_seed: int) -> tuple[Scenario, int]:
+    name, design, n, replicate = job
+    return scenarios.load(name, design, n, replicate), replicate + 1000 * fit_seed
+
+
+def _keyed(job: Job, rows: list[Row]) -> list[Row]:
     return [{**dict(zip(KEY, job, strict=True)), **row} for row in rows]
 
 
@@ -198,10 +215,12 @@ class Look:
         return self.kept.once(id(law), lambda: (law, law.log_prob(self.phi)))[1]
 
     def measures(self, law: Law, n: int = 10_000) -> Row:
-        """Return the headline measures, the number of modes, and the errors in three moments.
+        """Return the headline measures, the number of modes, errors of masses, marginals, three moments.
 
         Total variation and Hellinger distance by n draws, half from each law (see `nlmeflow.metrics`).
-        Errors are root mean squares over the coordinates, in units of the true sds.
+        Errors of moments are root mean squares over the coordinates, in units of the true sds; "error of
+        a mass" is the largest over the groups of a true mixture; "marginal ise" the mean over the
+        coordinates, in two dimensions only (in three the quadrature takes longer than the fits).
         """
         log_law = self.log_prob(law)
         drawn, half = law.sample(n, 0), n // 2
@@ -218,7 +237,13 @@ class Look:
         def size(x: Tensor) -> float:
             return float(x.square().mean().sqrt())
 
-        return {
+        structure: Row = {}
+        if (groups := self.truth.groups) is not None:
+            mass = groups.log_joint(drawn).softmax(0).mean(1)
+            structure["error of a mass"] = float((mass - groups.weights).abs().max())
+        if law.dim == 2:
+            structure["marginal ise"] = float(metrics.marginal_ise(self.truth, law, 121).mean())
+        return structure | {
             "kl": float((self.log_truth - log_law).mean()),
             "tv": metrics.variation(difference),
             "hellinger": metrics.squared_hellinger(difference),
@@ -237,9 +262,9 @@ def _errors(scenario: Scenario, fit: Fit) -> dict[str, float]:
 
 
 def run(
-    jobs: Sequence[Job], path: Path, processes: int, fit_seed: int = 0, laws: Sequence[Any] = LAWS
+    jobs: Sequence[Job], path: Path, processes: int, measured: Callable[[Job], list[Row]]
 ) -> pd.DataFrame:
-    """Run the jobs that the file does not have yet; return all its rows."""
+    """Measure the jobs that the file does not have yet; return all its rows."""
     path.parent.mkdir(parents=True, exist_ok=True)
     done = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=[*KEY, "law"])
     have = {tuple(key) for key in done[KEY].itertuples(index=False)}
@@ -248,7 +273,7 @@ def run(
     with ProcessPoolExecutor(
         processes, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
     ) as pool:
-        waiting = {pool.submit(measure, job, fit_seed, laws): job for job in missing}
+        waiting = {pool.submit(measured, job): job for job in missing}
         for finished in tqdm(as_completed(waiting), total=len(waiting), unit="replicate"):
             if error := finished.exception():
                 print(f"{waiting[finished]} failed, and is left out: {error!r}")
@@ -276,7 +301,13 @@ def ratios(rows: pd.DataFrame, law: str = "stacked") -> pd.Series:
 
 def stored() -> pd.DataFrame:
     """Return the rows of the project's own study, kept in data/study."""
-    return pd.read_csv(DATA / "study" / "core.csv")
+    path = DATA / "study" / "core.csv"
+    return pd.concat([pd.read_csv(path), pd.read_csv(of_oracle(path))], ignore_index=True)
+
+
+def of_oracle(path: Path) -> Path:
+    """Return the file of the oracle's rows beside a study's: it does not change with the fits."""
+    return path.with_stem(f"{path.stem}-oracle")
 
 
 def median_replicate(rows: pd.DataFrame, scenario: str, design: str, law: str = "stacked") -> int:
@@ -309,8 +340,15 @@ def main() -> None:
     laws = RELATIVES if options.relatives else LAWS
     about = {"command": vars(options), "versions": versions()}
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.with_suffix(".json").write_text(json.dumps(about, indent=2, default=str) + "\n")
-    report(run(jobs, options.out, options.processes, options.fit_seed, laws))
+    parts: dict[Path, Callable[[Job], list[Row]]] = {
+        options.out: partial(measure, fit_seed=options.fit_seed, specifications=laws),
+        of_oracle(options.out): partial(measure_oracle, fit_seed=options.fit_seed),
+    }
+    rows = []
+    for path, measured in parts.items():
+        path.with_suffix(".json").write_text(json.dumps(about, indent=2, default=str) + "\n")
+        rows.append(run(jobs, path, options.processes, measured))
+    report(pd.concat(rows, ignore_index=True))
 
 
 def report(rows: pd.DataFrame) -> None:

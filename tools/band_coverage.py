@@ -11,27 +11,25 @@ can promise: bands know nothing of the bias of a law that is too simple.
 
 import argparse
 import os
-from concurrent.futures import ProcessPoolExecutor
-from itertools import chain, product
-from multiprocessing import get_context
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 import nlmeflow as nf
 from nlmeflow.marginals import marginal_density
+from nlmeflow.study import KEY, Job, run
 
 N, REFITS, LEVEL = 100, 40, 0.9
 LAWS: tuple[Any, ...] = (nf.Gaussian(), nf.Mixture(), nf.Flow())
 
 
-def replicate(job: tuple[str, int]) -> list[dict[str, Any]]:
+def replicate(job: Job) -> list[dict[str, Any]]:
     """Fit one data set; return the coverage of each law's band."""
-    name, seed = job
-    scenario = nf.scenarios.load(name, "R", N, seed)
+    name, design, n, seed = job
+    scenario = nf.scenarios.load(name, design, n, seed)
     onset = scenario.law.sample(20_000, 1)[:, 0].numpy()
     low, high = np.quantile(onset, [0.05, 0.95])
     grid = np.linspace(low, high, 25)
@@ -41,7 +39,8 @@ def replicate(job: tuple[str, int]) -> list[dict[str, Any]]:
     rows = []
     for law, fit in fits.items():
         table = fit.bands(REFITS, LEVEL, seed=seed, progress=False).table("tau", grid)
-        row = {"scenario": name, "replicate": seed, "law": law, "truth": table_covers(table, truth)}
+        row = {**dict(zip(KEY, job, strict=True)), "law": law, "truth": table_covers(table, truth)}
+        row["width"] = float(((table["upper"] - table["lower"]) / truth).mean())
         if law == "gaussian":
             row["best of its kind"] = table_covers(table, marginal_density(best, [0], [grid]))
         rows.append(row)
@@ -59,19 +58,13 @@ def main() -> None:
     parser.add_argument("--replicates", type=int, default=40)
     parser.add_argument("--scenarios", nargs="+", default=["L1", "L2", "L3"])
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--out", type=Path, help="also write the table here")
+    parser.add_argument("--out", type=Path, default=Path("build/coverage/bands.csv"))
     options = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = "1"
-    jobs = list(product(options.scenarios, range(options.replicates)))
-    with ProcessPoolExecutor(options.processes, get_context("spawn")) as pool:
-        found = tqdm(pool.map(replicate, jobs), total=len(jobs), unit="fit")
-        rows = pd.DataFrame(list(chain.from_iterable(found)))
-    grouped = rows.groupby(["scenario", "law"])
-    table = grouped[["truth", "best of its kind"]].mean().assign(error=grouped["truth"].sem())
-    print(f"{options.replicates} replicates, nominal {LEVEL}\n{table.round(3).to_string()}")
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        table.assign(replicates=options.replicates).to_csv(options.out, float_format="%.6g")
+    jobs = [(name, "R", N, seed) for seed, name in product(range(options.replicates), options.scenarios)]
+    grouped = run(jobs, options.out, options.processes, replicate).groupby(["scenario", "law"])
+    table = grouped[["truth", "best of its kind", "width"]].mean()
+    table = table.assign(error=grouped["truth"].sem(), replicates=grouped.size())
+    print(f"nominal {LEVEL}\n{table.round(3).to_string()}")
 
 
 if __name__ == "__main__":

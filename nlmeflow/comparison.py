@@ -29,8 +29,9 @@ class Comparison:
         without the individual's fold, up to a constant of the individual that is the same for all
         laws (sigma and the fixed effects are those of the mixture fit).
     groups : what each individual was held out with.
-    stacked : the average of the laws by how well they predict held-out individuals; laws made of
-        points have no density and take no part.
+    stacked : the average of the laws by how well they predict held-out individuals. A flow, itself an
+        average of many laws, has as many shares of the prior weight; laws made of points have no density and
+        take no part.
     weights : these weights, by name.
     """
 
@@ -104,7 +105,8 @@ def compare_task(
         if not smooth:
             raise ModelError("Points have no density to average; add a law such as nf.Gaussian().")
         weights = scores.new_zeros(len(named))
-        weights[smooth] = stacking_weights(scores[:, smooth])
+        sizes = scores.new_tensor([getattr(law, "n_laws", 1) for law in named.values()])
+        weights[smooth] = stacking_weights(scores[:, smooth], sizes=sizes[smooth])
     frame = pd.DataFrame(scores.numpy(), index=pd.Index(task.problem.labels), columns=list(named))
     densities = tuple(fit.law for fit in fits.values() if not isinstance(fit.law, DiscreteLaw))
     stacked = StackedLaw(densities, weights[smooth])

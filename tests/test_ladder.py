@@ -48,6 +48,15 @@ def test_stacking_finds_the_share_of_two_groups_when_there_are_many():
     assert float(weights[0]) == pytest.approx(0.73, abs=0.02)  # beyond .7: each law also explains a little
 
 
+def test_an_average_has_as_many_shares_of_the_prior_as_it_has_parts():
+    alike = torch.zeros(50, 2, dtype=torch.float64)
+    weights = prior_weights(alike, sizes=torch.tensor([1.0, 3.0]).double())
+    assert weights.tolist() == pytest.approx([0.25, 0.75])
+    assert stacking_weights(alike, sizes=torch.tensor([1.0, 3.0]).double())[1] > 0.7
+    for flow in (SMALL, nf.Flow(base="gaussian", kind="quadratic", steps=5, folds=2, with_relatives=False)):
+        assert flow.n_laws == len(candidates(flow, Lesson(known("L2", 60), 1)))
+
+
 def test_a_prior_keeps_a_singular_covariance_away():
     """S / (N - 2 c) is the maximum of N log-densities plus c log |Omega|, checked by finite differences."""
     phi = LAWS["L8"].sample(60, 1)[:, None]
@@ -81,7 +90,11 @@ def test_shrunken_covariances_lie_between_their_own_and_the_pooled_variances():
     assert torch.allclose(covariance[0].diagonal(), pooled)
 
 
-@pytest.mark.parametrize("law", [nf.Gaussian(), nf.Mixture(), SMALL], ids=["gaussian", "mixture", "flow"])
+@pytest.mark.parametrize(
+    "law",
+    [nf.Gaussian(), nf.Mixture(), nf.SNP(), SMALL],
+    ids=["gaussian", "mixture", "snp", "flow"],
+)
 def test_held_out_scores_are_those_of_laws_that_have_not_seen_the_fold(law):
     """Far outliers, a fold of their own: a law that had seen them would predict them."""
     cloud = known("L2", 90)

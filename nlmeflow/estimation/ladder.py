@@ -96,10 +96,13 @@ def _candidates(law: Flow, lesson: Lesson) -> list[Candidate]:
 
 
 def _relative(law: SNP | Transformed, lesson: Lesson, fold: Tensor) -> Candidate:
+    """Return a law of few parameters; an SNP law, whose density has roots, as the average over the folds."""
     lesson.report(f"flow: {law.name}")
     whole = learn(law, lesson)
-    scores = score_held_out(lesson.cloud, without_folds(law, lesson, fold), fold)
-    return Candidate(law.name, whole, scores, partial(refitted, whole, lesson.cloud))
+    refits = without_folds(law, lesson, fold)
+    scores = score_held_out(lesson.cloud, refits, fold)
+    shown = StackedLaw.average(refits) if isinstance(law, SNP) else whole
+    return Candidate(law.name, shown, scores, partial(refitted, whole, lesson.cloud))
 
 
 def _redrawn(lesson: Lesson, fold: Tensor, stiffness: float, prior: float) -> tuple[Law, list[Law]]:

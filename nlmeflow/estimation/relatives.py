@@ -22,7 +22,8 @@ from nlmeflow.seeds import derive, generator
 STEPS = 100  # of L-BFGS, at most
 AGAIN = 30  # of them from where all individuals ended
 POINTS = 12_800  # draws of all individuals, about
-TRIAL = (12, 40, 2)  # draws, steps, survivors of the first climb of several starts
+TRIAL = (12, 40)  # draws, steps of the first climb of several starts
+WIDTHS = (0.75, 0.9)  # of the frames in which SNP laws start: in wider ones they miss groups
 NEGLIGIBLE = 1e-6  # weight under which a kernel is left out
 
 
@@ -45,9 +46,9 @@ def few(cloud: Cloud) -> Cloud:
     return cloud.thinned(max(8, min(32, POINTS // len(cloud))))
 
 
-def best_climb(firsts: Sequence[Climber], cloud: Cloud) -> Climber:
+def best_climb(firsts: Sequence[Climber], cloud: Cloud, survivors: int = 2) -> Climber:
     """Return the best of several starts: short climbs on a thinned cloud, long ones for the best."""
-    draws, steps, survivors = TRIAL
+    draws, steps = TRIAL
     thin = few(cloud).thinned(draws)
     tried = sorted(
         (climb_smooth(first, thin, steps) for first in firsts), key=lambda law: -float(thin.score(law).sum())
@@ -71,14 +72,17 @@ def _(law: SNP, lesson: Lesson) -> Law:
 
 @without_folds.register
 def _(law: SNP, lesson: Lesson, fold: Tensor) -> list[Law]:
-    """Choose again and fit again without each fold, from the best order and its neighbours."""
-    found = orders(law, lesson)
-    best = fewest(found, lesson.cloud)
-    near = found[max(0, best - 1) : best + 2]
+    """Fit again without each fold: the order that all individuals gave and the one below.
+
+    Starts are of the fold's own: from the law of all individuals a fit may stay at an optimum that is
+    there because of the individuals who were left out.
+    """
+    best = fewest(orders(law, lesson), lesson.cloud)
+    near = law.orders[max(0, best - 1) : best + 1]
     laws: list[Law] = []
-    for inside, _ in rows(fold):
-        cloud = few(lesson.cloud.subset(inside))
-        again = [climb_smooth(first, cloud, AGAIN) for first in near]
+    for mixture, (inside, _) in zip(without_folds(Mixture(), lesson, fold), rows(fold), strict=True):
+        cloud = lesson.cloud.subset(inside)
+        again = [best_climb(_projections(law, k, cloud, mixture, lesson.seed), cloud, 1) for k in near]
         laws.append(again[fewest(again, cloud)])
     return laws
 
@@ -90,7 +94,9 @@ def orders(law: SNP, lesson: Lesson) -> list[SNPLaw]:
         found = []
         for order in law.orders:
             lesson.report(f"snp of order {order}")
-            found.append(best_climb(_snp_starts(law, order, lesson), lesson.cloud))
+            starts = _projections(law, order, lesson.cloud, learn(Mixture(), lesson), lesson.seed)
+            plain = SNPLaw.gaussian(Frame.of(population(lesson.cloud)), order, law.prior)
+            found.append(best_climb([plain, *starts], lesson.cloud))
         return found
 
     return lesson.kept.once(law, make)
@@ -103,23 +109,20 @@ def refitted(law: Law, cloud: Cloud, share: Tensor) -> list[Law]:
     return [climb_smooth(law, thin, AGAIN, row) for row in share]
 
 
-def _snp_starts(law: SNP, order: int, lesson: Lesson) -> list[SNPLaw]:
-    """Return the Gaussian, and projections of a mixture, in frames of several widths.
+def _projections(law: SNP, order: int, cloud: Cloud, mixture: Law, seed: int) -> list[SNPLaw]:
+    """Return projections of a mixture, in frames of several widths of the cloud's Gaussian.
 
     c_alpha = E h_alpha(z) sqrt(p(z) / N(z; 0, I)), z standard normal: the polynomial whose square is
     closest to the mixture p in Hellinger distance.
     """
-    gaussian = population(lesson.cloud)
-    starts = [SNPLaw.gaussian(Frame.of(gaussian), order, law.prior)]
-    if order == 0:
-        return starts
-    mixture = learn(Mixture(), lesson)
+    gaussian = population(cloud)
+    starts = []
     index = exponents(gaussian.dim, order)
-    engine = torch.quasirandom.SobolEngine(gaussian.dim, scramble=True, seed=derive(lesson.seed, 500))
+    engine = torch.quasirandom.SobolEngine(gaussian.dim, scramble=True, seed=derive(seed, 500))
     z = torch.special.ndtri(engine.draw(4096, dtype=torch.float64).clamp(1e-9, 1 - 1e-9))
     normal = normal_log_prob(z, torch.zeros_like(z[0]), torch.eye(gaussian.dim, dtype=z.dtype))
     basis = hermite(z, order)[:, torch.arange(gaussian.dim), index].prod(-1)
-    for width in (0.6, 0.75, 0.9, 1.1):
+    for width in WIDTHS:
         frame = Frame.of(gaussian.inflated(width))
         log_mixture = mixture.log_prob(frame.mean + z @ frame.factor.mT) + frame.log_volume
         projected = (basis * (0.5 * (log_mixture - normal)).exp()[:, None]).mean(0)

@@ -21,17 +21,24 @@ TEMPERATURE = 2.0  # by which differences of held-out log-likelihood are divided
 BOOTSTRAPS = 500
 
 
-def prior_weights(scores: Tensor, penalty: Tensor | None = None, temperature: float = TEMPERATURE) -> Tensor:
-    """Return pseudo-BMA weights (K,) of held-out scores (N, K): E softmax[(sum_i e_i s_ik - c_k) / T].
+def prior_weights(
+    scores: Tensor,
+    penalty: Tensor | None = None,
+    temperature: float = TEMPERATURE,
+    sizes: Tensor | None = None,
+) -> Tensor:
+    """Return pseudo-BMA weights (K,) of held-out scores (N, K).
 
-    The expectation is over Dirichlet weights e of the individuals (summing to N); c (K,) is the penalty,
-    T the temperature.
+    E softmax[(sum_i e_i s_ik - c_k) / T + log m_k]: the expectation is over Dirichlet weights e of the
+    individuals (summing to N); c (K,) is the penalty, T the temperature, m (K,) the sizes, how many laws
+    each of the laws averages itself (one when None).
     """
     cost = scores.new_zeros(scores.shape[1]) if penalty is None else penalty
+    prior = scores.new_zeros(scores.shape[1]) if sizes is None else sizes.log()
     random = generator(0)
     exponential = -torch.rand(BOOTSTRAPS, len(scores), generator=random, dtype=scores.dtype).log()
     share = exponential / exponential.mean(1, keepdim=True)
-    return ((share @ scores - cost) / temperature).softmax(1).mean(0)
+    return ((share @ scores - cost) / temperature + prior).softmax(1).mean(0)
 
 
 def stacking_weights(
@@ -39,6 +46,7 @@ def stacking_weights(
     penalty: Tensor | None = None,
     strength: float = STRENGTH,
     temperature: float = TEMPERATURE,
+    sizes: Tensor | None = None,
     iterations: int = 300,
 ) -> Tensor:
     """Return w (K,) that maximise sum_i log sum_k w_k exp(s_ik) + strength sum_k a_k log w_k.
@@ -46,7 +54,7 @@ def stacking_weights(
     scores (N, K): held-out log-likelihood of each individual under each law; a: `prior_weights`.
     Concave, solved by EM.
     """
-    prior = strength * prior_weights(scores, penalty, temperature)
+    prior = strength * prior_weights(scores, penalty, temperature, sizes)
     weights = scores.new_full((scores.shape[1],), 1 / scores.shape[1])
     for _ in range(iterations):
         member = (scores + weights.log()).softmax(1)

@@ -200,6 +200,12 @@ class Flow:
         """Return the laws of few parameters that take part."""
         return (Transformed(prior=self.prior), SNP(prior=self.prior)) if self.with_relatives else ()
 
+    @property
+    def n_laws(self) -> int:
+        """How many laws are averaged: bases, flows on them, the mixture of usual shrinkage, relatives."""
+        flows = sum(1 + len(self.networks(base)) for base in self.bases())
+        return flows + ("mixture" in self.bases()) + len(self.relatives())
+
     def learning_rate(self, network: Network) -> float:
         """Return Adam's learning rate for a network."""
         return RATES[network.kind] if self.rate is None else self.rate

@@ -3,12 +3,22 @@
 import numpy as np
 import pytest
 import torch
+from quadrature import brute_force
 
 import nlmeflow as nf
 from nlmeflow.estimation.bootstrap import refit, shares
 from nlmeflow.estimation.cloud import Cloud
+from nlmeflow.estimation.estimators import lesson as lesson_of
 from nlmeflow.estimation.ladder import candidates
-from nlmeflow.estimation.learning import Lesson, held_out, learn, split
+from nlmeflow.estimation.learning import (
+    CrossFitted,
+    Lesson,
+    held_out,
+    learn,
+    rows,
+    split,
+    without_folds,
+)
 from nlmeflow.estimation.stacking import prior_weights, stacking_weights
 from nlmeflow.laws import GaussianLaw, MixtureLaw
 from nlmeflow.scenarios import LAWS
@@ -107,6 +117,43 @@ def test_held_out_scores_are_those_of_laws_that_have_not_seen_the_fold(law):
     honest = held_out(law, lesson, fold)
     seen = moved.score(learn(law, lesson))
     assert float(honest[outside].mean()) < float(seen[outside].mean()) - 10
+
+
+@pytest.mark.parametrize("law", [nf.SNP(), SMALL], ids=["snp", "flow"])
+def test_the_scores_are_those_of_the_laws_without_each_fold(law):
+    """A flow's own scores stop its training where the other folds say: nearly the same."""
+    lesson = Lesson(known("L2", 90), 1, fold=split(90, 3, 1))
+    crossed = CrossFitted(without_folds(law, lesson, lesson.fold), lesson.fold)
+    scores = lesson.cloud.score(crossed)
+    assert torch.allclose(scores, held_out(law, lesson, lesson.fold), atol=0.05)
+    drawn = crossed.sample(90 * 400, 3).reshape(90, 400, 2)
+    for k, part in enumerate(crossed.laws):
+        own = drawn[lesson.fold == k].flatten(0, 1)
+        for other in crossed.laws:
+            assert float(part.log_prob(own).mean()) >= float(other.log_prob(own).mean())
+
+
+def test_sigma_of_a_flow_is_the_most_likely_one_under_laws_that_have_not_seen_the_individual():
+    """Against the midpoint rule; under its own law a smaller sigma would be more likely."""
+    scenario = nf.scenarios.load("L2", design="S", n=60, seed=1)
+    task = scenario.model.task(scenario.data, seed=1)
+    fit = scenario.model.fit_task(task, SMALL, progress=False)
+    taught = lesson_of(task)
+    fold = taught.folds(SMALL.folds)
+    parts = without_folds(SMALL, taught, fold)
+
+    def likelihood(law, problem, times):
+        return float(brute_force(problem, law, fit.beta, times * fit.sigma, 140).sum())
+
+    crossed, seen = [], []
+    for times in (0.97, 1.0, 1.03):
+        each = zip(parts, rows(fold), strict=True)
+        crossed.append(
+            sum(likelihood(law, task.problem.subset(outside), times) for law, (_, outside) in each)
+        )
+        seen.append(likelihood(fit.law, task.problem, times))
+    assert crossed[1] > max(crossed[0], crossed[2])
+    assert seen[0] > seen[2]
 
 
 def test_the_ladder_returns_a_law_no_worse_than_its_bases_on_a_bend():

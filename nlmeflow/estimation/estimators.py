@@ -9,9 +9,9 @@ from torch import Tensor
 from nlmeflow.errors import ModelError
 from nlmeflow.estimation.cloud import Cloud, broad_reference, make_cloud
 from nlmeflow.estimation.components import redrawn
-from nlmeflow.estimation.em import Report, Result, Schedule, State, em, silent
+from nlmeflow.estimation.em import Report, Result, Schedule, State, em, evaluate, silent
 from nlmeflow.estimation.laplace import gaussian_start
-from nlmeflow.estimation.learning import CAREFUL, Lesson, learn
+from nlmeflow.estimation.learning import CAREFUL, CrossFitted, Lesson, learn, without_folds
 from nlmeflow.estimation.memory import Memory
 from nlmeflow.estimation.particles import Proposal, draw
 from nlmeflow.estimation.problem import Problem
@@ -26,7 +26,7 @@ from nlmeflow.laws.transformed import Transformed
 from nlmeflow.seeds import derive, generator
 
 CLOUD_DRAWS = 64
-Density = Mixture | Flow | SNP | Transformed | SmoothNPMLE | TwoStage | EBEDensity
+Density = Mixture | SNP | Transformed | SmoothNPMLE | TwoStage | EBEDensity
 
 
 @dataclass
@@ -104,6 +104,26 @@ def _(law: Density, task: Task) -> Result:
     def make() -> Result:
         first = rough_mixture(task)
         return settled(task, learn(law, lesson(task)), first, stream=3)
+
+    return task.kept.once(law, make)
+
+
+@estimate.register
+def _(law: Flow, task: Task) -> Result:
+    """Learn the law on the task's cloud; then sigma and beta, each individual under the law of other folds.
+
+    A law that has seen an individual fits part of its noise, and sigma would be too small.
+    """
+
+    def make() -> Result:
+        first, taught = rough_mixture(task), lesson(task)
+        fold = taught.folds(law.folds)
+        learned = learn(law, taught)
+        fit = settled(task, CrossFitted(without_folds(law, taught, fold), fold), first, stream=3)
+        state = replace(fit.state, law=learned)
+        seen = evaluate(task.problem, state, fit.particles)
+        proposal = replace(fit.proposal, law=learned)
+        return replace(fit, state=state, expectation=seen, proposal=proposal)
 
     return task.kept.once(law, make)
 

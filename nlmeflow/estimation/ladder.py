@@ -41,11 +41,13 @@ PENALTIES: dict[Kind, float] = {"quadratic": 2.0, "spline": 4.0, "autoregressive
 class Candidate:
     """A law of the ladder, the held-out scores (N,) of its fits without each fold, how to refit it.
 
-    refit(share) returns one law for each row of individual weights (R, N). `penalty`: see `stacking`.
+    `parts`: these fits, one for each fold. refit(share) returns one law for each row of individual weights
+    (R, N). `penalty`: see `stacking`.
     """
 
     name: str
     law: Law
+    parts: Sequence[Law]
     scores: Tensor
     refit: Refit
     penalty: float = 0.0
@@ -80,18 +82,19 @@ def _candidates(law: Flow, lesson: Lesson) -> list[Candidate]:
         else:
             plain, plain_refits = _redrawn(lesson, fold, 1.0, law.prior)
             scores = score_held_out(cloud, plain_refits, fold)
-            found.append(Candidate("mixture", plain, scores, partial(_climbed, plain, cloud)))
+            found.append(Candidate("mixture", plain, plain_refits, scores, partial(_climbed, plain, cloud)))
             first, refits = _redrawn(lesson, fold, law.stiffness, law.prior)
         again = partial(_climbed, first, cloud)
-        found.append(Candidate(f"{base} base", first, score_held_out(cloud, refits, fold), again))
+        scores = score_held_out(cloud, refits, fold)
+        found.append(Candidate(f"{base} base", first, refits, scores, again))
         for k, network in enumerate(law.networks(base)):
             name = f"{network.kind} on {base}"
             lesson.report(f"flow: {name}")
             seed = derive(lesson.seed, 101, b, k)
             trained = train(network, law, cloud, gaussian, refits, fold, seed)
             retrained = partial(_retrained, network, law, cloud, gaussian, again, trained.steps, seed)
-            whole = StackedLaw.average(trained.laws)
-            found.append(Candidate(name, whole, trained.scores, retrained, PENALTIES[network.kind]))
+            whole, penalty = StackedLaw.average(trained.laws), PENALTIES[network.kind]
+            found.append(Candidate(name, whole, trained.laws, trained.scores, retrained, penalty))
     return found + [_relative(spec, lesson, fold) for spec in law.relatives()]
 
 
@@ -102,7 +105,7 @@ def _relative(law: SNP | Transformed, lesson: Lesson, fold: Tensor) -> Candidate
     refits = without_folds(law, lesson, fold)
     scores = score_held_out(lesson.cloud, refits, fold)
     shown = StackedLaw.average(refits) if isinstance(law, SNP) else whole
-    return Candidate(law.name, shown, scores, partial(refitted, whole, lesson.cloud))
+    return Candidate(law.name, shown, refits, scores, partial(refitted, whole, lesson.cloud))
 
 
 def _redrawn(lesson: Lesson, fold: Tensor, stiffness: float, prior: float) -> tuple[Law, list[Law]]:
@@ -137,6 +140,20 @@ def _(law: Flow, lesson: Lesson) -> Law:
     """Return the average of the ladder."""
     found = candidates(law, lesson)
     return average([c.law for c in found], stacking_weights(*Table.of(found)))
+
+
+@without_folds.register
+def _(law: Flow, lesson: Lesson, fold: Tensor) -> list[Law]:
+    """Return for each fold the average of the laws fitted without it, with weights that the other folds gave.
+
+    The folds are those of the ladder.
+    """
+    found = candidates(law, lesson)
+    scores, penalty = Table.of(found)
+    return [
+        average([c.parts[k] for c in found], stacking_weights(scores[inside], penalty))
+        for k, (inside, _) in enumerate(rows(fold))
+    ]
 
 
 @held_out.register

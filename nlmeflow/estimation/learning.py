@@ -12,7 +12,7 @@ from nlmeflow.estimation.em import Report, silent
 from nlmeflow.estimation.memory import Memory
 from nlmeflow.laws.gaussian import Gaussian, GaussianLaw
 from nlmeflow.laws.law import Law
-from nlmeflow.seeds import derive, generator
+from nlmeflow.seeds import Seed, derive, generator
 
 CAREFUL = Gaussian(prior=1.0)  # what starts, scales and surrounds other laws is not singular
 
@@ -76,6 +76,42 @@ def score_held_out(cloud: Cloud, laws: list[Law], fold: Tensor) -> Tensor:
     for law, (_, outside) in zip(laws, rows(fold), strict=True):
         scores[outside] = cloud.subset(outside).score(law)
     return scores
+
+
+@dataclass(frozen=True)
+class CrossFitted:
+    """Each individual's law is the one learned without its fold; not a law of new individuals."""
+
+    laws: list[Law]
+    fold: Tensor
+
+    @property
+    def dim(self) -> int:
+        return self.laws[0].dim
+
+    @property
+    def n_parameters(self) -> int:
+        return sum(law.n_parameters for law in self.laws)
+
+    def log_prob(self, phi: Tensor) -> Tensor:
+        """Return the log-density of individual i at phi[i], from phi (N, M, d): (N, M)."""
+        log_prob = phi.new_zeros(phi.shape[:-1])
+        for law, (_, outside) in zip(self.laws, rows(self.fold), strict=True):
+            log_prob[outside] = law.log_prob(phi[outside])
+        return log_prob
+
+    def sample(self, n: int, seed: Seed) -> Tensor:
+        """Draw (n, d), n / N for each individual in order."""
+        random = generator(seed)
+        drawn = torch.zeros(len(self.fold), n // len(self.fold), self.dim, dtype=torch.float64)
+        for law, (_, outside) in zip(self.laws, rows(self.fold), strict=True):
+            part = drawn[outside]
+            drawn[outside] = law.sample(len(outside) * part.shape[1], random).reshape(part.shape)
+        return drawn.flatten(0, 1)
+
+    def update(self, phi: Tensor, weights: Tensor) -> "CrossFitted":
+        """Return the laws as they are."""
+        return self
 
 
 @learn.register

@@ -155,7 +155,9 @@ class Flow:
         part; False averages flows and their bases only.
 
     The bases themselves are flows at the identity and always take part, and so does the mixture of
-    usual shrinkage. All are averaged with weights by held-out log-likelihood.
+    usual shrinkage. All are averaged with weights by held-out log-likelihood. Residual parameters and fixed
+    effects are those most likely with each individual under the laws that have not seen its fold: a law that
+    has seen it fits part of its noise, and sigma would be too small.
     """
 
     kind: Kind | tuple[Kind, ...] | None = None

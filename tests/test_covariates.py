@@ -74,7 +74,8 @@ ALLOMETRY = {"CL": "log(weight / 70)", "V": "log(weight / 70) + sex"}
 @pytest.fixture(scope="module")
 def allometry():
     model = nf.Model(nf.curves.oral(100.0), nf.LogAdditive(), covariates=ALLOMETRY)
-    laws = {"gaussian": nf.Gaussian(), "mixture": nf.Mixture()}
+    flow = nf.Flow(steps=30, hidden=(8,), folds=3)
+    laws = {"gaussian": nf.Gaussian(), "mixture": nf.Mixture(), "flow": flow}
     return model.fit_laws(oral(150), laws, seed=1, progress=False)
 
 

@@ -137,6 +137,14 @@ def test_a_mixture_of_groups_is_found_behind_variation_within():
     assert min(density[0], density[2]) > density[1] + 1
 
 
+def test_a_flow_of_groups_agrees_with_the_gaussian_on_gaussian_groups(fit):
+    flow = fit.model.fit(fit.data, nf.Flow(steps=30, hidden=(8,), folds=3), seed=1, progress=False)
+    assert flow.converged
+    assert flow.residual["sigma"] == pytest.approx(fit.residual["sigma"], rel=0.01)
+    assert list(flow.within.values()) == pytest.approx(list(fit.within.values()), rel=0.1)
+    assert flow.log_likelihood().value == pytest.approx(fit.log_likelihood().value, abs=3)
+
+
 def test_what_cannot_be_fitted_is_refused():
     frame = lines(groups=4)
     plain = nf.LongitudinalData.from_frame(frame, "plant", "t", "y")

@@ -299,9 +299,9 @@ def ratios(rows: pd.DataFrame, law: str = "stacked") -> pd.Series:
     return means[law] / means[["gaussian", "mixture"]].min(axis=1)
 
 
-def stored() -> pd.DataFrame:
-    """Return the rows of the project's own study, kept in data/study."""
-    path = DATA / "study" / "core.csv"
+def stored(name: str = "core") -> pd.DataFrame:
+    """Return the rows of a study of the project's own, kept in data/study: "core", or its check "seed1"."""
+    path = DATA / "study" / f"{name}.csv"
     return pd.concat([pd.read_csv(path), pd.read_csv(of_oracle(path))], ignore_index=True)
 
 

@@ -299,6 +299,17 @@ def ratios(rows: pd.DataFrame, law: str = "stacked") -> pd.Series:
     return means[law] / means[["gaussian", "mixture"]].min(axis=1)
 
 
+def relative_to(rows: pd.DataFrame, usual: str) -> pd.DataFrame:
+    """Return KL of each variant of a law over that of the usual one, one column per design.
+
+    Geometric mean over the scenarios of ratios of means over replicates.
+    """
+    means = rows.groupby(["law", "design", "scenario", "variant"])["kl"].mean()
+    logs = pd.DataFrame(np.log(means.unstack("variant")))
+    mean = logs.sub(logs[usual], axis=0).groupby(["law", "design"]).mean()
+    return pd.DataFrame(np.exp(mean.stack().unstack("design")))
+
+
 def stored(name: str = "core") -> pd.DataFrame:
     """Return the rows of a study of the project's own, kept in data/study: "core", or its check "seed1"."""
     path = DATA / "study" / f"{name}.csv"

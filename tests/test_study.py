@@ -37,6 +37,15 @@ def test_ratios_are_to_the_better_of_gaussian_and_mixture():
     assert study.ratios(rows).tolist() == pytest.approx([0.5, 0.5])
 
 
+def test_variants_are_compared_by_geometric_means_over_scenarios():
+    kl = {("L1", "as it is"): 0.1, ("L1", "bare"): 0.4, ("L2", "as it is"): 0.2, ("L2", "bare"): 0.2}
+    rows = [
+        {"scenario": s, "variant": v, "design": "R", "law": "mixture", "kl": k} for (s, v), k in kl.items()
+    ]
+    found = study.relative_to(pd.DataFrame(rows), "as it is")["R"]
+    assert found["mixture"].to_dict() == pytest.approx({"as it is": 1.0, "bare": 2.0})
+
+
 def test_the_replicate_shown_is_the_median():
     rows = pd.DataFrame({"replicate": range(4), "kl": [3.0, 1.0, 2.0, 4.0]})
     rows = rows.assign(scenario="L2", design="R", law="stacked")

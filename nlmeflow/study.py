@@ -307,7 +307,7 @@ def relative_to(rows: pd.DataFrame, usual: str) -> pd.DataFrame:
     means = rows.groupby(["law", "design", "scenario", "variant"])["kl"].mean()
     logs = pd.DataFrame(np.log(means.unstack("variant")))
     mean = logs.sub(logs[usual], axis=0).groupby(["law", "design"]).mean()
-    return pd.DataFrame(np.exp(mean.stack().unstack("design")))
+    return pd.DataFrame(np.exp(mean.stack().unstack("design"))).dropna(how="all")
 
 
 def stored(name: str = "core") -> pd.DataFrame:

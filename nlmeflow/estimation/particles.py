@@ -19,6 +19,7 @@ from nlmeflow.seeds import integer
 
 NARROW, WIDE = 1.15, 2.5  # inflation of the individual's own scale
 SHARES = (0.7, 0.2, 0.05, 0.05)  # narrow, wide, law, broad
+BLOCK = 10_000  # individuals whose density is computed at a time
 
 
 @dataclass(frozen=True)
@@ -44,17 +45,22 @@ class Proposal:
             self._population(self.broad, sizes[3], random),
         ]
         phi = torch.cat(parts, 1)
+        blocks = zip(phi.split(BLOCK), self.centre.split(BLOCK), self.factor.split(BLOCK), strict=True)
+        return phi, torch.cat([self._log_density(*block, sizes) for block in blocks])
+
+    def _log_density(self, phi: Tensor, centre: Tensor, factor: Tensor, sizes: list[int]) -> Tensor:
+        """Return the calibrated log-density at phi (n, M, d) of individuals at centre, factor: (n, M)."""
         components = [
-            normal_log_prob(phi, self.centre, self.factor * NARROW),
-            normal_log_prob(phi, self.centre, self.factor * WIDE),
+            normal_log_prob(phi, centre, factor * NARROW),
+            normal_log_prob(phi, centre, factor * WIDE),
             self.law.log_prob(phi),
             self.broad.log_prob(phi),
         ]
-        shares = torch.tensor(sizes, dtype=phi.dtype) / n
+        shares = torch.tensor(sizes, dtype=phi.dtype) / phi.shape[1]
         log_components = torch.stack(components, -1)
         log_mixture = (log_components + shares.log()).logsumexp(-1)
         correction = _calibration((log_components - log_mixture[..., None]).exp())
-        return phi, log_mixture - correction.log()
+        return log_mixture - correction.log()
 
     def _population(self, law: Law, n: int, random: torch.Generator) -> Tensor:
         size, dim = self.centre.shape

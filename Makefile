@@ -8,11 +8,12 @@
 # PyTorch: on Linux `pip install torch` takes a build with CUDA, several gigabytes. To take the CPU
 # build, give the address of PyTorch's CPU wheels (see README): make book TORCH_INDEX=<address>
 
-# chapters executed at the same time
+# chapters executed, and files tested, at the same time
 JOBS ?= 2
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
+PARALLEL = --numprocesses $(JOBS) --dist loadscope  # the tests of a file in one process: they share fits
 INSTALLED := $(VENV)/.installed
 
 export OMP_NUM_THREADS := 1
@@ -60,9 +61,9 @@ build/quick-site/index.html: $(QUICK) $(PAGES)
 	$(BIN)/python tools/build.py build/quick build/quick-site
 
 test: $(INSTALLED) check-format check-types check-notebooks
-	$(BIN)/python -m pytest tests --ignore=tests/test_site.py
+	$(BIN)/python -m pytest $(PARALLEL) tests --ignore=tests/test_site.py
 	$(MAKE) -j$(JOBS) build/quick-site/index.html
-	$(BIN)/python -m pytest --nbval -p no:cacheprovider $(QUICK)
+	$(BIN)/python -m pytest $(PARALLEL) --nbval -p no:cacheprovider $(QUICK)
 	$(BIN)/python -m pytest tests/test_site.py
 
 check-format: $(INSTALLED)

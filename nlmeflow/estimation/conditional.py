@@ -16,7 +16,7 @@ from nlmeflow.estimation.cloud import Cloud
 from nlmeflow.estimation.components import redrawn
 from nlmeflow.estimation.learning import Lesson, population, rows, without_folds
 from nlmeflow.estimation.particles import expectation
-from nlmeflow.estimation.training import CHECK, DRAWS, PATIENCE
+from nlmeflow.estimation.training import CHECK, DRAWS, PATIENCE, best_look, cross_chosen
 from nlmeflow.laws.conditional import ConditionalFlow
 from nlmeflow.laws.flow import Flow, standardised
 from nlmeflow.laws.gaussian import GaussianLaw, moments
@@ -129,7 +129,7 @@ def _trained(lesson: Lesson, x: Tensor, fold: Tensor, starts: Sequence[Condition
             with torch.no_grad():
                 looks.append(_held_out(cloud, flows, x, fold).nan_to_num(-1e6))
             states.append([copy.deepcopy(flow.state_dict()) for flow in flows])
-            best = int(torch.stack([look.sum() for look in looks]).argmax())
+            best = best_look(torch.stack(looks))
             if len(looks) - 1 - best == PATIENCE:
                 break
         for flow, ascent, (inside, _) in zip(flows, ascents, rows(fold), strict=True):
@@ -142,16 +142,8 @@ def _trained(lesson: Lesson, x: Tensor, fold: Tensor, starts: Sequence[Condition
             (-(ratio.logsumexp(-1) - math.log(DRAWS)).mean()).backward()
             torch.nn.utils.clip_grad_norm_(flow.parameters(), 5.0)
             ascent.step()
-    best = int(torch.stack([look.sum() for look in looks]).argmax())
+    best = best_look(torch.stack(looks))
     for flow, state in zip(flows, states[best], strict=True):
         flow.load_state_dict(state)
         flow.requires_grad_(False)
-    return Learned(tuple(flows), _cross_chosen(torch.stack(looks), fold))
-
-
-def _cross_chosen(looks: Tensor, fold: Tensor) -> Tensor:
-    """Return each individual's score at the look that the other folds chose, from looks (T, N)."""
-    scores = torch.zeros_like(looks[0])
-    for inside, outside in rows(fold):
-        scores[outside] = looks[int(looks[:, inside].sum(1).argmax()), outside]
-    return scores
+    return Learned(tuple(flows), cross_chosen(torch.stack(looks), fold))

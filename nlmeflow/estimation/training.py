@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
 
 from nlmeflow.estimation.cloud import Cloud
+from nlmeflow.estimation.learning import rows
 from nlmeflow.laws.flow import Flow, FlowLaw, Network, Transport
 from nlmeflow.laws.gaussian import GaussianLaw
 from nlmeflow.laws.law import Law
@@ -63,7 +64,7 @@ def train(
             if judge.since_best() == PATIENCE or step + CHECK > flow.steps:
                 break
         climb.step()
-    best = judge.best_look(torch.ones_like(fold, dtype=torch.bool))
+    best = judge.best_look()
     return Trained(members.laws(judge.states[best]), judge.held_out_scores(), best * CHECK)
 
 
@@ -120,7 +121,7 @@ class _Members:
         self.base = _StackedBase([start.base for start in starts])
         self.share = share.float()
         self.shown = [torch.nonzero(row > 0)[:, 0] for row in share]
-        self.batch = min(BATCH, *(len(rows) for rows in self.shown))
+        self.batch = min(BATCH, *(len(shown) for shown in self.shown))
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Return log-densities of z (K, n, d) under the K flows: (K, n)."""
@@ -129,7 +130,7 @@ class _Members:
 
     def loss(self, random: torch.Generator) -> Tensor:
         """Return the sum over flows of minus the mean log marginal density of a batch."""
-        index = torch.stack([_pick(rows, self.batch, random) for rows in self.shown])
+        index = torch.stack([_pick(shown, self.batch, random) for shown in self.shown])
         draw = torch.randint(self.z.shape[1], (*index.shape, DRAWS), generator=random)
         z = self.z[index[..., None], draw]
         z = z + self.noise * torch.randn(z.shape, generator=random, dtype=z.dtype)
@@ -175,24 +176,33 @@ class _Judge:
         self.looks.append(scores)
         self.states.append({name: weight.detach().clone() for name, weight in self.members.weights.items()})
 
-    def best_look(self, kept: Tensor) -> int:
-        """Return the look at which these individuals (a mask) were predicted best, all folds in one.
+    def best_look(self) -> int:
+        """Return the look at which the held-out individuals were predicted best, all folds in one.
 
         One step for all folds: a fold alone has too few individuals to choose by.
         """
-        return int(torch.stack([scores[kept].sum() for scores in self.looks]).argmax())
+        return best_look(torch.stack(self.looks))
 
     def since_best(self) -> int:
         """Return the number of looks since the best one."""
-        return len(self.looks) - 1 - self.best_look(torch.ones_like(self.fold, dtype=torch.bool))
+        return len(self.looks) - 1 - self.best_look()
 
     def held_out_scores(self) -> Tensor:
-        """Return each individual's score at the step that the other folds chose."""
-        scores = torch.zeros_like(self.looks[0])
-        for k in range(len(self.members.starts)):
-            inside = self.fold == k
-            scores[inside] = self.looks[self.best_look(~inside)][inside]
-        return scores
+        """Return each individual's score at the look that the other folds chose."""
+        return cross_chosen(torch.stack(self.looks), self.fold)
+
+
+def best_look(looks: Tensor) -> int:
+    """Return the look whose scores of individuals, looks (T, N), have the highest sum."""
+    return int(looks.sum(1).argmax())
+
+
+def cross_chosen(looks: Tensor, fold: Tensor) -> Tensor:
+    """Return each individual's score (N,) at the look that the other folds chose, from looks (T, N)."""
+    scores = torch.zeros_like(looks[0])
+    for inside, outside in rows(fold):
+        scores[outside] = looks[best_look(looks[:, inside]), outside]
+    return scores
 
 
 class _StackedBase:
@@ -223,8 +233,8 @@ def _as_mixture(law: GaussianLaw | MixtureLaw) -> MixtureLaw:
     return MixtureLaw(law.mean.new_ones(1), law.mean[None], law.factor[None], law.factor)
 
 
-def _pick(rows: Tensor, size: int, random: torch.Generator) -> Tensor:
-    """Return `size` of the rows at random, all of them in order when there are no more."""
-    if len(rows) == size:
-        return rows
-    return rows[torch.randperm(len(rows), generator=random)[:size]]
+def _pick(shown: Tensor, size: int, random: torch.Generator) -> Tensor:
+    """Return `size` of those shown at random, all of them in order when there are no more."""
+    if len(shown) == size:
+        return shown
+    return shown[torch.randperm(len(shown), generator=random)[:size]]

@@ -7,27 +7,20 @@ model = nf.Model(nf.curves.logistic_senescence(), residual=nf.Additive())
 fit = model.fit(data, law=nf.Flow(), seed=1)
 """
 
-from nlmeflow import (
-    curves,
-    datasets,
-    diagnostics,
-    laws,
-    linear_scenarios,
-    marginals,
-    metrics,
-    notebook,
-    plots,
-    scenarios,
-)
-from nlmeflow.comparison import Comparison, compare
-from nlmeflow.conditional import Conditional, conditional_flow
+from importlib import import_module
+from typing import Any
+from warnings import warn
+
+from nlmeflow import curves, laws
 from nlmeflow.curves import Curve, Parameter, Transform, bounded
-from nlmeflow.data import LongitudinalData
-from nlmeflow.deconvolution import Deconvolution, deconvolve
+from nlmeflow.data import LongitudinalData, read_nonmem
 from nlmeflow.errors import DataError, EstimationError, ModelError
 from nlmeflow.estimation.saem import SAEM
-from nlmeflow.fit import Fit
-from nlmeflow.interoperability import read_nonmem, to_arviz
+from nlmeflow.fitting.comparison import Comparison, compare
+from nlmeflow.fitting.conditional import Conditional, conditional_flow
+from nlmeflow.fitting.fit import Fit
+from nlmeflow.fitting.model import Model
+from nlmeflow.fitting.storage import load
 from nlmeflow.laws import (
     NPAG,
     NPEM,
@@ -44,9 +37,7 @@ from nlmeflow.laws import (
     Transformed,
     TwoStage,
 )
-from nlmeflow.model import Model
 from nlmeflow.residuals import Additive, Combined, LogAdditive, Proportional
-from nlmeflow.storage import load
 
 __version__ = "0.1.0"
 
@@ -100,3 +91,33 @@ __all__ = [
     "scenarios",
     "to_arviz",
 ]
+
+# Found when they are first asked for: figures, studies and what else is not needed to fit.
+_LATER = {
+    "Deconvolution": "deconvolution",
+    "datasets": "data.datasets",
+    "deconvolve": "deconvolution",
+    "diagnostics": "reports.diagnostics",
+    "linear_scenarios": "studies.linear_scenarios",
+    "marginals": "laws.marginals",
+    "metrics": "laws.metrics",
+    "notebook": "studies.notebook",
+    "plots": "reports.plots",
+    "scenarios": "studies.scenarios",
+    "to_arviz": "reports.arviz",
+}
+_FORMER = {"study": "studies.core", "linear_study": "studies.linear"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _FORMER:
+        warn(f"nlmeflow.{name} is now nlmeflow.{_FORMER[name]}.", DeprecationWarning, stacklevel=2)
+    elif name not in _LATER:
+        raise AttributeError(f"module 'nlmeflow' has no attribute {name!r}")
+    path = _LATER.get(name) or _FORMER[name]
+    module = import_module(f"nlmeflow.{path}")
+    return module if path.endswith(f".{name}") or name in _FORMER else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from nlmeflow.errors import DataError, ModelError
+from nlmeflow.records import Saved
 
 TERM = re.compile(
     r"(?P<log>log\()?\s*(?P<name>[^\W\d]\w*)\s*(?:(?P<sign>[-/])\s*(?P<number>[0-9.]+))?\s*(?P<end>\))?"
@@ -22,7 +23,7 @@ Terms = str | Sequence[str]
 
 
 @dataclass(frozen=True)
-class Effect:
+class Effect(Saved):
     """One coefficient gamma: phi of `parameter` moves by gamma x, x from the covariate `variable`.
 
     x is the covariate, less or over `reference` (sign "-" or "/"), its logarithm when `log`; or, with a

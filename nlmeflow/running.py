@@ -1,13 +1,18 @@
-"""How long work runs: on one thread, and showing what it does."""
+"""How long work runs: on one thread, showing what it does, and never computing the same thing twice."""
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import torch
 from tqdm.auto import tqdm
 
-from nlmeflow.estimation.em import Report
+T = TypeVar("T")
+Report = Callable[[str], None]
+
+
+def silent(_: str) -> None:
+    """Report nothing."""
 
 
 @contextlib.contextmanager
@@ -22,7 +27,14 @@ def one_thread() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def show_progress(law: Any, show: bool | None) -> Iterator[Report]:
+def estimating() -> Iterator[None]:
+    """Run torch on one thread and without recording gradients."""
+    with one_thread(), torch.no_grad():
+        yield
+
+
+@contextlib.contextmanager
+def show_progress(law: object, show: bool | None) -> Iterator[Report]:
     """Give a function that shows what runs now in one line, with the time elapsed.
 
     show : None shows it in a terminal only.
@@ -34,3 +46,17 @@ def show_progress(law: Any, show: bool | None) -> Iterator[Report]:
             bar.update()
 
         yield report
+
+
+class Memory:
+    """Makes each thing once: what several laws have in common, by a key that says all it depends on."""
+
+    def __init__(self) -> None:
+        self._made: dict[Any, Any] = {}
+
+    def once(self, key: Any, make: Callable[[], T]) -> T:
+        """Return what `make` made the first time it was asked for under this key."""
+        if key not in self._made:
+            self._made[key] = make()
+        made: T = self._made[key]
+        return made

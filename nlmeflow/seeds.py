@@ -1,4 +1,10 @@
-"""Random numbers: every draw comes from a generator made from a seed that the caller gave."""
+"""Random numbers: every draw comes from a generator made from a seed that the caller gave.
+
+Each use of a seed has a stream of its own, named in `Stream`, so that adding draws in one place never
+shifts another and no two places share their draws.
+"""
+
+from enum import IntEnum
 
 import numpy as np
 import torch
@@ -6,11 +12,53 @@ import torch
 Seed = int | torch.Generator
 
 
+class Stream(IntEnum):
+    """What a seed is used for."""
+
+    FIRST_VALUES = 0
+    GAUSSIAN = 1
+    ROUGH_MIXTURE = 2
+    FINAL_STEPS = 3
+    ROUGH_DRAWS = 4
+    DRAWS = 5
+    SAEM = 21
+    SAEM_FLOW = 22
+    LIKELIHOOD = 90
+    PARTICLES = 91
+    NEW_INDIVIDUALS = 92
+    CERTIFICATE = 94
+    BAND_DRAWS = 95
+    BAND_LAWS = 96
+    BAND_WEIGHTS = 97
+    FOLDS = 100
+    FLOWS = 101
+    WITHOUT_FOLD = 200
+    COMPARISON_FOLDS = 201
+    CONDITIONAL_FOLDS = 202
+    POINTS_ALONE = 300
+    NPEM_GRID = 301
+    NPAG_GRID = 302
+    EBE_POINTS = 303
+    PARTICLE_POINTS = 304
+    CANDIDATE_POINTS = 305
+    CONDITIONAL_FLOW = 400
+    NEW_DATA = 401
+    SNP_START = 500
+    KERNEL_POINTS = 501
+    SIMULATED_LAW = 600
+    SIMULATED_NOISE = 601
+    DRAWN_POPULATION = 602
+    PREDICTIONS = 603
+    REPLICATED_LAW = 604
+    REPLICATED_NOISE = 605
+    EXPORTED_DRAWS = 606
+    EXPORTED_ORDER = 607
+
+
 def derive(seed: int, *stream: int) -> int:
     """Return the seed of a sub-stream, independent of every other stream of the same seed.
 
-    Two different `stream` tuples give statistically independent generators
-    (`numpy.random.SeedSequence`), so that adding draws in one place never shifts another.
+    Two different `stream` tuples give statistically independent generators (`numpy.random.SeedSequence`).
     """
     return int(np.random.SeedSequence([seed, *stream]).generate_state(1, np.uint64)[0] >> 1)
 

@@ -7,22 +7,22 @@ import torch
 from scipy import integrate, stats
 
 import nlmeflow as nf
-from nlmeflow.residuals import _log_between, _truncated
+from nlmeflow.residuals.censoring import log_between, truncated
 
 
 def test_moments_of_a_truncated_normal_law():
     low = torch.tensor([-torch.inf, -1.0, 2.0, 8.0, -torch.inf, -12.0, -0.3]).double()
     high = torch.tensor([0.5, torch.inf, torch.inf, torch.inf, -9.0, -10.0, 0.2]).double()
-    mean, square = _truncated(low, high)
+    mean, square = truncated(low, high)
     for k in range(len(low)):
         exact = stats.truncnorm(float(low[k]), float(high[k]))
         assert float(mean[k]) == pytest.approx(exact.mean(), rel=1e-4)
         assert float(square[k]) == pytest.approx(exact.moment(2), rel=1e-3)
     mass = stats.norm.logcdf(-8.0)
-    assert float(_log_between(low, high)[3]) == pytest.approx(mass, rel=1e-9)
+    assert float(log_between(low, high)[3]) == pytest.approx(mass, rel=1e-9)
     nothing = torch.tensor([-torch.inf]).double()
-    assert float(_log_between(nothing, -nothing)) == 0
-    assert [float(x) for x in _truncated(nothing, -nothing)] == [0, 1]
+    assert float(log_between(nothing, -nothing)) == 0
+    assert [float(x) for x in truncated(nothing, -nothing)] == [0, 1]
 
 
 def scores(n=60, seed=1):

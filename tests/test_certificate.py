@@ -5,10 +5,10 @@ import pytest
 import torch
 
 import nlmeflow as nf
-from nlmeflow.estimation.certificate import certify, log_gradient
-from nlmeflow.estimation.cloud import Seen
 from nlmeflow.estimation.em import State
+from nlmeflow.estimation.likelihood import DataLikelihood
 from nlmeflow.laws import GaussianLaw
+from nlmeflow.laws.points.certificate import certify, log_gradient
 
 
 def straight_lines(n=40, seed=0):
@@ -53,7 +53,7 @@ def test_the_bound_holds_and_is_not_idle(setting, law):
 
 
 def seen(problem, state):
-    return Seen(problem, state.beta, state.sigma, torch.zeros(len(problem)).double())
+    return DataLikelihood(problem, state.beta, state.sigma, torch.zeros(len(problem)).double())
 
 
 def test_the_bound_vanishes_at_the_maximum(setting):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import nlmeflow as nf
-from nlmeflow.laws.conditional import ConditionalFlow, GivenLaw
+from nlmeflow.laws.flow.conditional import ConditionalFlow, GivenLaw
 from nlmeflow.laws.gaussian import GaussianLaw
 from nlmeflow.laws.mixture import MixtureLaw
 from nlmeflow.seeds import generator

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 import nlmeflow as nf
-from nlmeflow import datasets
+from nlmeflow.data import datasets
 
 GIVEN = os.environ.get(datasets.VARIABLE)
 here = pytest.mark.skipif(

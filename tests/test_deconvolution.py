@@ -6,7 +6,7 @@ import torch
 
 import nlmeflow as nf
 from nlmeflow.deconvolution import densities, observe
-from nlmeflow.linear_scenarios import LAWS, load
+from nlmeflow.studies.linear_scenarios import LAWS, load
 
 GRID = np.linspace(-6, 7, 300)
 

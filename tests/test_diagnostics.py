@@ -13,7 +13,7 @@ import torch
 from scipy import stats
 
 import nlmeflow as nf
-from nlmeflow import diagnostics
+from nlmeflow.reports import diagnostics
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,12 @@ import torch
 from quadrature import adaptive, brute_force
 
 import nlmeflow as nf
-from nlmeflow.estimation.cloud import make_cloud
 from nlmeflow.estimation.em import State
+from nlmeflow.estimation.engine import posterior_draws
 from nlmeflow.estimation.likelihood import locate, marginal
-from nlmeflow.estimation.particles import Proposal, _calibration, draw, posterior_draws
+from nlmeflow.estimation.particles import Proposal, _calibration, draw
 from nlmeflow.laws import FlowLaw, GaussianLaw, MixtureLaw, Network, StackedLaw
+from nlmeflow.laws.draws import resample
 from nlmeflow.seeds import generator
 
 
@@ -94,21 +95,21 @@ def test_every_component_of_the_proposal_integrates_to_one(senescence):
 def test_resampling_keeps_the_weights():
     phi = torch.arange(6, dtype=torch.float64).reshape(1, 6, 1)
     weights = tensor([[0.1, 0.0, 0.4, 0.2, 0.0, 0.3]])
-    drawn = posterior_draws(phi, weights, 1000, generator(0))[0, :, 0]
+    drawn = resample(phi, weights, 1000, generator(0))[0, :, 0]
     counts = torch.bincount(drawn.long(), minlength=6) / 1000
     assert torch.allclose(counts, weights[0].float(), atol=2e-3)
 
 
-def test_a_cloud_compares_laws_without_the_likelihood(senescence):
+def test_posterior_draws_compare_laws_without_the_likelihood(senescence):
     known = laws(2)
     state, problem = state_and_problem(senescence, known["mixture"], 2)
     reference = StackedLaw((known["mixture"], known["gaussian"].inflated(1.5)), tensor([0.6, 0.4]))
     proposal = locate(problem, State(reference, state.beta, state.sigma), 4096, generator(1))
     particles = draw(problem, proposal, state.beta, 8192, generator(2))
-    cloud = make_cloud(problem, particles, state, reference, 4096, generator(3))
+    drawn = posterior_draws(problem, particles, state, reference, 4096, generator(3))
     exact = {
         name: brute_force(problem, law, state.beta, state.sigma, 500)
         for name, law in (("reference", reference), ("gaussian", known["gaussian"]))
     }
     expected = exact["gaussian"] - exact["reference"]
-    assert float((cloud.score(known["gaussian"]) - expected).abs().max()) < 0.05
+    assert float((drawn.score(known["gaussian"]) - expected).abs().max()) < 0.05

@@ -78,7 +78,9 @@ def test_a_failed_save_leaves_the_old_file(gaussian_fit, tmp_path, monkeypatch):
     path = tmp_path / "fit"
     gaussian_fit.save(path)
     before = path.read_bytes()
-    monkeypatch.setattr("nlmeflow.storage.save_file", lambda *a, **k: (_ for _ in ()).throw(OSError("full")))
+    monkeypatch.setattr(
+        "nlmeflow.fitting.saving.save_file", lambda *a, **k: (_ for _ in ()).throw(OSError("full"))
+    )
     with pytest.raises(OSError, match="full"):
         gaussian_fit.save(path)
     assert path.read_bytes() == before

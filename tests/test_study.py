@@ -5,8 +5,8 @@ from time import time_ns
 import pandas as pd
 import pytest
 
-from nlmeflow import study
-from nlmeflow.scenarios import LAWS
+from nlmeflow.studies import core as study
+from nlmeflow.studies.scenarios import LAWS
 
 
 def stamped(job):

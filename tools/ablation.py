@@ -19,20 +19,19 @@ from unittest import mock
 
 import numpy as np
 import torch
-from torch import Tensor
 
 import nlmeflow as nf
-from nlmeflow.estimation.cloud import Cloud, climb
-from nlmeflow.estimation.components import redrawn
-from nlmeflow.estimation.estimators import lesson
-from nlmeflow.estimation.ladder import candidates
-from nlmeflow.estimation.learning import learn, population
-from nlmeflow.estimation.training import DRAWS, Trained, retrain, train
+from nlmeflow.estimation.engine import training_set
 from nlmeflow.laws import Law, MixtureLaw, StackedLaw
-from nlmeflow.laws import flow as flows
+from nlmeflow.laws.draws import Folds, PosteriorDraws
+from nlmeflow.laws.em import climb
+from nlmeflow.laws.flow import network as networks
+from nlmeflow.laws.flow.training import DRAWS, Trained, retrain, train
+from nlmeflow.laws.gaussian import population
+from nlmeflow.laws.mixture import redrawn
 from nlmeflow.running import one_thread
 from nlmeflow.seeds import derive
-from nlmeflow.study import KEY, Job, relative_to, run
+from nlmeflow.studies.core import KEY, Job, relative_to, run
 
 N, FIRST, SEED = 200, 4, 301
 AS_IT_IS = "as it is"
@@ -49,15 +48,15 @@ def replicate(job: Job) -> list[dict[str, Any]]:
     """Train all variants on one data set; return their KL, the mean where a variant is several laws."""
     name, design, n, seed = job
     scenario = nf.scenarios.load(name, design, n, seed)
-    known = lesson(scenario.model.task(scenario.data, seed=seed))
-    bases = {candidate.name: candidate for candidate in candidates(nf.Flow(), known)}
-    fold = known.folds(nf.Flow().folds)
+    known = training_set(scenario.model.task(scenario.data, seed=seed))
+    folds = known.split(nf.Flow().folds)
+    bases = {candidate.name: candidate for candidate in nf.Flow().candidates(known, folds)}
     rows = []
     with one_thread():
-        parts: list[tuple[str, Named]] = [("mixture", mixtures(learn(nf.Mixture(), known), known.cloud))]
+        parts: list[tuple[str, Named]] = [("mixture", mixtures(nf.Mixture().learn(known), known.draws))]
         for network_name, (base, network) in NETWORKS.items():
             found = variants(
-                network, known.cloud, bases[base].parts, bases[base].law, fold, derive(seed, SEED)
+                network, known.draws, bases[base].parts, bases[base].law, folds, derive(seed, SEED)
             )
             parts.append((network_name, found))
         for law, named in parts:
@@ -67,47 +66,49 @@ def replicate(job: Job) -> list[dict[str, Any]]:
     return rows
 
 
-def variants(network: nf.Network, cloud: Cloud, bases: Any, base: Law, fold: Tensor, seed: int) -> Named:
+def variants(
+    network: nf.Network, draws: PosteriorDraws, bases: Any, base: Law, folds: Folds, seed: int
+) -> Named:
     """Yield the flows of one network, as they are and without each remedy."""
     flow = nf.Flow()
-    gaussian = population(cloud, nf.Gaussian(prior=flow.prior))
+    gaussian = population(draws, nf.Gaussian(prior=flow.prior))
 
-    def trained(flow: nf.Flow = flow, cloud: Cloud = cloud) -> Trained:
-        return train(network, flow, cloud, gaussian, bases, fold, seed)
+    def trained(flow: nf.Flow = flow, draws: PosteriorDraws = draws) -> Trained:
+        return train(network, flow.settings(network), draws, gaussian, bases, folds, seed)
 
     def unstopped(steps: int) -> list[Law]:
-        shares = torch.stack([fold != k for k in range(flow.folds)]).double()
-        laws = retrain(network, flow, cloud, gaussian, bases, shares, steps, seed)
+        shares = torch.stack([folds.of != k for k in range(flow.folds)]).double()
+        laws = retrain(network, flow.settings(network), draws, gaussian, bases, shares, steps, seed)
         return [StackedLaw.average(laws)]
 
     usual = trained()
-    everyone = torch.ones(1, len(cloud), dtype=torch.float64)
-    frozen = Cloud(cloud.phi[:, :DRAWS], cloud.log_reference[:, :DRAWS])
+    everyone = torch.ones(1, len(draws), dtype=torch.float64)
+    frozen = PosteriorDraws(draws.phi[:, :DRAWS], draws.log_reference[:, :DRAWS])
     yield AS_IT_IS, [StackedLaw.average(usual.laws)]
     yield "flow of one fold", list(usual.laws)
     yield (
         "one flow of all individuals",
-        list(retrain(network, flow, cloud, gaussian, [base], everyone, usual.steps, seed)),
+        list(retrain(network, flow.settings(network), draws, gaussian, [base], everyone, usual.steps, seed)),
     )
     yield "not stopped, 150 steps", unstopped(150)
     yield "not stopped, 600 steps", unstopped(600)
     yield "no noise", [StackedLaw.average(trained(replace(flow, noise=0.0)).laws)]
     yield "twice the noise", [StackedLaw.average(trained(replace(flow, noise=2 * flow.noise)).laws)]
-    yield f"{DRAWS} frozen draws", [StackedLaw.average(trained(cloud=frozen).laws)]
+    yield f"{DRAWS} frozen draws", [StackedLaw.average(trained(draws=frozen).laws)]
     if network.kind == "realnvp":
-        with mock.patch.object(flows, "LOG_SCALE_BOUND", 20.0):
+        with mock.patch.object(networks, "LOG_SCALE_BOUND", 20.0):
             yield "scales not bounded", [StackedLaw.average(trained().laws)]
 
 
-def mixtures(plain: Law, cloud: Cloud) -> Named:
+def mixtures(plain: Law, draws: PosteriorDraws) -> Named:
     """Yield the mixture as the ladder has it, and without what keeps it smooth."""
     assert isinstance(plain, MixtureLaw)
-    yield AS_IT_IS, [redrawn(plain, cloud, 1.0, 1.0)]
-    yield "twice the shrinkage", [redrawn(plain, cloud, 2.0, 1.0)]
-    yield "no prior", [redrawn(plain, cloud, 1.0, 0.0)]
-    yield "no shrinkage", [redrawn(plain, cloud, 0.0, 1.0)]
+    yield AS_IT_IS, [redrawn(plain, draws, 1.0, 1.0)]
+    yield "twice the shrinkage", [redrawn(plain, draws, 2.0, 1.0)]
+    yield "no prior", [redrawn(plain, draws, 1.0, 0.0)]
+    yield "no shrinkage", [redrawn(plain, draws, 0.0, 1.0)]
     bare = replace(plain, shrinkage=0.0, prior=0.0, floor=1e-3 * plain.floor)
-    yield "no shrinkage, prior, floor", [climb(bare, cloud, 200, 1e-3)[0]]
+    yield "no shrinkage, prior, floor", [climb(bare, draws, 200, 1e-3)[0]]
 
 
 def main() -> None:

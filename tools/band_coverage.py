@@ -19,8 +19,8 @@ import numpy as np
 import pandas as pd
 
 import nlmeflow as nf
-from nlmeflow.marginals import marginal_density
-from nlmeflow.study import KEY, Job, run
+from nlmeflow.laws.marginals import marginal_density
+from nlmeflow.studies.core import KEY, Job, run
 
 N, REFITS, LEVEL = 100, 40, 0.9
 LAWS: tuple[Any, ...] = (nf.Gaussian(), nf.Mixture(), nf.Flow())

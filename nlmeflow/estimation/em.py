@@ -1,12 +1,11 @@
-"""The engine: importance-weighted EM in which only the law's update differs between laws.
+"""EM on particles: weigh them, maximise over law, residual parameters and fixed effects, draw new ones.
 
-    particles -> weights -> law.update(particles, weights), exact sigma, fixed effects -> weights ...
-
-Particles are refreshed when the effective sample size falls, and convergence is judged on fresh
-ones: the gain in log-likelihood that an ascent on old particles still brings on new ones.
+Particles are refreshed when an ascent on the old ones has ended, and convergence is judged on fresh
+ones: the gain in log-likelihood that an ascent on old particles still brings on new ones. A Gaussian law is
+estimated here from end to end; with every other law this is where sigma and beta settle.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,21 +13,13 @@ import torch
 from torch import Tensor
 
 from nlmeflow.errors import EstimationError
-from nlmeflow.estimation.anderson import Anderson
-from nlmeflow.estimation.particles import (
-    Expectation,
-    Particles,
-    Proposal,
-    adapted,
-    draw,
-    expectation,
-)
+from nlmeflow.estimation.particles import Particles, Proposal, adapted, draw
 from nlmeflow.estimation.problem import Problem
-from nlmeflow.laws.discrete import DiscreteLaw
-from nlmeflow.laws.gaussian import GaussianLaw
-from nlmeflow.laws.law import Law, log_prior
+from nlmeflow.laws.draws import Expectation, expectation
+from nlmeflow.laws.em import Anderson
+from nlmeflow.laws.law import Law
+from nlmeflow.running import Report, silent
 
-Report = Callable[[str], None]
 PATIENCE = 14  # refreshes before a log-likelihood that rises no more is taken for the end
 SPELL = 3  # refreshes whose mean log-likelihood is compared with that of as many before
 
@@ -85,10 +76,6 @@ class Result:
     trace: Sequence[Record | dict[str, Any]] = ()
 
 
-def silent(_: str) -> None:
-    """Report nothing."""
-
-
 def ascend(
     problem: Problem, state: State, particles: Particles, schedule: Schedule, tolerance: float
 ) -> tuple[State, Particles, Expectation, int]:
@@ -97,19 +84,19 @@ def ascend(
     step = expectation(particles.log_ratio(problem, state.sigma), log_law)
     kept = None if schedule.update_law else log_law
     trust = 1.5 * step.error
-    value = float(step.log_likelihood.sum()) + log_prior(state.law)
-    accelerator = Anderson() if isinstance(state.law, GaussianLaw) and schedule.update_law else None
+    value = float(step.log_likelihood.sum()) + state.law.log_prior
+    accelerator = Anderson() if schedule.update_law else None
     count, small = 0, 0
     while count < schedule.iterations and small < 2 and step.error <= trust:
         count += 1
         plain = maximise(problem, state, particles, step, schedule)
         candidate = plain if accelerator is None else _accelerated(accelerator, state, plain)
         moved, trial_particles, trial = _move(problem, state, candidate, particles, kept)
-        new_value = float(trial.log_likelihood.sum()) + log_prior(moved.law)
+        new_value = float(trial.log_likelihood.sum()) + moved.law.log_prior
         if accelerator is not None and not (new_value >= value and trial.error <= trust):
             accelerator.forget()
             moved, trial_particles, trial = _move(problem, state, plain, particles, kept)
-            new_value = float(trial.log_likelihood.sum()) + log_prior(moved.law)
+            new_value = float(trial.log_likelihood.sum()) + moved.law.log_prior
         gain = new_value - value
         if gain != gain:
             raise EstimationError("The log-likelihood became NaN; give first values with start={...}.")
@@ -133,40 +120,18 @@ def maximise(
     Effects on random parameters are regressions of the particles; under a law made of points, which is the
     same for all, they are moved through the curve as the fixed parameters are.
     """
-    points = isinstance(state.law, DiscreteLaw)
-    common = len(state.beta) if points else problem.common
+    common = problem.common if state.law.has_density else len(state.beta)
     beta, phi = state.beta, particles.phi
     if common:
         left, right = fixed_effects_system(problem, state, particles, step, common)
         beta = torch.cat([beta[:common] + torch.linalg.solve(left, right), beta[common:]])
     if common < len(beta):
-        moved = _regression(problem, state.law, phi, step.weights)
+        moved = state.law.shift_step(phi, step.weights, problem.random_design)
         beta = torch.cat([beta[:common], beta[common:] + moved])
         phi = phi - (problem.random_design @ moved)[:, None]
     law = state.law.update(phi, step.weights) if schedule.update_law else state.law
     sigma = problem.residual.update(particles.summary, step.weights, state.sigma)
     return State(law, beta, sigma)
-
-
-def _regression(problem: Problem, law: Law, phi: Tensor, weights: Tensor) -> Tensor:
-    """Return the step of gamma that raises sum_i E[log p(phi_i - X_i gamma) | y_i].
-
-    Under a Gaussian the exact one, generalised least squares of conditional means with an intercept; under
-    another law a scoring step with the outer products of its gradients.
-    """
-    design = problem.random_design
-    if isinstance(law, GaussianLaw):
-        precision = torch.cholesky_inverse(law.factor)
-        mean = (weights[..., None] * phi).sum(1)
-        mean, design = mean - mean.mean(0), design - design.mean(0)
-        left = torch.einsum("ncq,cd,ndr->qr", design, precision, design)
-        return torch.linalg.solve(left, torch.einsum("ncq,cd,nd->q", design, precision, mean))
-    with torch.enable_grad():
-        place = phi.detach().clone().requires_grad_(True)
-        slope = torch.autograd.grad(law.log_prob(place).sum(), place)[0]
-    score = -torch.einsum("nmc,ncq->nmq", slope, design)
-    gradient = torch.einsum("nm,nmq->q", weights, score)
-    return torch.linalg.solve(torch.einsum("nm,nmq,nmr->qr", weights, score, score), gradient)
 
 
 def _move(
@@ -233,11 +198,11 @@ def em(
         if refresh >= SPELL:
             _check_possible(problem, fresh)
         value = float(fresh.log_likelihood.sum())
-        before = value + log_prior(state.law)
+        before = value + state.law.log_prior
         final = size == schedule.particles
         tolerance = schedule.tolerance * (1 if final else 100)
         state, particles, step, count = ascend(problem, state, particles, schedule, tolerance)
-        gain = float(step.log_likelihood.sum()) + log_prior(state.law) - before
+        gain = float(step.log_likelihood.sum()) + state.law.log_prior - before
         trace.append(Record(size, value, fresh.error, gain, float(fresh.ess.min()), count))
         report(f"log-likelihood {value:.2f} ± {fresh.error:.2f}")
         proposal = adapted(proposal, particles, step, state.law)

@@ -15,9 +15,7 @@ from torch import Tensor
 from nlmeflow.estimation.em import State
 from nlmeflow.estimation.particles import Particles
 from nlmeflow.estimation.problem import Problem
-from nlmeflow.laws.frame import Frame
-from nlmeflow.laws.gaussian import GaussianLaw
-from nlmeflow.laws.law import normal_log_prob
+from nlmeflow.laws.affine import Affine, normal_log_prob
 
 
 class Chart:
@@ -28,10 +26,10 @@ class Chart:
     """
 
     def __init__(self, problem: Problem, state: State) -> None:
-        assert isinstance(state.law, GaussianLaw)
-        self.problem, self.state, self.law = problem, state, state.law
+        assert state.law.normal is not None, "a Gaussian law"
+        self.problem, self.state, self.normal = problem, state, state.law.normal
         dim = problem.dim
-        self.diagonal = state.law.structure == "diagonal"
+        self.diagonal = state.law.n_parameters == 2 * dim
         self.below = 0 if self.diagonal else dim * (dim - 1) // 2
         self.scales = 0 if problem.residual.given else len(state.sigma)
         self.sizes = [2 * dim + self.below, len(state.beta), self.scales]
@@ -41,19 +39,19 @@ class Chart:
         """Number of coordinates."""
         return sum(self.sizes)
 
-    def at(self, vector: Tensor) -> tuple[Frame, Tensor, Tensor]:
+    def at(self, vector: Tensor) -> tuple[Affine, Tensor, Tensor]:
         """Return (mu, factor), beta and sigma at coordinates (size,)."""
         place, beta, log_scale = vector.split(self.sizes)
         full = self.problem.dim * (self.problem.dim - 1) // 2
         place = torch.cat([place, place.new_zeros(full - self.below)])
         sigma = self.state.sigma * log_scale.exp() if self.scales else self.state.sigma
-        return Frame(self.law.mean, self.law.factor).moved(place), self.state.beta + beta, sigma
+        return self.normal.moved(place), self.state.beta + beta, sigma
 
     def log_likelihood(self, vector: Tensor, particles: Particles, rows: slice) -> Tensor:
         """Return the sum of log p(y_i) over some individuals; particles phi are those of eta + X gamma."""
         problem = self.problem
         frame, beta, sigma = self.at(vector)
-        summary = tuple(part[rows] for part in particles.summary)
+        summary = particles.summary.map(lambda part: part[rows])
         eta = particles.phi[rows]
         if problem.effects:
             index = torch.arange(len(problem))[rows]

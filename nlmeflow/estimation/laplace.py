@@ -14,11 +14,8 @@ from torch import Tensor
 
 from nlmeflow.errors import EstimationError
 from nlmeflow.estimation.problem import Problem
+from nlmeflow.laws.affine import safe_cholesky
 from nlmeflow.laws.gaussian import Gaussian, GaussianLaw
-from nlmeflow.laws.law import safe_cholesky
-from nlmeflow.seeds import Seed, generator
-
-ALONE = 25.0  # standard deviations of the Gaussian under which an individual stands alone
 
 
 @dataclass(frozen=True)
@@ -234,20 +231,3 @@ def _check(problem: Problem, law: GaussianLaw, beta: Tensor, sigma: Tensor) -> N
                 f"Parameter '{name}' became {value} while looking for a start; give first values "
                 "with fit(..., start={...})."
             )
-
-
-def alone(problem: Problem, law: GaussianLaw, beta: Tensor, sigma: Tensor) -> Laplace:
-    """Return modes under the Gaussian with 25 times its standard deviations: each individual alone.
-
-    A Gaussian so wide only holds what the individual's own data leave free.
-    """
-    wide = GaussianLaw(law.mean, (ALONE * law.sd).diag())
-    start = law.mean.expand(len(problem), -1).clone()
-    return modes(problem, wide, beta, sigma, start, steps=20)
-
-
-def around(problem: Problem, law: GaussianLaw, beta: Tensor, sigma: Tensor, n: int, seed: Seed) -> Tensor:
-    """Return n points for each individual, spread as its own data allow, (N n, d)."""
-    own = alone(problem, law, beta, sigma)
-    noise = torch.randn(len(problem), n, law.dim, generator=generator(seed), dtype=beta.dtype)
-    return (own.mode[:, None] + noise @ own.factor.mT).flatten(0, 1)

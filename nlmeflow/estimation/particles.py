@@ -7,14 +7,19 @@ can explode where one component alone misses the target. Points are scrambled So
 at random for each individual, so that errors of different individuals are independent.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from nlmeflow.estimation.problem import Problem
-from nlmeflow.laws.gaussian import GaussianLaw, moments
-from nlmeflow.laws.law import Law, normal_log_prob, safe_cholesky
+from nlmeflow.laws.affine import normal_log_prob, safe_cholesky
+from nlmeflow.laws.draws import Expectation
+from nlmeflow.laws.gaussian import GaussianLaw
+from nlmeflow.laws.law import Law
+from nlmeflow.numerics import moments
+from nlmeflow.residuals.residual import Summary
 from nlmeflow.seeds import integer
 
 NARROW, WIDE = 1.15, 2.5  # inflation of the individual's own scale
@@ -64,9 +69,8 @@ class Proposal:
 
     def _population(self, law: Law, n: int, random: torch.Generator) -> Tensor:
         size, dim = self.centre.shape
-        if isinstance(law, GaussianLaw):
-            factor = law.factor.expand(size, -1, -1)
-            return _local(law.mean.expand(size, -1), factor, n, random)
+        if (normal := law.normal) is not None:
+            return _local(normal.mean.expand(size, -1), normal.factor.expand(size, -1, -1), n, random)
         return law.sample(size * n, random).reshape(size, n, dim)
 
 
@@ -88,49 +92,15 @@ def _calibration(ratios: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Particles:
-    """phi (N, M, d), log-density of the proposal (N, M), summaries of predictions at phi.
-
-    `log_likelihood` holds log p(y_i | phi) at the residual parameters it was last asked for.
-    """
+    """phi (N, M, d), log-density of the proposal (N, M), the error model's summary of predictions at phi."""
 
     phi: Tensor
     log_proposal: Tensor
-    summary: tuple[Tensor, ...]
+    summary: Summary
 
     def log_ratio(self, problem: Problem, sigma: Tensor) -> Tensor:
         """Return log p(y_i | phi) - log q_i(phi), (N, M): all that does not depend on the law."""
         return problem.residual.log_likelihood(self.summary, sigma) - self.log_proposal
-
-
-@dataclass(frozen=True)
-class Expectation:
-    """The E-step: weights (N, M) summing to one per individual, log-likelihoods (N,)."""
-
-    weights: Tensor
-    log_likelihood: Tensor
-
-    @property
-    def ess(self) -> Tensor:
-        """Effective sample size of each individual, (N,)."""
-        return 1 / self.weights.square().sum(1)
-
-    @property
-    def error(self) -> float:
-        """Monte-Carlo standard error of the total log-likelihood (independent draws).
-
-        Var = sum_i (1 / ESS_i - 1 / M), an upper bound in practice: Sobol points do better.
-        """
-        size = self.weights.shape[1]
-        return float((1 / self.ess - 1 / size).clamp_min(0).sum().sqrt())
-
-
-def expectation(log_ratio: Tensor, log_law: Tensor) -> Expectation:
-    """Weigh particles: log_ratio = log p(y | phi) - log q, log_law = log p(phi), both (N, M)."""
-    log_weight = log_ratio + log_law
-    total = log_weight.logsumexp(1, keepdim=True)
-    return Expectation(
-        (log_weight - total).exp(), total[:, 0] - torch.tensor(float(log_weight.shape[1])).log()
-    )
 
 
 def draw(problem: Problem, proposal: Proposal, beta: Tensor, n: int, random: torch.Generator) -> Particles:
@@ -153,17 +123,22 @@ def adapted(proposal: Proposal, particles: Particles, step: Expectation, law: La
 
 def envelope(law: Law, particles: Particles, step: Expectation) -> GaussianLaw:
     """Return a broad Gaussian: the population's mean, twice its standard deviations."""
-    if isinstance(law, GaussianLaw):
-        return law.inflated(2.0)
+    if law.normal is not None:
+        return GaussianLaw.like(law).inflated(2.0)
     return GaussianLaw.of(particles.phi, step.weights).inflated(2.0)
 
 
-def posterior_draws(phi: Tensor, weights: Tensor, n: int, random: torch.Generator) -> Tensor:
-    """Resample n particles per individual: (N, n, d). Systematic resampling, one offset each."""
-    offset = torch.rand(len(weights), 1, generator=random, dtype=weights.dtype)
-    places = (torch.arange(n, dtype=weights.dtype) + offset) / n
-    index = torch.searchsorted(weights.cumsum(1), places).clamp_max(weights.shape[1] - 1)
-    return phi.gather(1, index[..., None].expand(-1, -1, phi.shape[-1]))
+def default_particles(n_individuals: int, grouped: bool) -> int:
+    """Return the particles per individual: 200,000 in all, between a least number and 16,384.
+
+    The least number is 512, and 256 (128) above 5,000 (20,000) individuals: the more there are, the
+    less each one's Monte-Carlo error matters, and predictions of all particles are kept in memory.
+    Groups have 256: each stands for sixteen times as many predictions of every individual.
+    """
+    if grouped:
+        return 256
+    least = 512 if n_individuals <= 5000 else 256 if n_individuals <= 20_000 else 128
+    return min(16384, max(least, 2 ** round(math.log2(200_000 / n_individuals))))
 
 
 def _allocate(n: int) -> list[int]:

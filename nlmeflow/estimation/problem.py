@@ -12,7 +12,8 @@ from nlmeflow.data import LongitudinalData
 from nlmeflow.errors import ModelError
 from nlmeflow.laws.gaussian import GaussianLaw
 from nlmeflow.laws.law import Law
-from nlmeflow.residuals import Bounds, Combined, Residual
+from nlmeflow.residuals.censoring import Bounds
+from nlmeflow.residuals.residual import Residual, Summary
 
 CHUNK = 4_000_000  # predictions held at a time
 
@@ -55,10 +56,10 @@ class Problem:
         if not random:
             raise ModelError("Every parameter is fixed; a mixed-effects model needs a random one.")
         residual.check(data.response, data.mask)
-        if data.bounds is not None and isinstance(residual, Combined):
+        if data.bounds is not None and not residual.takes_bounds:
             raise ModelError(
                 "Censored observations are accepted with nf.Additive(), nf.Proportional() or "
-                "nf.LogAdditive(), not with nf.Combined()."
+                f"nf.LogAdditive(), not with nf.{type(residual).__name__}()."
             )
         inputs = {name: _input(data, name) for name in curve.inputs}
         kept = tuple(name for name in curve.names if name in fixed)
@@ -109,7 +110,7 @@ class Problem:
         return self
 
     def of_individuals(
-        self, phi: Tensor, summary: tuple[Tensor, ...], weights: Tensor, sigma: Tensor
+        self, phi: Tensor, summary: Summary, weights: Tensor, sigma: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return particles of individuals (P, M, d) and their weights (P, M)."""
         return phi, weights
@@ -179,14 +180,14 @@ class Problem:
         size = max(1, CHUNK // (width * self.data.time.shape[1]))
         return [slice(start, start + size) for start in range(0, len(self), size)]
 
-    def summary(self, phi: Tensor, beta: Tensor) -> tuple[Tensor, ...]:
+    def summary(self, phi: Tensor, beta: Tensor) -> Summary:
         """Return the error model's summary of predictions at particles (N, M, d), in chunks."""
         parts = []
         for rows in self.chunks(phi.shape[1]):
             prediction = self.predict(phi[rows], beta, rows)
             response, mask = self.data.response[rows, None], self.data.mask[rows, None]
             parts.append(self.residual.summary(response, prediction, mask, self.bounds(rows, 1)))
-        return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+        return parts[0].joined(parts)
 
     def bounds(self, rows: slice = slice(None), extra: int = 0) -> Bounds | None:
         """Return the bounds of censored observations, with axes for particles, or None."""

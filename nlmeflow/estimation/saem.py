@@ -9,33 +9,33 @@ Several chains serve each individual; their draws are averaged in the statistics
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 
 from nlmeflow.errors import ModelError, check_whole
 from nlmeflow.estimation.em import Result, State, evaluate, fixed_effects_system
-from nlmeflow.estimation.estimators import Task, estimate
+from nlmeflow.estimation.engine import Algorithm, Task, first_values
 from nlmeflow.estimation.laplace import first_gaussian, modes
-from nlmeflow.estimation.learning import Lesson, learn
-from nlmeflow.estimation.particles import Expectation, Particles, Proposal, draw
+from nlmeflow.estimation.particles import Particles, Proposal, draw
 from nlmeflow.estimation.problem import Problem
-from nlmeflow.estimation.start import pooled_start
-from nlmeflow.laws.flow import Flow, FlowLaw
-from nlmeflow.laws.gaussian import Gaussian, GaussianLaw
-from nlmeflow.laws.law import Law, normal_log_prob, safe_cholesky
-from nlmeflow.seeds import derive, generator
+from nlmeflow.laws.affine import normal_log_prob, safe_cholesky
+from nlmeflow.laws.draws import Expectation, TrainingSet
+from nlmeflow.laws.gaussian import CAREFUL, Gaussian, GaussianLaw
+from nlmeflow.laws.law import Law
+from nlmeflow.laws.specification import Specification, Trainer
+from nlmeflow.seeds import Stream, derive, generator
 
 EXPONENT = 0.65
 LEAST_DRAWS, LEAST_CHAINS = 600, 5  # fewer draws drift to a singular covariance while the step is 1
 TARGET = 0.3  # acceptance of random walks
 REFRESH = 50  # iterations between Laplace steps before the steps fall
-NOISE = 0.3  # times N^(-1/(d+4)): width of the noise on standardised draws that train a flow
+LEAST_STEP = 0.05  # share of a flow's learning rate to which its steps fall
 
 
 @dataclass(frozen=True)
-class SAEM:
+class SAEM(Algorithm):
     """Specification: a law fitted by MCMC-SAEM instead of the engine's importance-weighted EM.
 
     law : nf.Gaussian(), or one flow on the Gaussian, nf.Flow(kind="spline", base="gaussian"), whose M-step
@@ -45,40 +45,35 @@ class SAEM:
         the covariance drifts to a singular one while the step is 1, and cannot come back.
     """
 
-    law: Gaussian | Flow = field(default_factory=Gaussian)
+    levels: ClassVar[bool] = False
+    law: Specification = field(default_factory=Gaussian)
     burn_in: int = 300
     iterations: int = 300
     chains: int | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.law, Gaussian | Flow):
+        if not isinstance(self.law, Specification):
+            raise ModelError(f"law is the specification of a law, such as nf.Gaussian(); got {self.law!r}.")
+        if not (self.law.by_em or self.law.trainable):
             raise ModelError(
-                f"law is nf.Gaussian(...) or one nf.Flow(kind=, base='gaussian'), got {self.law!r}."
+                "law is nf.Gaussian(...), or one flow that SAEM trains: name it, "
+                f"nf.Flow(kind='spline', base='gaussian'); got {self.law!r}."
             )
-        if isinstance(self.law, Flow) and (
-            self.law.base != "gaussian" or len(self.law.networks("gaussian")) > 1
-        ):
-            raise ModelError("SAEM trains one flow: name it, nf.Flow(kind='spline', base='gaussian').")
         check_whole("burn_in", self.burn_in, 1)
         check_whole("iterations", self.iterations, 1)
         if self.chains is not None:
             check_whole("chains", self.chains, 1)
 
     @property
-    def name(self) -> str:
-        """The key of this law in tables."""
-        return "saem" if isinstance(self.law, Gaussian) else "saem flow"
+    def name(self) -> str:  # type: ignore[override]
+        return "saem" if self.law.by_em else "saem flow"
 
+    def learn(self, training: TrainingSet) -> Law:
+        """Learn the law that SAEM fits on posterior draws: for held-out scores."""
+        return self.law.learn(training)
 
-@learn.register
-def _(law: SAEM, lesson: Lesson) -> Law:
-    """Learn the law that SAEM fits, on the cloud: for held-out scores."""
-    return learn(law.law, lesson)
-
-
-@estimate.register
-def _(law: SAEM, task: Task) -> Result:
-    return task.kept.once(law, lambda: _saem(law, task))
+    def run(self, task: Task) -> Result:
+        return _saem(self, task)
 
 
 @dataclass
@@ -108,9 +103,8 @@ class _Chains:
 
     def look(self, state: State) -> None:
         """Put each individual's independent proposal at its mode, under the current Gaussian."""
-        assert isinstance(state.law, GaussianLaw)
         start = self.phi.mean(1)
-        laplace = modes(self.problem, state.law, state.beta, state.sigma, start, steps=5)
+        laplace = modes(self.problem, GaussianLaw.like(state.law), state.beta, state.sigma, start, steps=5)
         self.mode, self.factor = laplace.mode, laplace.factor
 
     def follow(self, state: State) -> None:
@@ -151,10 +145,11 @@ class _Chains:
         taken = uniform.log() < gain
         self.phi = torch.where(taken[..., None], phi, self.phi)
         self.log_likelihood = torch.where(taken, log_likelihood, self.log_likelihood)
-        summary = tuple(
-            torch.where(taken.reshape(*taken.shape, *[1] * (new.ndim - 2)), new, old)
-            for new, old in zip(particles.summary, self.particles.summary, strict=True)
-        )
+
+        def kept(new: Tensor, old: Tensor) -> Tensor:
+            return torch.where(taken.reshape(*taken.shape, *[1] * (new.ndim - 2)), new, old)
+
+        summary = particles.summary.map(kept, self.particles.summary)
         self.particles = Particles(self.phi, self.particles.log_proposal, summary)
         return taken.to(phi.dtype)
 
@@ -164,16 +159,15 @@ def _predicted(problem: Problem, phi: Tensor, beta: Tensor) -> Particles:
 
 
 def _saem(law: SAEM, task: Task) -> Result:
-    problem, random = task.problem, generator(derive(task.seed, 21))
+    problem, random = task.problem, generator(derive(task.seed, Stream.SAEM))
     if problem.effects:
         raise ModelError("nf.SAEM takes no covariate effects; the engine does: law=nf.Gaussian().")
-    first = task.kept.once("first values", lambda: pooled_start(problem, task.start, derive(task.seed, 0)))
-    gaussian = law.law if isinstance(law.law, Gaussian) else Gaussian(prior=law.law.prior)
-    state = State(*first_gaussian(problem, first, gaussian))
+    gaussian = cast(Gaussian, law.law) if law.law.by_em else CAREFUL
+    state = State(*first_gaussian(problem, first_values(task), gaussian))
     count = law.chains or max(LEAST_CHAINS, math.ceil(LEAST_DRAWS / len(problem)))
     chains = _Chains.start(problem, state, count, random)
     step = _MStep(problem, state)
-    trainer: _Trainer | None = None
+    trainer: Trainer | None = None
     held = _Moments(chains.phi)
     trace: list[dict[str, Any]] = []
     for k in range(law.burn_in + law.iterations):
@@ -183,16 +177,17 @@ def _saem(law: SAEM, task: Task) -> Result:
             chains.look(step.state)
         chains.sweep(state)
         state = step.move(chains, gamma)
-        if isinstance(law.law, Flow) and late >= 0:
-            trainer = _Trainer(law.law, step.state, derive(task.seed, 22)) if trainer is None else trainer
-            state = replace(state, law=trainer.move(chains.phi, gamma))
+        if late == 0 and law.law.trainable:
+            trainer = law.law.trainer(step.gaussian, derive(task.seed, Stream.SAEM_FLOW))
+        if trainer is not None:
+            state = replace(state, law=trainer.move(chains.phi, max(gamma, LEAST_STEP)))
         chains.follow(state)
         if late >= 0:
             held.add(chains.phi)
         trace.append(_row(problem, step.state, k, gamma, chains.accepted))
         task.report(f"saem {k + 1}")
     if trainer is not None:
-        state = replace(state, law=trainer.law.frozen())
+        state = replace(state, law=trainer.finished())
     centre, factor = held.result()
     proposal = Proposal(centre, factor, state.law, step.gaussian.inflated(2.0))
     particles = draw(problem, proposal, state.beta, task.particles, random)
@@ -203,11 +198,10 @@ class _MStep:
     """Statistics of the Gaussian, of sigma and of the fixed effects, moved by stochastic approximation."""
 
     def __init__(self, problem: Problem, state: State) -> None:
-        assert isinstance(state.law, GaussianLaw)
-        self.problem, self.state, self.gaussian = problem, state, state.law
-        self.origin = state.law.mean
-        self.mean = torch.zeros_like(state.law.mean)
-        self.second = state.law.covariance
+        self.problem, self.state, self.gaussian = problem, state, cast(GaussianLaw, state.law)
+        self.origin = self.gaussian.mean
+        self.mean = torch.zeros_like(self.origin)
+        self.second = self.gaussian.covariance
         self.curvature: Tensor | None = None
 
     def move(self, chains: _Chains, gamma: float) -> State:
@@ -234,33 +228,6 @@ class _MStep:
         return self.state
 
 
-class _Trainer:
-    """A flow that starts at the Gaussian and climbs the log-density of the draws by Adam."""
-
-    def __init__(self, flow: Flow, state: State, seed: int) -> None:
-        assert isinstance(state.law, GaussianLaw)
-        network = flow.networks("gaussian")[0]
-        self.law = FlowLaw.start(network, state.law, None, seed)
-        self.law.transport.requires_grad_(True)
-        self.rate = flow.learning_rate(network)
-        self.optimiser = torch.optim.Adam(self.law.transport.parameters(), lr=self.rate)
-        self.random = generator(derive(seed, 1))
-
-    def move(self, phi: Tensor, gamma: float) -> FlowLaw:
-        """Return the flow after one step on draws (N, C, d) with noise; the rate falls with gamma."""
-        z = self.law.standardise(phi.flatten(0, 1))
-        width = NOISE * len(phi) ** (-1 / (self.law.dim + 4))
-        z = z + width * torch.randn(z.shape, generator=self.random, dtype=z.dtype)
-        moved = self.law.gaussian.mean + z @ self.law.gaussian.factor.mT
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.rate * max(gamma, 0.05)
-        with torch.enable_grad():
-            self.optimiser.zero_grad()
-            (-self.law.log_prob(moved).mean()).backward()
-            self.optimiser.step()
-        return self.law
-
-
 class _Moments:
     """Running conditional means and covariances of each individual."""
 
@@ -285,8 +252,7 @@ class _Moments:
 
 
 def _row(problem: Problem, state: State, k: int, gamma: float, accepted: float) -> dict[str, Any]:
-    law = state.law
-    assert isinstance(law, GaussianLaw)
+    law = cast(GaussianLaw, state.law)
     row: dict[str, Any] = {"iteration": k + 1, "step": gamma, "acceptance": accepted}
     row |= {f"mean {name}": float(v) for name, v in zip(problem.random, law.mean, strict=True)}
     row |= {f"sd {name}": float(v) for name, v in zip(problem.random, law.sd, strict=True)}

@@ -1,13 +1,17 @@
 """The Gaussian law, what everybody assumes: phi ~ N(mu, Omega)."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
 from nlmeflow.errors import ModelError
-from nlmeflow.laws.law import check_phi, normal_log_prob, safe_cholesky
+from nlmeflow.laws.affine import Affine, normal_log_prob, safe_cholesky
+from nlmeflow.laws.draws import PosteriorDraws, TrainingSet
+from nlmeflow.laws.em import climb
+from nlmeflow.laws.law import Components, Law
+from nlmeflow.laws.specification import Specification
 from nlmeflow.seeds import Seed, generator
 
 Covariance = Literal["full", "diagonal"]
@@ -19,36 +23,11 @@ def check_prior(prior: float) -> None:
         raise ModelError(f"prior lies between 0 and 100, got {prior!r}.")
 
 
-@dataclass(frozen=True)
-class Gaussian:
-    """Specification: a Gaussian law with `covariance` "full" (default) or "diagonal".
-
-    On the log scale of a parameter this is the log-normal law, on the logit scale the logit-normal.
-
-    prior : 0 (default) is maximum likelihood. With c > 0 the likelihood is multiplied by |Omega|^c,
-        which keeps the covariance off its boundary (a variance of zero, a correlation of one), where
-        maximum likelihood ends in one replicate of many when data are sparse (Chung, Gelman,
-        Rabe-Hesketh, Liu, Dorie, J. Educ. Behav. Stat. 2015).
-    """
-
-    covariance: Covariance = "full"
-    prior: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_prior(self.prior)
-        if self.covariance not in ("full", "diagonal"):
-            raise ModelError(f"covariance is 'full' or 'diagonal', got {self.covariance!r}.")
-
-    @property
-    def name(self) -> str:
-        """The key of this law in tables."""
-        return "gaussian"
-
-
-@dataclass(frozen=True)
-class GaussianLaw:
+@dataclass(frozen=True, eq=False)
+class GaussianLaw(Law):
     """N(mean, L L'), mean (d,), lower factor L (d, d)."""
 
+    title: ClassVar[str] = "Gaussian"
     mean: Tensor
     factor: Tensor
     structure: Covariance = "full"
@@ -76,14 +55,33 @@ class GaussianLaw:
         factor = covariance.diagonal().sqrt().diag() if diagonal else safe_cholesky(covariance)
         return cls(mean, factor, structure, prior)
 
+    @classmethod
+    def like(cls, law: Law) -> "GaussianLaw":
+        """Return the Gaussian of the same mean and covariance as another law."""
+        if law.normal is not None:
+            return cls(law.normal.mean, law.normal.factor)
+        mean, covariance = law.two_moments
+        return cls(mean, safe_cholesky(covariance))
+
     @property
     def dim(self) -> int:
         return self.mean.shape[-1]
 
     @property
     def n_parameters(self) -> int:
-        """D means and d (d + 1) / 2 covariances (d when diagonal)."""
+        """Return d means and d (d + 1) / 2 covariances (d when diagonal)."""
         return self.dim + (self.dim if self.structure == "diagonal" else self.dim * (self.dim + 1) // 2)
+
+    @property
+    def normal(self) -> Affine:
+        return Affine(self.mean, self.factor)
+
+    @property
+    def components(self) -> Components:
+        return self.mean.new_ones(1), self.mean[None], self.factor[None]
+
+    def with_components(self, weights: Tensor, means: Tensor, factors: Tensor) -> Self:
+        return replace(self, mean=means[0], factor=factors[0])
 
     @property
     def covariance(self) -> Tensor:
@@ -100,19 +98,27 @@ class GaussianLaw:
         """Correlations, (d, d)."""
         return self.covariance / (self.sd[:, None] * self.sd)
 
+    def mean_and_covariance(self) -> tuple[Tensor, Tensor]:
+        return self.mean, self.covariance
+
     def log_prob(self, phi: Tensor) -> Tensor:
-        """Return log N(phi; mu, Omega): (..., d) -> (...)."""
-        check_phi(phi, self.dim)
-        return normal_log_prob(phi.reshape(-1, self.dim), self.mean, self.factor).reshape(phi.shape[:-1])
+        return normal_log_prob(self._rows(phi), self.mean, self.factor).reshape(phi.shape[:-1])
 
     def sample(self, n: int, seed: Seed) -> Tensor:
-        """Draw (n, d)."""
         noise = torch.randn(n, self.dim, generator=generator(seed), dtype=self.mean.dtype)
-        return self.mean + noise @ self.factor.mT
+        return self.normal(noise)
 
     def update(self, phi: Tensor, weights: Tensor) -> "GaussianLaw":
         """Return the exact maximiser."""
         return GaussianLaw.of(phi, weights, self.structure, self.prior)
+
+    def shift_step(self, phi: Tensor, weights: Tensor, design: Tensor) -> Tensor:
+        """Return the exact step: generalised least squares of conditional means, with an intercept."""
+        precision = torch.cholesky_inverse(self.factor)
+        mean = (weights[..., None] * phi).sum(1)
+        mean, design = mean - mean.mean(0), design - design.mean(0)
+        left = torch.einsum("ncq,cd,ndr->qr", design, precision, design)
+        return torch.linalg.solve(left, torch.einsum("ncq,cd,nd->q", design, precision, mean))
 
     def inflated(self, factor: float) -> "GaussianLaw":
         """Return the law with standard deviations multiplied by `factor`."""
@@ -120,17 +126,40 @@ class GaussianLaw:
 
     @property
     def log_prior(self) -> float:
-        """What the prior adds to the log-likelihood, c log |Omega|."""
-        return 2 * self.prior * float(self.factor.diagonal().log().sum()) if self.prior else 0.0
+        """Return c log |Omega|."""
+        return 2 * self.prior * float(self.normal.log_volume) if self.prior else 0.0
 
 
-def moments(phi: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each individual's weighted mean (N, d) and covariance (N, d, d)."""
-    mean = (weights[..., None] * phi).sum(-2)
-    centred = phi - mean[..., None, :]
-    return mean, (weights[..., None] * centred).mT @ centred
+@dataclass(frozen=True)
+class Gaussian(Specification):
+    """Specification: a Gaussian law with `covariance` "full" (default) or "diagonal".
+
+    On the log scale of a parameter this is the log-normal law, on the logit scale the logit-normal.
+
+    prior : 0 (default) is maximum likelihood. With c > 0 the likelihood is multiplied by |Omega|^c,
+        which keeps the covariance off its boundary (a variance of zero, a correlation of one), where
+        maximum likelihood ends in one replicate of many when data are sparse (Chung, Gelman,
+        Rabe-Hesketh, Liu, Dorie, J. Educ. Behav. Stat. 2015).
+    """
+
+    name: ClassVar[str] = "gaussian"
+    by_em: ClassVar[bool] = True
+    covariance: Covariance = "full"
+    prior: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_prior(self.prior)
+        if self.covariance not in ("full", "diagonal"):
+            raise ModelError(f"covariance is 'full' or 'diagonal', got {self.covariance!r}.")
+
+    def learn(self, training: TrainingSet) -> GaussianLaw:
+        return population(training.draws, self)
 
 
-def median_sd(phi: Tensor, weights: Tensor) -> Tensor:
-    """Return the median over individuals of their weighted standard deviations, (d,)."""
-    return moments(phi, weights)[1].diagonal(dim1=-2, dim2=-1).sqrt().median(0).values
+CAREFUL = Gaussian(prior=1.0)  # what starts, scales and surrounds other laws is not singular
+
+
+def population(draws: PosteriorDraws, law: Gaussian = CAREFUL) -> GaussianLaw:
+    """Return the Gaussian law of draws by EM; kept off the boundary unless another is asked for."""
+    first = GaussianLaw.of(draws.phi, draws.equal, law.covariance, law.prior)
+    return climb(first, draws, 200, tolerance=1e-4)[0]

@@ -5,20 +5,98 @@ a discrete law convolved with a fixed Gaussian. Two-stage and EBE density treat 
 individual parameters as if they were the parameters.
 """
 
+import math
 from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from nlmeflow.errors import ModelError, check_whole
-from nlmeflow.laws.gaussian import GaussianLaw
-from nlmeflow.laws.mixture import MixtureLaw
+from nlmeflow.laws.affine import lower_inverse
+from nlmeflow.laws.draws import Folds, PosteriorDraws, TrainingSet
+from nlmeflow.laws.gaussian import GaussianLaw, population
+from nlmeflow.laws.law import Components, Law
+from nlmeflow.laws.mixing import solve_weights
+from nlmeflow.laws.specification import Specification
+from nlmeflow.numerics import LOG_2PI, TINY, moments
+from nlmeflow.seeds import Seed, Stream, derive, generator
 
 BANDWIDTHS = (0.1, 0.15, 0.2, 0.3, 0.4, 0.55)
+NEGLIGIBLE = 1e-6  # weight under which a kernel is left out
+
+
+@dataclass(frozen=True, eq=False)
+class KernelLaw(Law):
+    """sum_k w_k N(m_k, H H'): weights (K,), points m (K, d), lower factor H (d, d); the weights are free."""
+
+    title: ClassVar[str] = "Gaussian kernels"
+    counted: ClassVar[bool] = False
+    weights: Tensor
+    points: Tensor
+    factor: Tensor
+
+    @classmethod
+    def at(cls, points: Tensor, factor: Tensor) -> "KernelLaw":
+        """Return kernels of equal weights at points (K, d)."""
+        return cls(points.new_full((len(points),), 1 / len(points)), points, factor)
+
+    @classmethod
+    def of_estimates(cls, points: Tensor, bandwidth: float | None) -> "KernelLaw":
+        """Return the kernel density of points (N, d); Scott's bandwidth N^(-1/(d+4)) by default."""
+        size, dim = points.shape
+        share = size ** (-1 / (dim + 4)) if bandwidth is None else bandwidth
+        spread = GaussianLaw.of(points, points.new_full((size,), 1 / size))
+        return cls.at(points, share * spread.factor)
+
+    @property
+    def dim(self) -> int:
+        return self.points.shape[-1]
+
+    @property
+    def n_parameters(self) -> int:
+        """Return K - 1 weights."""
+        return len(self.weights) - 1
+
+    @property
+    def components(self) -> Components:
+        return self.weights, self.points, self.factor.expand(len(self.weights), -1, -1)
+
+    def with_components(self, weights: Tensor, means: Tensor, factors: Tensor) -> Self:
+        """Return the kernels with other weights; points and factor stay."""
+        return replace(self, weights=weights)
+
+    def mean_and_covariance(self) -> tuple[Tensor, Tensor]:
+        mean, between = moments(self.points, self.weights)
+        return mean, between + self.factor @ self.factor.mT
+
+    def log_joint(self, phi: Tensor) -> Tensor:
+        """Return log w_k + log N(phi; m_k, H H'): (..., d) -> (K, ...); one product of matrices."""
+        inverse, centre = lower_inverse(self.factor), self.points.mean(0)
+        z, place = ((x - centre) @ inverse.mT for x in (self._rows(phi), self.points))
+        scale = self.factor.diagonal().log().sum() + 0.5 * LOG_2PI * self.dim
+        constant = self.weights.log() - scale - 0.5 * place.square().sum(1)
+        coefficients = torch.cat([constant[:, None], place, torch.ones_like(constant)[:, None]], 1)
+        features = torch.cat([torch.ones_like(z[:, :1]), z, -0.5 * z.square().sum(1, keepdim=True)], 1)
+        return (coefficients @ features.mT).reshape(-1, *phi.shape[:-1])
+
+    def log_prob(self, phi: Tensor) -> Tensor:
+        return self.log_joint(phi).logsumexp(0)
+
+    def sample(self, n: int, seed: Seed) -> Tensor:
+        random = generator(seed)
+        which = torch.multinomial(self.weights, n, replacement=True, generator=random)
+        noise = torch.randn(n, self.dim, 1, generator=random, dtype=self.points.dtype)
+        return self.points[which] + (self.factor @ noise).squeeze(-1)
+
+    def update(self, phi: Tensor, weights: Tensor) -> Self:
+        """Return one EM step of the weights."""
+        mass = (self.log_joint(phi).softmax(0) * weights).flatten(1).sum(1)
+        return replace(self, weights=(mass / mass.sum()).clamp_min(torch.finfo(mass.dtype).tiny))
 
 
 @dataclass(frozen=True)
-class SmoothNPMLE:
+class SmoothNPMLE(Specification):
     """Specification: the law of highest likelihood among Gaussian kernels at many points.
 
     bandwidth : of the kernels, as a share of the population's standard deviations; chosen by held-out
@@ -28,6 +106,8 @@ class SmoothNPMLE:
     The weights are the solution of a convex problem, solved exactly.
     """
 
+    name: ClassVar[str] = "smooth npmle"
+    levels: ClassVar[bool] = False
     bandwidth: float | None = None
     points: int = 600
     folds: int = 5
@@ -38,14 +118,43 @@ class SmoothNPMLE:
         check_whole("points", self.points, 1)
         check_whole("folds", self.folds, 2)
 
-    @property
-    def name(self) -> str:
-        """The key of this law in tables."""
-        return "smooth npmle"
+    def learn(self, training: TrainingSet) -> KernelLaw:
+        """Return the weights of highest likelihood of kernels whose width held-out individuals choose."""
+        draws, random = training.draws, generator(derive(training.seed, Stream.KERNEL_POINTS))
+        flat = draws.phi.flatten(0, 1)
+        points = flat[torch.randperm(len(flat), generator=random)[: self.points]]
+        factor = population(draws).factor
+        widths = BANDWIDTHS if self.bandwidth is None else (self.bandwidth,)
+        tables = [_kernel_table(draws, points, width * factor) for width in widths]
+        chosen = 0
+        if len(widths) > 1:
+            training.report("smooth npmle: bandwidth")
+            folds = training.split(self.folds)
+            chosen = max(range(len(widths)), key=lambda k: _held_out(tables[k], folds))
+        weights = solve_weights(tables[chosen])
+        kept = weights > NEGLIGIBLE
+        return KernelLaw(weights[kept] / weights[kept].sum(), points[kept], widths[chosen] * factor)
+
+
+def _kernel_table(draws: PosteriorDraws, points: Tensor, factor: Tensor) -> Tensor:
+    """Return log of each individual's marginal density under each kernel, relative to R, (N, K)."""
+    parts = []
+    for some in points.split(64):
+        joint = KernelLaw.at(some, factor).log_joint(draws.phi) + math.log(len(some))
+        parts.append((joint - draws.log_reference).logsumexp(-1).mT - math.log(draws.phi.shape[1]))
+    return torch.cat(parts, 1)
+
+
+def _held_out(table: Tensor, folds: Folds) -> float:
+    """Return the log-likelihood of each fold under the weights that the others give."""
+    return sum(
+        float((table[outside] + solve_weights(table[inside]).clamp_min(TINY).log()).logsumexp(1).sum())
+        for inside, outside in folds.parts()
+    )
 
 
 @dataclass(frozen=True)
-class TwoStage:
+class TwoStage(Specification):
     """Specification: least squares for each individual alone, then a kernel density of the estimates.
 
     The estimates' errors are taken for spread of the population: the law is too wide, the more so
@@ -53,56 +162,33 @@ class TwoStage:
     deviations; Scott's rule when None.
     """
 
+    name: ClassVar[str] = "two-stage"
+    levels: ClassVar[bool] = False
     bandwidth: float | None = None
 
-    @property
-    def name(self) -> str:
-        """The key of this law in tables."""
-        return "two-stage"
+    def learn(self, training: TrainingSet) -> Law:
+        draws = training.draws
+        return KernelLaw.of_estimates(draws.data.alone(population(draws)), self.bandwidth)
 
 
 @dataclass(frozen=True)
-class EBEDensity:
+class EBEDensity(Specification):
     """Specification: a kernel density of the empirical Bayes estimates (conditional modes).
 
     Shown as what not to do: estimates of individuals with little information are drawn to the
     Gaussian's mean, so that the law is too narrow and groups merge. bandwidth : as for `TwoStage`.
     """
 
+    name: ClassVar[str] = "ebe density"
+    levels: ClassVar[bool] = False
     bandwidth: float | None = None
 
-    @property
-    def name(self) -> str:
-        """The key of this law in tables."""
-        return "ebe density"
+    def learn(self, training: TrainingSet) -> Law:
+        return KernelLaw.of_estimates(empirical_bayes(training.draws), self.bandwidth)
 
 
-@dataclass(frozen=True)
-class KernelLaw(MixtureLaw):
-    """sum_k w_k N(m_k, H H'), points and H given: the weights alone are free."""
-
-    @classmethod
-    def at(cls, points: Tensor, factor: Tensor, weights: Tensor | None = None) -> "KernelLaw":
-        """Return kernels with lower factor H (d, d) at points (K, d), of equal weights by default."""
-        size = len(points)
-        equal = points.new_full((size,), 1 / size) if weights is None else weights
-        return cls(equal, points, factor.expand(size, -1, -1), 1e-3 * factor)
-
-    @classmethod
-    def density(cls, points: Tensor, bandwidth: float | None) -> "KernelLaw":
-        """Return the kernel density of points (N, d); Scott's bandwidth N^(-1/(d+4)) by default."""
-        size, dim = points.shape
-        share = size ** (-1 / (dim + 4)) if bandwidth is None else bandwidth
-        spread = GaussianLaw.of(points, points.new_full((size,), 1 / size))
-        return cls.at(points, share * spread.factor)
-
-    @property
-    def n_parameters(self) -> int:
-        """K - 1 weights."""
-        return self.n_components - 1
-
-    def update(self, phi: Tensor, weights: Tensor) -> "KernelLaw":
-        """Return one EM step of the weights."""
-        member = self.log_joint(phi).softmax(0)
-        mass = (member * weights).flatten(1).sum(1)
-        return replace(self, weights=(mass / mass.sum()).clamp_min(torch.finfo(mass.dtype).tiny))
+def empirical_bayes(draws: PosteriorDraws) -> Tensor:
+    """Return the conditional modes under the Gaussian law of the draws, (N, d)."""
+    gaussian = population(draws)
+    means, _ = moments(draws.phi, draws.weigh(gaussian).weights)
+    return draws.data.modes(gaussian, means)

@@ -1,78 +1,122 @@
-"""What every population law answers, and what a specification of one must offer."""
+"""What every population law answers: density, draws, moments; and what only some of them can do.
 
-from typing import Protocol, runtime_checkable
+A law is a frozen dataclass of tensors, numbers, words and other laws. By being defined it can be saved and
+read again, fitted, compared, summarised and drawn; what is special about it is asked for by name here, and
+never by its type.
+"""
+
+from abc import ABC, abstractmethod
+from functools import cached_property
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from nlmeflow.errors import ModelError
+from nlmeflow.laws.affine import Affine
+from nlmeflow.numerics import moments
+from nlmeflow.records import Saved
 from nlmeflow.seeds import Seed
 
+MOMENT_DRAWS = 20_000
+Components = tuple[Tensor, Tensor, Tensor]
 
-@runtime_checkable
-class Law(Protocol):
-    """A fitted distribution of the individual parameters phi in R^d."""
+
+class Law(Saved, ABC):
+    """A fitted distribution of the individual parameters phi in R^d, on the unconstrained scale.
+
+    title : what `summary()` calls it.
+    has_density : false for a law made of points, which answers `support` and `weights` instead.
+    counted : whether the number of its parameters may enter AIC and BIC: not where they are averaged, or so
+        many that they are held by other means.
+    """
+
+    title: ClassVar[str] = ""
+    has_density: ClassVar[bool] = True
+    counted: ClassVar[bool] = True
 
     @property
+    @abstractmethod
     def dim(self) -> int:
         """Return the dimension d."""
 
     @property
+    @abstractmethod
     def n_parameters(self) -> int:
         """Return the number of free parameters, for information criteria."""
 
+    @abstractmethod
     def log_prob(self, phi: Tensor) -> Tensor:
-        """Return log p(phi): (..., d) -> (...)."""
+        """Return log p(phi): (..., d) -> (...). Differentiable in phi."""
 
+    @abstractmethod
     def sample(self, n: int, seed: Seed) -> Tensor:
         """Draw n parameters, (n, d)."""
 
-    def update(self, phi: Tensor, weights: Tensor) -> "Law":
-        """Return a law of the same family of higher expected log-density.
+    def mean_and_covariance(self) -> tuple[Tensor, Tensor]:
+        """Return E phi (d,) and Cov phi (d, d): by 20,000 draws unless the law knows better."""
+        drawn = self.sample(MOMENT_DRAWS, 0)
+        return moments(drawn, drawn.new_full((len(drawn),), 1 / len(drawn)))
 
-        phi (N, M, d) individual parameters, weights (N, M) their posterior weights, each row
-        summing to one.
+    @cached_property
+    def two_moments(self) -> tuple[Tensor, Tensor]:
+        """The mean and the covariance, computed once."""
+        return self.mean_and_covariance()
+
+    def density(self) -> "Law":
+        """Return the law itself, or the smooth one that stands for points."""
+        return self
+
+    @property
+    def log_prior(self) -> float:
+        """What a prior on the law's parameters adds to the log-likelihood that is climbed; 0 without one."""
+        return 0.0
+
+    @property
+    def averaged(self) -> "tuple[tuple[Law, ...], Tensor] | None":
+        """Of an average the laws and their weights; None of other laws."""
+        return None
+
+    @property
+    def normal(self) -> Affine | None:
+        """Of a Gaussian law the map that makes it of standard normal noise; None of other laws."""
+        return None
+
+    @property
+    def components(self) -> Components | None:
+        """Of a finite Gaussian mixture weights (K,), means (K, d), lower factors (K, d, d); else None."""
+        return None
+
+    def with_components(self, weights: Tensor, means: Tensor, factors: Tensor) -> Self:
+        """Return the law with other components; only for laws that have them."""
+        raise ModelError(f"A {type(self).__name__} has no Gaussian components.")
+
+    def update(self, phi: Tensor, weights: Tensor) -> Self:
+        """Return a law of the same family of higher expected log-density: the M-step of EM.
+
+        phi (N, M, d) individual parameters, weights (N, M) what each counts for. Only laws with an M-step in
+        closed form have one; others learn by other means.
         """
+        raise ModelError(f"A {type(self).__name__} has no M-step.")
 
+    def shift_step(self, phi: Tensor, weights: Tensor, design: Tensor) -> Tensor:
+        """Return the step of gamma (q,) that raises sum_i E[log p(phi_i - X_i gamma) | y_i].
 
-def log_prior(law: Law) -> float:
-    """Return what a law's prior adds to the log-likelihood that is climbed, 0 without a prior."""
-    return float(getattr(law, "log_prior", 0.0))
+        phi (N, M, d) with posterior weights (N, M), design X (N, d, q). Here one scoring step with the outer
+        products of the gradients; exact where a law overrides it.
+        """
+        with torch.enable_grad():
+            place = phi.detach().clone().requires_grad_(True)
+            slope = torch.autograd.grad(self.log_prob(place).sum(), place)[0]
+        score = -torch.einsum("nmc,ncq->nmq", slope, design)
+        gradient = torch.einsum("nm,nmq->q", weights, score)
+        return torch.linalg.solve(torch.einsum("nm,nmq,nmr->qr", weights, score, score), gradient)
 
-
-def check_phi(phi: Tensor, dim: int) -> None:
-    """Raise ModelError when the last axis of phi is not the law's dimension."""
-    if phi.ndim == 0 or phi.shape[-1] != dim:
-        raise ModelError(
-            f"phi has shape {tuple(phi.shape)}; its last axis must be d = {dim}, in the order of "
-            "the curve's random parameters."
-        )
-
-
-def normal_log_prob(phi: Tensor, mean: Tensor, factor: Tensor) -> Tensor:
-    """Return log N(phi; mean, L L') for phi (..., M, d), mean (..., d), L lower (..., d, d).
-
-    Leading axes broadcast.
-    """
-    dim = mean.shape[-1]
-    identity = torch.eye(dim, dtype=factor.dtype).expand_as(factor)
-    inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
-    z = (phi - mean[..., None, :]) @ inverse.mT
-    constant = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1) + 0.9189385332046727 * dim
-    ones = torch.ones(dim, dtype=z.dtype)  # a product is faster than a sum over a short axis
-    return -0.5 * (z.square_() @ ones) - constant[..., None]
-
-
-def safe_cholesky(covariance: Tensor) -> Tensor:
-    """Return the lower factor of (..., d, d), lifting eigenvalues that are not positive.
-
-    The lift is relative to the largest eigenvalue (1e-12), so that units do not matter.
-    """
-    factor, info = torch.linalg.cholesky_ex(covariance)
-    if not bool((info != 0).any()):
-        return factor
-    scale = covariance.diagonal(dim1=-2, dim2=-1).clamp_min(torch.finfo(covariance.dtype).tiny).sqrt()
-    correlation = covariance / (scale[..., :, None] * scale[..., None, :])
-    values, vectors = torch.linalg.eigh(correlation)
-    lifted = vectors * values.clamp_min(1e-10)[..., None, :] @ vectors.mT
-    return scale[..., :, None] * torch.linalg.cholesky(lifted)
+    def _rows(self, phi: Tensor) -> Tensor:
+        """Return phi (..., d) as rows (n, d), or raise ModelError when its last axis is not d."""
+        if phi.ndim == 0 or phi.shape[-1] != self.dim:
+            raise ModelError(
+                f"phi has shape {tuple(phi.shape)}; its last axis must be d = {self.dim}, in the order of "
+                "the curve's random parameters."
+            )
+        return phi.reshape(-1, self.dim)

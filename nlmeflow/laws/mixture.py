@@ -4,7 +4,9 @@ Verbeke and Lesaffre, A linear mixed-effects model with heterogeneity in the ran
 population, JASA 1996; in nonlinear models Lavielle and Mbogning, Statistics and Computing 2014.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -12,51 +14,23 @@ from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
 from nlmeflow.errors import ModelError, check_whole
-from nlmeflow.laws.gaussian import GaussianLaw
-from nlmeflow.laws.law import check_phi
-from nlmeflow.seeds import Seed, generator, integer
+from nlmeflow.laws.affine import lower_inverse
+from nlmeflow.laws.draws import Folds, PosteriorDraws, TrainingSet
+from nlmeflow.laws.em import climb
+from nlmeflow.laws.gaussian import GaussianLaw, population
+from nlmeflow.laws.law import Components, Law
+from nlmeflow.laws.specification import Specification, bic
+from nlmeflow.numerics import LOG_2PI, moments
+from nlmeflow.seeds import Seed, derive, generator, integer
+
+STARTS = 4  # by k-means, for each number of components
+GREEDY = 6  # by adding a component to the smaller mixture
+MOST_POINTS = 2000  # individuals among which its place is sought
+RACE = ((8, 10, 6), (12, 40, 2), (32, 100, 1))  # draws, iterations, survivors: most starts are dropped early
 
 
-@dataclass(frozen=True)
-class Mixture:
-    """Specification: a mixture of Gaussian laws with full covariances.
-
-    components : their number; chosen by BIC from 1 to `max_components` when None.
-    floor : smallest standard deviation of a component in any direction, as a fraction of the
-        population's in that direction. Without it the likelihood is unbounded: a component may
-        shrink onto one individual.
-    shrinkage : covariances are drawn to the diagonal matrix of the components' mean variances, as
-        if so many individuals had been seen with it (regularised discriminant analysis, Friedman,
-        JASA 1989). With 0, sparse data are explained by thin components that are not there. None
-        (default): 5 up to 200 individuals, 1,000 / N beyond.
-    """
-
-    components: int | None = None
-    max_components: int = 6
-    floor: float = 0.05
-    shrinkage: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.components is not None:
-            check_whole("components", self.components, 1)
-        check_whole("max_components", self.max_components, 1)
-        if not 0 < self.floor < 1:
-            raise ModelError(f"floor lies between 0 and 1, got {self.floor!r}.")
-        if self.shrinkage is not None and not 0 <= self.shrinkage < float("inf"):
-            raise ModelError(f"shrinkage is finite and not negative, got {self.shrinkage!r}.")
-
-    @property
-    def name(self) -> str:
-        """The key of this law in tables."""
-        return "mixture"
-
-    def shrinkage_of(self, n: int) -> float:
-        """Return the shrinkage for n individuals."""
-        return min(5.0, 1000 / n) if self.shrinkage is None else self.shrinkage
-
-
-@dataclass(frozen=True)
-class MixtureLaw:
+@dataclass(frozen=True, eq=False)
+class MixtureLaw(Law):
     """sum_k w_k N(m_k, L_k L_k'): weights (K,), means (K, d), lower factors (K, d, d).
 
     `floor` (d, d) is the lower factor of the smallest covariance that a component may have;
@@ -64,6 +38,7 @@ class MixtureLaw:
     `prior` is the c of a factor |Omega_k|^c of each component (see `Gaussian`).
     """
 
+    title: ClassVar[str] = "Gaussian mixture"
     weights: Tensor
     means: Tensor
     factors: Tensor
@@ -82,13 +57,34 @@ class MixtureLaw:
 
     @property
     def n_parameters(self) -> int:
-        """K - 1 weights, K d means, K d (d + 1) / 2 covariances."""
+        """Return K - 1 weights, K d means and K d (d + 1) / 2 covariances."""
         return self.n_components * (1 + self.dim + self.dim * (self.dim + 1) // 2) - 1
+
+    @classmethod
+    def of_one(cls, law: Law) -> "MixtureLaw":
+        """Return a law with Gaussian components as a mixture: a Gaussian law is one of a single component."""
+        if isinstance(law, MixtureLaw):
+            return law
+        assert law.components is not None
+        return cls(*law.components, law.components[2][0])
+
+    @property
+    def components(self) -> Components:
+        return self.weights, self.means, self.factors
+
+    def with_components(self, weights: Tensor, means: Tensor, factors: Tensor) -> Self:
+        return replace(self, weights=weights, means=means, factors=factors)
+
+    def mean_and_covariance(self) -> tuple[Tensor, Tensor]:
+        """Return the moments of the mixture: those between components, and the mean of those within."""
+        mean, between = moments(self.means, self.weights)
+        within = (self.weights[:, None, None] * (self.factors @ self.factors.mT)).sum(0)
+        return mean, between + within
 
     def log_joint(self, phi: Tensor) -> Tensor:
         """Return log w_k + log N(phi; m_k, Omega_k): (..., d) -> (K, ...)."""
-        check_phi(phi, self.dim)
-        return (self._coefficients() @ self._features(phi)).reshape(self.n_components, *phi.shape[:-1])
+        rows = self._rows(phi)
+        return (self._coefficients() @ self._features(rows)).reshape(self.n_components, *phi.shape[:-1])
 
     def _features(self, phi: Tensor) -> Tensor:
         """Return 1, x and the products x_a x_b (a <= b) of x = F^-1 (phi - c): (p, number of phi).
@@ -107,22 +103,18 @@ class MixtureLaw:
 
     def _coefficients(self) -> Tensor:
         """Return the coefficients of the log joint density in the features, (K, p)."""
-        identity = torch.eye(self.dim, dtype=self.floor.dtype)
-        whitener = torch.linalg.solve_triangular(self.floor, identity, upper=False)
-        inverse = torch.linalg.solve_triangular(
-            whitener @ self.factors, identity.expand_as(self.factors), upper=False
-        )
+        whitener = lower_inverse(self.floor)
+        inverse = lower_inverse(whitener @ self.factors)
         precision = inverse.mT @ inverse
         mean = (self.means - self._centre()) @ whitener.mT
         linear = (precision @ mean[..., None]).squeeze(-1)
         row, column = torch.triu_indices(self.dim, self.dim)
         quadratic = -torch.where(row == column, 0.5, 1.0) * precision[:, row, column]
-        log_scale = self.factors.diagonal(dim1=-2, dim2=-1).log().sum(-1) + 0.9189385332046727 * self.dim
+        log_scale = self.factors.diagonal(dim1=-2, dim2=-1).log().sum(-1) + 0.5 * LOG_2PI * self.dim
         constant = self.weights.log() - log_scale - 0.5 * (linear * mean).sum(-1)
         return torch.cat([constant[:, None], linear, quadratic], 1)
 
     def log_prob(self, phi: Tensor) -> Tensor:
-        """Return the log-density: (..., d) -> (...)."""
         return self.log_joint(phi).logsumexp(0)
 
     def memberships(self, phi: Tensor) -> Tensor:
@@ -130,13 +122,12 @@ class MixtureLaw:
         return self.log_joint(phi).softmax(0).movedim(0, -1)
 
     def sample(self, n: int, seed: Seed) -> Tensor:
-        """Draw (n, d)."""
         random = generator(seed)
         component = torch.multinomial(self.weights, n, replacement=True, generator=random)
         noise = torch.randn(n, self.dim, 1, generator=random, dtype=self.means.dtype)
         return self.means[component] + (self.factors[component] @ noise).squeeze(-1)
 
-    def update(self, phi: Tensor, weights: Tensor) -> "MixtureLaw":
+    def update(self, phi: Tensor, weights: Tensor) -> Self:
         """Return one EM step: exact maximiser given the memberships, under the floor."""
         features = self._features(phi)
         log_joint = self._coefficients() @ features
@@ -144,8 +135,8 @@ class MixtureLaw:
         sums = member @ features.mT
         mass = sums[:, 0]
         alive = (mass > 1e-10)[:, None]
-        moments = sums[:, 1:] / mass.clamp_min(torch.finfo(mass.dtype).tiny)[:, None]
-        mean, second = moments.split([self.dim, moments.shape[1] - self.dim], 1)
+        means = sums[:, 1:] / mass.clamp_min(torch.finfo(mass.dtype).tiny)[:, None]
+        mean, second = means.split([self.dim, means.shape[1] - self.dim], 1)
         covariance = second.new_zeros(len(mass), self.dim, self.dim)
         row, column = torch.triu_indices(self.dim, self.dim)
         covariance[:, row, column] = second
@@ -183,25 +174,20 @@ class MixtureLaw:
 
     @classmethod
     def start(
-        cls, points: Tensor, population: GaussianLaw, law: Mixture, components: int, seed: Seed
+        cls, points: Tensor, population: GaussianLaw, law: "Mixture", components: int, seed: Seed
     ) -> "MixtureLaw":
         """Return a first mixture by k-means (k-means++) on points (n, d) whitened by the Gaussian."""
-        white = torch.linalg.solve_triangular(
-            population.factor, (points - population.mean).mT, upper=False
-        ).mT.numpy()
+        z = population.normal.standardise(points)
         random = np.random.default_rng(integer(generator(seed)))
-        _, label = kmeans2(white, components, minit="++", rng=random, missing="warn")
+        _, label = kmeans2(z.numpy(), components, minit="++", rng=random, missing="warn")
         member = torch.from_numpy(np.eye(components)[label]) + 0.5 / len(points)
         member = (member / member.sum(1, keepdim=True)).mT
-        mass = member.sum(1) / len(points)
-        z = torch.from_numpy(white)
-        means = member @ z / member.sum(1, keepdim=True)
-        centred = z - means[:, None, :]
-        spread = (member[..., None] * centred).mT @ centred / member.sum(1)[:, None, None]
+        means, spread = moments(z, member / member.sum(1, keepdim=True))
         root = population.factor
         lowest = law.floor * root
         factors = floored(root @ spread @ root.mT, lowest)
-        return cls(mass, population.mean + means @ root.mT, factors, lowest, law.shrinkage_of(len(points)))
+        mass = member.sum(1) / len(points)
+        return cls(mass, population.normal(means), factors, lowest, law.shrinkage_of(len(points)))
 
     def padded(self, size: int) -> "MixtureLaw":
         """Return the same law with components of no weight up to `size` of them."""
@@ -229,7 +215,140 @@ def floored(covariance: Tensor, floor: Tensor) -> Tensor:
     Eigenvalues below one in the coordinates where F F' is the identity are set to one: the
     maximum-likelihood covariance under the constraint Omega >= F F'.
     """
-    inverse = torch.linalg.solve_triangular(floor, torch.eye(len(floor), dtype=floor.dtype), upper=False)
+    inverse = lower_inverse(floor)
     values, vectors = torch.linalg.eigh(inverse @ covariance @ inverse.mT)
     half = floor @ (vectors * values.clamp_min(1.0).sqrt()[..., None, :])
     return torch.linalg.cholesky(half @ half.mT)
+
+
+@dataclass(frozen=True)
+class Mixture(Specification):
+    """Specification: a mixture of Gaussian laws with full covariances.
+
+    components : their number; chosen by BIC from 1 to `max_components` when None.
+    floor : smallest standard deviation of a component in any direction, as a fraction of the
+        population's in that direction. Without it the likelihood is unbounded: a component may
+        shrink onto one individual.
+    shrinkage : covariances are drawn to the diagonal matrix of the components' mean variances, as
+        if so many individuals had been seen with it (regularised discriminant analysis, Friedman,
+        JASA 1989). With 0, sparse data are explained by thin components that are not there. None
+        (default): 5 up to 200 individuals, 1,000 / N beyond.
+    """
+
+    name: ClassVar[str] = "mixture"
+    components: int | None = None
+    max_components: int = 6
+    floor: float = 0.05
+    shrinkage: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.components is not None:
+            check_whole("components", self.components, 1)
+        check_whole("max_components", self.max_components, 1)
+        if not 0 < self.floor < 1:
+            raise ModelError(f"floor lies between 0 and 1, got {self.floor!r}.")
+        if self.shrinkage is not None and not 0 <= self.shrinkage < float("inf"):
+            raise ModelError(f"shrinkage is finite and not negative, got {self.shrinkage!r}.")
+
+    def shrinkage_of(self, n: int) -> float:
+        """Return the shrinkage for n individuals."""
+        return min(5.0, 1000 / n) if self.shrinkage is None else self.shrinkage
+
+    def sizes(self, training: TrainingSet) -> tuple[list[MixtureLaw], int]:
+        """Return the mixtures of 1, 2, ... components and the position of the best by BIC."""
+        return training.memory.once(self, lambda: _sizes(self, training))
+
+    def learn(self, training: TrainingSet) -> MixtureLaw:
+        """Return the mixture of lowest BIC."""
+        laws, best = self.sizes(training)
+        return laws[best]
+
+    def learn_without(self, training: TrainingSet, folds: Folds) -> list[MixtureLaw]:
+        """Choose again and fit again without each fold, from the mixtures that all individuals gave."""
+
+        def make() -> list[MixtureLaw]:
+            laws, best = self.sizes(training)
+            firsts = laws[max(0, best - 1) : best + 2] if self.components is None else [laws[best]]
+            return [_again(firsts, training.draws.subset(inside)) for inside, _ in folds.parts()]
+
+        return training.memory.once((self, folds), make)
+
+
+def _again(firsts: Sequence[MixtureLaw], draws: PosteriorDraws) -> MixtureLaw:
+    climbed = [climb(first, draws.thinned(32), 40, 0.02) for first in firsts]
+    best, _ = min(climbed, key=lambda pair: bic(pair[0], pair[1], len(draws)))
+    return climb(best, draws, 10, 0.02)[0]
+
+
+def redrawn(law: MixtureLaw, draws: PosteriorDraws, stiffness: float, prior: float) -> MixtureLaw:
+    """Return a mixture fitted again with `stiffness` times its shrinkage and with a prior."""
+    stiff = replace(law, shrinkage=stiffness * law.shrinkage, prior=prior)
+    return climb(stiff, draws, 40, 0.01)[0]
+
+
+def _sizes(law: Mixture, training: TrainingSet) -> tuple[list[MixtureLaw], int]:
+    """Fit 1, 2, ... components until BIC has risen twice."""
+    draws = training.draws
+    most = law.max_components if law.components is None else law.components
+    laws: list[MixtureLaw] = []
+    values: list[float] = []
+    for size in range(1, most + 1):
+        training.report(f"mixture of {size}")
+        fitted, value = _best_start(law, size, training, laws[-1] if laws else None)
+        laws.append(fitted)
+        values.append(bic(fitted, value, len(draws)))
+        if law.components is None and size >= values.index(min(values)) + 3:
+            break
+    best = values.index(min(values)) if law.components is None else most - 1
+    laws[best] = climb(laws[best], draws, 100, tolerance=1e-2)[0]
+    return laws, best
+
+
+def _best_start(
+    law: Mixture, size: int, training: TrainingSet, smaller: MixtureLaw | None
+) -> tuple[MixtureLaw, float]:
+    """Return the best of several starts: short climbs on few draws, long ones for the best.
+
+    Starts are k-means of conditional means and of draws, and the mixture with one component less
+    to which one is added where individuals are denser than it says (greedy EM).
+    """
+    draws = training.draws
+    gaussian = population(draws)
+    means, _ = moments(draws.phi, draws.weigh(gaussian.inflated(1.5)).weights)
+    seed, number = derive(training.seed, size), draws.phi.shape[1]
+    firsts = [
+        MixtureLaw.start(
+            means if k % 2 == 0 else draws.phi[:, k % number], gaussian, law, size, derive(seed, k)
+        )
+        for k in range(STARTS if size > 1 else 1)
+    ]
+    if smaller is not None:
+        firsts += [smaller.with_component(place) for place in _unexplained(means, smaller, gaussian)]
+    for some, iterations, survivors in RACE:
+        thin = draws.thinned(some)
+        climbed = sorted(
+            (climb(first, thin, iterations, 0.02) for first in firsts), key=lambda pair: -pair[1]
+        )
+        firsts = [law for law, _ in climbed[:survivors]]
+    return climbed[0]
+
+
+def _unexplained(means: Tensor, law: Law, gaussian: GaussianLaw, width: float = 0.3) -> list[Tensor]:
+    """Return places where there are more individuals than the law expects, the most striking first.
+
+    Excess: log of the leave-one-out kernel density of the conditional means minus log p(phi); places
+    closer than two kernel widths to a better one are passed over.
+    """
+    points = means[:MOST_POINTS]
+    z = gaussian.normal.standardise(points)
+    distance = torch.cdist(z, z)
+    log_kernel = (-0.5 * (distance / width).square()).fill_diagonal_(-torch.inf)
+    excess = log_kernel.logsumexp(1) - law.log_prob(points)
+    places: list[Tensor] = []
+    for _ in range(GREEDY):
+        best = int(excess.argmax())
+        if not torch.isfinite(excess[best]):
+            break
+        places.append(points[best])
+        excess[distance[best] < 2 * width] = -torch.inf
+    return places

@@ -1,0 +1,107 @@
+"""Real data: found in the folder `NLMEFLOW_DATA_DIR`, else in the cache, else downloaded.
+
+Files are the upstream ones, checked against their SHA-256 wherever they come from.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pooch
+
+from nlmeflow.errors import DataError
+
+VARIABLE = "NLMEFLOW_DATA_DIR"
+LIGHT_RAISED = pd.Timestamp("2018-06-09")  # inferred from the data: the day of the sharp drop
+WINDOW_END = pd.Timestamp("2018-06-14")
+
+
+@dataclass(frozen=True)
+class Source:
+    """An upstream file: where it lies under the data folder, its address and its digest."""
+
+    path: str
+    url: str
+    sha256: str
+    cite: str
+
+
+PHENOVATOR = Source(
+    path="phenovator/PhenovatorDat1.rda",
+    url="https://raw.githubusercontent.com/Biometris/statgenHTP/"
+    "27e166f8ec8c07b499f95bc5aec99a2a1758bc28/data/PhenovatorDat1.rda",
+    sha256="9eeb556863aa29841e433e7a175e2af88650bd3414fe2be7e98fb2305c80a731",
+    cite="Millet et al., statgenHTP (R package); platform: Flood et al. 2016, "
+    "doi:10.1186/s13007-016-0113-y; trait: van Rooijen et al. 2017, doi:10.1038/s41467-017-01576-3",
+)
+
+
+def fetch(source: Source) -> Path:
+    """Return the path of a verified copy.
+
+    Raises
+    ------
+    DataError : the file is absent and cannot be downloaded, or its content is not the expected one.
+
+    """
+    folder = os.environ.get(VARIABLE)
+    given = Path(folder).expanduser() / source.path if folder else None
+    if given is not None and given.is_file():
+        digest = pooch.file_hash(str(given), alg="sha256")
+        if digest != source.sha256:
+            raise DataError(
+                f"{given} is not the expected file: its SHA-256 is {digest}, it should be "
+                f"{source.sha256}. Take a fresh copy from {source.url}."
+            )
+        return given
+    name = Path(source.path).name
+    try:
+        found = pooch.retrieve(
+            source.url, f"sha256:{source.sha256}", fname=name, path=pooch.os_cache("nlmeflow")
+        )
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"The data file {name} is not here and could not be downloaded ({type(error).__name__}). "
+            f"Download {source.url} on a machine with a network, put it at "
+            f"<folder>/{source.path}, and set {VARIABLE}=<folder>."
+        ) from error
+    return Path(found)
+
+
+def phenovator() -> pd.DataFrame:
+    """Return photosystem II efficiency of 1,434 Arabidopsis plants of 196 genotypes.
+
+    103,839 rows: `EffpsII` (0.14 to 0.82) at 73 times over 18 days from 31 May 2018, four a day.
+    The light was raised on 9 June 2018 (inferred from the data). A plant is identified by `pos`.
+    Licence GPL (R package statgenHTP); cite Millet et al. and Flood et al. 2016.
+    """
+    path = fetch(PHENOVATOR)
+    try:
+        import pyreadr
+    except ImportError:
+        raise ImportError("Files of R need the package pyreadr: pip install 'nlmeflow[data]'") from None
+    frame: pd.DataFrame = next(iter(pyreadr.read_r(str(path)).values()))
+    frame["timepoints"] = pd.to_datetime(frame["timepoints"])
+    return frame
+
+
+def high_light(frame: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Return the high-light window of 9 to 13 June 2018: columns plant, genotype, row, day, efficiency.
+
+    `day` counts from the first measurement of 9 June; 28,186 rows, 1,432 plants. `row` is the
+    camera row (`Image_pos`).
+    """
+    frame = phenovator() if frame is None else frame
+    times = frame["timepoints"]
+    inside = frame[(times >= LIGHT_RAISED) & (times < WINDOW_END) & frame["EffpsII"].notna()]
+    first = inside["timepoints"].min()
+    return pd.DataFrame(
+        {
+            "plant": inside["pos"].astype(str).to_numpy(),
+            "genotype": inside["Genotype"].astype(str).to_numpy(),
+            "row": inside["Image_pos"].astype(str).to_numpy(),
+            "day": ((inside["timepoints"] - first).dt.total_seconds() / 86400).to_numpy(),
+            "efficiency": inside["EffpsII"].to_numpy(),
+        }
+    )

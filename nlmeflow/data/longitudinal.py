@@ -1,0 +1,203 @@
+"""Longitudinal data: repeated measures of many individuals, ragged, padded with a mask."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from nlmeflow.data.checks import (
+    censoring_bounds,
+    check_columns,
+    check_finite,
+    check_nested,
+    check_present,
+    check_unique,
+    constant_covariates,
+    numbers,
+)
+from nlmeflow.errors import DataError
+
+
+@dataclass(frozen=True)
+class LongitudinalData:
+    """Observations y_ij at times t_ij of individuals i = 1..N, j = 1..n_i.
+
+    Attributes
+    ----------
+    time, response : Tensor, shape (N, n), n = max n_i, padded.
+    mask : bool Tensor, shape (N, n), true where there is an observation.
+    labels : the individuals' names, in order of first appearance.
+    covariates : one row per individual, indexed by `labels`.
+    names : the user's column names for individual, time and response.
+    n_missing : rows of the table whose response was missing; they carry no information.
+    bounds : None, or (low, high), each (N, n): where an observation is only known to lie between two
+        values, infinite where it is known, or on the open side.
+    group : None, or the column of `covariates` that says which group an individual belongs to.
+
+    """
+
+    time: Tensor
+    response: Tensor
+    mask: Tensor
+    labels: tuple[Hashable, ...]
+    covariates: pd.DataFrame
+    names: tuple[str, str, str] = ("individual", "time", "response")
+    n_missing: int = 0
+    bounds: tuple[Tensor, Tensor] | None = None
+    group: str | None = None
+
+    @classmethod
+    def from_frame(
+        cls,
+        frame: pd.DataFrame,
+        individual: str,
+        time: str,
+        response: str,
+        covariates: Sequence[str] = (),
+        censoring: str | None = None,
+        limit: str | None = None,
+        group: str | None = None,
+    ) -> "LongitudinalData":
+        """Read a long table: one row per observation.
+
+        Missing responses (NaN) are left out and counted; individuals keep their place even when
+        none of their responses was observed. Covariates are constant within an individual.
+
+        censoring : column with "left" where the true value is at most the response (a score that
+            saturates at 0, a concentration below the limit of quantification), "right" where it is at
+            least the response (a score of 100, a variety still green), "interval" where it lies between
+            the response and the value in the column `limit`; empty where it was observed.
+
+        group : column of what individuals belong to (the genotype of a plant, the subject of an occasion),
+            for models with two levels, nf.Model(..., within=...). Names of individuals are not used again in
+            another group.
+
+        Raises
+        ------
+        DataError : a column is absent, a value is not a finite number, an (individual, time) pair
+            stands twice, or a covariate changes within an individual.
+
+        """
+        covariates = [covariates] if isinstance(covariates, str) else list(covariates)
+        if group is not None:
+            check_columns(frame, [group, individual])
+            check_nested(frame, individual, group)
+            covariates += [] if group in covariates else [group]
+        extra = [column for column in (censoring, limit) if column is not None]
+        check_columns(frame, [individual, time, response, *covariates, *extra])
+        if len(frame) == 0:
+            raise DataError("The table has no rows; at least two individuals are needed.")
+        frame = frame.reset_index(drop=True)
+        check_present(frame, individual)
+        times = numbers(frame, time)
+        values = numbers(frame, response)
+        check_finite(frame, time, times, missing_allowed=False)
+        check_finite(frame, response, values, missing_allowed=True)
+        check_unique(frame, individual, time, times)
+
+        code, labels = pd.factorize(frame[individual])
+        table = constant_covariates(frame, individual, list(labels), covariates)
+        keep = ~np.isnan(values)
+        padded = _pad(code[keep], times[keep], values[keep], len(labels))
+        bounds = None
+        if censoring is not None:
+            sides = [side[keep] for side in censoring_bounds(frame, response, values, censoring, limit)]
+            low, high = (_pad(code[keep], times[keep], side, len(labels))[1] for side in sides)
+            bounds = (low.masked_fill(~padded[2], -torch.inf), high.masked_fill(~padded[2], torch.inf))
+        return cls(
+            *padded,
+            labels=tuple(labels),
+            covariates=table,
+            names=(individual, time, response),
+            n_missing=int((~keep).sum()),
+            bounds=bounds,
+            group=group,
+        )
+
+    @classmethod
+    def regular(
+        cls, time: Tensor, response: Tensor, covariates: pd.DataFrame | None = None
+    ) -> "LongitudinalData":
+        """Return data of individuals 0..N-1 all observed, time and response (N, n), covariates (N rows)."""
+        n = len(time)
+        mask = torch.ones_like(time, dtype=torch.bool)
+        table = pd.DataFrame(index=range(n)) if covariates is None else covariates.set_axis(range(n), axis=0)
+        return cls(time, response, mask, tuple(range(n)), table)
+
+    def __len__(self) -> int:
+        """Return the number of individuals N."""
+        return len(self.labels)
+
+    @property
+    def counts(self) -> Tensor:
+        """Observations per individual n_i, shape (N,)."""
+        return self.mask.sum(1)
+
+    @property
+    def n_observations(self) -> int:
+        """Return the total number of observations, the sum of n_i."""
+        return int(self.mask.sum())
+
+    def subset(self, index: Sequence[int] | np.ndarray | Tensor) -> "LongitudinalData":
+        """Return the individuals at these positions, in this order."""
+        rows = torch.as_tensor(np.asarray(index), dtype=torch.long)
+        if len(rows) == 0:
+            raise DataError("A subset needs at least one individual.")
+        width = max(int(self.mask[rows].sum(1).max()), 1)
+        return LongitudinalData(
+            self.time[rows, :width],
+            self.response[rows, :width],
+            self.mask[rows, :width],
+            labels=tuple(self.labels[i] for i in rows.tolist()),
+            covariates=self.covariates.iloc[rows.numpy()],
+            names=self.names,
+            bounds=None
+            if self.bounds is None
+            else (self.bounds[0][rows, :width], self.bounds[1][rows, :width]),
+            group=self.group,
+        )
+
+    def grouped(self) -> tuple[np.ndarray, pd.Index]:
+        """Return the number of each individual's group (N,), and the groups' names."""
+        if self.group is None:
+            raise DataError("The data have no groups; name their column with from_frame(..., group=).")
+        return pd.factorize(self.covariates[self.group])
+
+    @property
+    def censored(self) -> Tensor:
+        """Where an observation is only known to lie between bounds, (N, n)."""
+        if self.bounds is None:
+            return torch.zeros_like(self.mask)
+        return torch.isfinite(self.bounds[0]) | torch.isfinite(self.bounds[1])
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return the observed rows as a long table with the user's column names."""
+        row, column = torch.nonzero(self.mask, as_tuple=True)
+        individual, time, response = self.names
+        frame = pd.DataFrame(
+            {
+                individual: [self.labels[i] for i in row.tolist()],
+                time: self.time[row, column].numpy(),
+                response: self.response[row, column].numpy(),
+            }
+        )
+        return frame.join(self.covariates, on=individual)
+
+
+def _pad(
+    code: np.ndarray, times: np.ndarray, values: np.ndarray, n_individuals: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    order = np.lexsort((times, code))
+    code, times, values = code[order], times[order], values[order]
+    counts = np.bincount(code, minlength=n_individuals)
+    width = max(int(counts.max(initial=0)), 1)
+    rank = np.arange(len(code)) - np.repeat(np.cumsum(counts) - counts, counts)
+    fill = times[0] if len(times) else 0.0
+    time = np.full((n_individuals, width), fill)
+    response = np.zeros((n_individuals, width))
+    mask = np.zeros((n_individuals, width), dtype=bool)
+    time[code, rank], response[code, rank], mask[code, rank] = times, values, True
+    return torch.from_numpy(time), torch.from_numpy(response), torch.from_numpy(mask)

@@ -1,0 +1,79 @@
+"""Laws made of points in a fit: points and residual parameters move in turn until both rest."""
+
+from dataclasses import replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from nlmeflow.estimation.em import Record, Result, Schedule, State, maximise
+from nlmeflow.estimation.likelihood import DataLikelihood, on_points
+from nlmeflow.estimation.particles import Proposal
+from nlmeflow.estimation.problem import Problem
+from nlmeflow.laws.affine import safe_cholesky
+from nlmeflow.laws.draws import TrainingSet
+from nlmeflow.laws.em import Anderson
+from nlmeflow.laws.gaussian import GaussianLaw
+from nlmeflow.laws.points.law import DiscreteLaw
+from nlmeflow.numerics import moments
+
+REST = 30  # rounds of places and residual parameters, at most
+EM_STEPS = 30  # of the residual parameters in each
+
+
+class Placing(Protocol):
+    """A specification that places points, from an earlier law when there is one."""
+
+    def learn(self, training: TrainingSet, start: DiscreteLaw | None = None) -> DiscreteLaw:
+        """Return the law."""
+
+
+def settle_points(law: Placing, problem: Problem, state: State, training: TrainingSet) -> Result:
+    """Maximise over points and x = (log sigma, beta) in turn, x by Anderson steps.
+
+    The likelihood of the best points is a function of x whose ascent by plain EM is slow: points
+    follow the residual error and the residual error the points.
+    """
+    accelerator, trace, converged = Anderson(), [], False
+    found: DiscreteLaw | None = None
+    best, plain = -torch.inf, state
+    log_marginal = training.draws.data.log_marginal  # type: ignore[attr-defined]
+    for _ in range(REST):
+        data = DataLikelihood(problem, state.beta, state.sigma, log_marginal)
+        draws = replace(training.draws, points=data)
+        tried = law.learn(TrainingSet(draws, training.seed, report=training.report), found)
+        before, moved, gain = _residuals(problem, replace(state, law=tried))
+        if before < best - 1e-3 and state is not plain:
+            accelerator.forget()
+            state = plain
+            continue
+        found, best, plain = tried, max(best, before), moved
+        trace.append(Record(len(tried.weights), before, 0.0, gain, 1.0, EM_STEPS))
+        converged = gain < 1e-3
+        if converged:
+            state = moved
+            break
+        log_sigma, beta = accelerator.step(_vector(state), _vector(moved)).split(
+            [len(state.sigma), len(state.beta)]
+        )
+        state = replace(moved, sigma=log_sigma.exp(), beta=beta)
+    assert found is not None
+    state = replace(state, law=found)
+    particles, step = on_points(problem, state)
+    centre, covariance = moments(particles.phi, step.weights)
+    proposal = Proposal(centre, safe_cholesky(covariance), found, GaussianLaw.like(found))
+    return Result(state, particles, step, proposal, converged, trace)
+
+
+def _vector(state: State) -> Tensor:
+    return torch.cat([state.sigma.log(), state.beta])
+
+
+def _residuals(problem: Problem, state: State) -> tuple[float, State, float]:
+    """Return the log-likelihood, the state after EM of all but the points' places, and the gain."""
+    particles, step = on_points(problem, state)
+    before = float(step.log_likelihood.sum())
+    for _ in range(EM_STEPS):
+        state = maximise(problem, state, particles, step, Schedule())
+        particles, step = on_points(problem, state)
+    return before, state, float(step.log_likelihood.sum()) - before

@@ -1,0 +1,1 @@
+"""Fitting: models, fits, comparisons, and what is told of them."""

@@ -1,0 +1,143 @@
+"""Comparison of laws by how well they predict individuals that they have not seen."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+import torch
+
+from nlmeflow.data import LongitudinalData
+from nlmeflow.errors import ModelError
+from nlmeflow.estimation.engine import Task, training_set
+from nlmeflow.fitting.fit import Fit
+from nlmeflow.fitting.model import Model
+from nlmeflow.laws.averaging import stacking_weights
+from nlmeflow.laws.draws import Folds
+from nlmeflow.laws.specification import Specification
+from nlmeflow.laws.stacked import StackedLaw
+from nlmeflow.running import estimating, show_progress
+from nlmeflow.seeds import Stream, derive
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Held-out scores of several laws.
+
+    fits : each law fitted to all the data, by name.
+    scores : a frame, one row per individual, one column per law: log p(y_i) under the law fitted
+        without the individual's fold, up to a constant of the individual that is the same for all
+        laws (sigma and the fixed effects are those of the mixture fit).
+    groups : what each individual was held out with.
+    stacked : the average of the laws by how well they predict held-out individuals. A flow, itself an
+        average of many laws, has as many shares of the prior weight; laws made of points have no density and
+        take no part.
+    weights : these weights, by name.
+    """
+
+    fits: dict[str, Fit]
+    scores: pd.DataFrame
+    groups: pd.Series
+    stacked: StackedLaw
+    weights: dict[str, float]
+
+    def table(self, against: str = "gaussian") -> pd.DataFrame:
+        """Return, for each law, the mean gain in held-out log-likelihood per individual over another.
+
+        The standard error of the paired difference treats groups as the independent units.
+        """
+        if against not in self.scores:
+            raise ModelError(f"'{against}' is not among {', '.join(self.fits)}.")
+        rows = {}
+        for name in self.fits:
+            gain = self.scores[name] - self.scores[against]
+            by_group = gain.groupby(self.groups.to_numpy()).sum()
+            error = float(by_group.std()) * len(by_group) ** 0.5 / len(gain)
+            better = float((by_group > 0).mean())
+            rows[name] = [float(gain.mean()), error, better, self.weights[name]]
+        columns = ["gain", "standard error", "groups better predicted", "stacking weight"]
+        return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("law")
+
+
+def compare(
+    model: Model,
+    data: LongitudinalData,
+    laws: Sequence[Specification],
+    folds: int = 5,
+    seed: int = 0,
+    groups: str | None = None,
+    progress: bool | None = None,
+) -> Comparison:
+    """Fit laws, and score each on individuals held out, by K-fold cross-validation.
+
+    Every law is learned anew without each fold, from posterior draws that stand for the
+    individuals, so that the curve is not called again. An individual's score is
+    log p(y_i) - log p_R(y_i), R a broad reference law common to all.
+
+    laws : specifications such as nf.Gaussian(), nf.Mixture(), nf.Flow(), of different names.
+    groups : a covariate; individuals with the same value are held out together (plants of a
+        genotype, say). Without it individuals are. A model with two levels always holds out its groups.
+    """
+    task = model.task(data, seed)
+    labels = list(task.problem.labels) if model.within else _groups(data, groups)
+    task = replace(task, folds=_folds(labels, folds, seed))
+    return compare_task(model, task, laws, labels, progress)
+
+
+def compare_task(
+    model: Model,
+    task: Task,
+    laws: Sequence[Specification],
+    labels: Sequence[Hashable],
+    progress: bool | None = None,
+) -> Comparison:
+    """Compare laws on a task whose folds are set; labels (N) say who was held out with whom."""
+    named = _named(laws)
+    assert task.folds is not None
+    fits = {name: model.fit_task(task, law, progress) for name, law in named.items()}
+    columns = []
+    with estimating():
+        for law in named.values():
+            with show_progress(law, progress) as report:
+                training = training_set(replace(task, report=report))
+                columns.append(law.held_out(training, task.folds))
+    scores = torch.stack(columns, 1)
+    smooth = [k for k, fit in enumerate(fits.values()) if fit.law.has_density]
+    if not smooth:
+        raise ModelError("Points have no density to average; add a law such as nf.Gaussian().")
+    weights = scores.new_zeros(len(named))
+    sizes = scores.new_tensor([law.n_laws for law in named.values()])
+    weights[smooth] = stacking_weights(scores[:, smooth], sizes=sizes[smooth])
+    frame = pd.DataFrame(scores.numpy(), index=pd.Index(task.problem.labels), columns=list(named))
+    densities = tuple(fit.law for fit in fits.values() if fit.law.has_density)
+    stacked = StackedLaw(densities, weights[smooth])
+    shares = dict(zip(named, weights.tolist(), strict=True))
+    return Comparison(fits, frame, pd.Series(list(labels), index=frame.index), stacked, shares)
+
+
+def _named(laws: Sequence[Specification]) -> dict[str, Specification]:
+    names = [getattr(law, "name", type(law).__name__) for law in laws]
+    twice = {name for name in names if names.count(name) > 1}
+    if not laws or twice:
+        raise ModelError(f"Give laws of different names; got {', '.join(names) or 'none'}.")
+    return dict(zip(names, laws, strict=True))
+
+
+def _groups(data: LongitudinalData, groups: str | None) -> list[Hashable]:
+    if groups is None:
+        return list(data.labels)
+    if groups not in data.covariates:
+        raise ModelError(
+            f"No covariate '{groups}' in the data; name it when reading the table, "
+            f"LongitudinalData.from_frame(..., covariates=['{groups}'])."
+        )
+    return data.covariates[groups].tolist()
+
+
+def _folds(labels: Sequence[Hashable], folds: int, seed: int) -> Folds:
+    """Return the fold of each individual; a group lies in one fold."""
+    code, names = pd.factorize(pd.Series(list(labels)))
+    if not 2 <= folds <= len(names):
+        raise ModelError(f"folds lies between 2 and the number of groups, {len(names)}; got {folds}.")
+    place = np.random.default_rng(derive(seed, Stream.COMPARISON_FOLDS)).permutation(len(names)) % folds
+    return Folds(torch.from_numpy(place[code]))

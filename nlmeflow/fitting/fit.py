@@ -1,0 +1,167 @@
+"""A fitted model, and what it can tell."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from nlmeflow.data import LongitudinalData
+from nlmeflow.errors import ModelError
+from nlmeflow.estimation.likelihood import DataLikelihood, Marginal, around, locate
+from nlmeflow.fitting import tables
+from nlmeflow.fitting.bands import Bands
+from nlmeflow.fitting.fitted import Fitted
+from nlmeflow.fitting.saving import save
+from nlmeflow.laws.draws import resample
+from nlmeflow.laws.points.certificate import Certificate, certify
+from nlmeflow.numerics import median_sd
+from nlmeflow.running import estimating
+from nlmeflow.seeds import Stream, derive, generator
+
+
+@dataclass(eq=False)
+class Fit(Fitted):
+    """A fitted model.
+
+    law : the population law on the unconstrained scale; fixed : natural values of the parameters
+    without variability; residual : residual parameters by name.
+    """
+
+    def log_likelihood(self, data: LongitudinalData | None = None) -> tables.Estimate:
+        """Return the marginal log-likelihood and its Monte-Carlo standard error; of other data when given."""
+        result = self.marginal if data is None else self.scores(data)
+        return tables.Estimate(result.total, result.error)
+
+    def scores(self, data: LongitudinalData) -> Marginal:
+        """Return log p(y_i) of individuals that took no part in the fit."""
+        return self.on(data).marginal
+
+    def on(self, data: LongitudinalData) -> "Fit":
+        """Return this fit looking at other individuals: nothing is estimated again.
+
+        `fit.on(new).individuals()` are the conditional means of new individuals, and the functions of
+        `nlmeflow.diagnostics` check the model on data that took no part in its fit.
+        """
+        with estimating():
+            problem = self.problem(data)
+            if not self.law.has_density:
+                return replace(self, data=data)
+            random, size = generator(derive(self.seed, Stream.NEW_INDIVIDUALS)), min(self.particles, 256)
+            proposal = locate(problem, self.state, size, random)
+            return replace(self, data=data, centre=proposal.centre, factor=proposal.factor)
+
+    def individuals(self, scale: Literal["phi", "natural"] = "phi") -> pd.DataFrame:
+        """Return one row per individual: conditional mean, mode and sd of each parameter.
+
+        On the unconstrained scale of phi (default) or on the natural scale (mean and sd of psi
+        given the data; psi at the mode of phi). `ess` is the effective number of particles,
+        `log_likelihood` is log p(y_i). Conditional means are shrunk: their spread is not the
+        population's. A model with two levels has no modes here, and its likelihoods in `groups`.
+        """
+        return tables.individuals(self, scale)
+
+    def groups(self, scale: Literal["phi", "natural"] = "phi") -> pd.DataFrame:
+        """Return one row per group of a model with two levels: mean and sd of mu, ess, log p(y_g)."""
+        return tables.groups(self, scale)
+
+    def shrinkage(self) -> dict[str, float]:
+        """Return 1 - var(conditional means) / var(population) of each parameter."""
+        return tables.shrinkage(self)
+
+    def criteria(self) -> pd.Series:
+        """Return AIC, BIC and BICc of a law with a fixed number of parameters; the lower the better.
+
+        -2 L + penalty: 2 p; p log N; and, for mixed models, log N for parameters of the population law and
+        effects on random parameters, log of the number of observations for the others (Delattre,
+        Lavielle, Poursat, Electronic Journal of Statistics 2014).
+
+        Raises
+        ------
+        ModelError : the law is averaged, or made of points or kernels; use nf.compare.
+
+        """
+        return tables.criteria(self)
+
+    def standard_errors(self) -> pd.DataFrame:
+        """Return estimates with standard errors from the observed information, one row per parameter.
+
+        Columns: value and standard error on the unconstrained scale (means, sds and correlations of
+        phi, effects of covariates; sigma as it is); `natural` and its standard error by the delta method,
+        the typical value of a parameter in its own unit; 95 % limits of `value`. For Gaussian laws; the
+        uncertainty of other laws is that of their density, `Fit.bands`.
+
+        Raises
+        ------
+        ModelError : the law is not Gaussian. EstimationError : the information is not positive, so that
+            the likelihood has no peak there.
+
+        """
+        return tables.standard_errors(self)
+
+    def certificate(self) -> Certificate:
+        """Return a bound on the log-likelihood that any law whatever could still add (Lindsay 1983).
+
+        sup over phi of D(phi; G) = sum_i p(y_i | phi) / p_G(y_i) - N, sought from conditional modes
+        and draws; fixed effects and residual parameters are those of the fit.
+        """
+        if self.model.within:
+            raise ModelError("There is no certificate of a model with two levels.")
+        phi, weights = self.latent
+        seed, gaussian = derive(self.seed, Stream.CERTIFICATE), self.gaussian
+        with estimating():
+            if self.law.has_density:
+                own = resample(phi, weights, 8, generator(seed)).flatten(0, 1)
+                places, scale = torch.cat([self.modes(), own]), median_sd(phi, weights)
+            else:
+                each = max(2, 4000 // len(self.data))
+                own = around(self.problem(), gaussian, self.beta, self.sigma, each, seed)
+                places, scale = torch.cat([phi[0], own]), 0.1 * gaussian.sd
+            log_marginal = self.marginal.values
+            data = DataLikelihood(self.problem(), self.beta, self.sigma, torch.zeros_like(log_marginal))
+            return certify(data.log_psi, log_marginal, places, scale)
+
+    def bands(
+        self, replicates: int = 40, level: float = 0.9, seed: int = 0, progress: bool | None = None
+    ) -> Bands:
+        """Return pointwise bands for marginal densities, by the weighted-likelihood bootstrap.
+
+        The law is refitted with Dirichlet weights of the individuals from posterior draws that the
+        fit has, without a call of the curve. sigma and the fixed effects stay at their estimates.
+        Bands say what other individuals would have changed; they do not know the bias of a law
+        that is too simple (a Gaussian's bands are narrow wherever the truth is).
+        """
+        return Bands.of(self, replicates, level, seed, progress)
+
+    def population(self, n: int = 1000, seed: int = 0) -> pd.DataFrame:
+        """Draw n individuals, each of a new group when there are groups, on the natural scale."""
+        with estimating():
+            phi = self.law.sample(n, seed)
+            for name, sd in self.within.items():
+                stream = derive(seed, Stream.DRAWN_POPULATION, self.names.index(name))
+                noise = torch.randn(n, generator=generator(stream))
+                phi[:, self.names.index(name)] += sd * noise
+            natural = self.model.curve.natural(phi, self.names)
+        return pd.DataFrame({name: value.numpy() for name, value in natural.items()})
+
+    def predict(self, phi: Tensor, times: Sequence[float] | np.ndarray) -> Tensor:
+        """Return the curve at `times` for individual parameters (K, d): (K, number of times).
+
+        For curves without covariates.
+        """
+        t = torch.as_tensor(np.asarray(times), dtype=phi.dtype)
+        psi = {k: v[:, None] for k, v in self.model.curve.natural(phi, self.names).items()}
+        psi |= {name: phi.new_tensor(value) for name, value in self.fixed.items()}
+        return self.model.curve(t, psi).expand(len(phi), len(t))
+
+    def summary(self) -> tables.Summary:
+        """Return the estimates, the log-likelihood with its Monte-Carlo error, AIC, BIC and ESS."""
+        return tables.Summary.of(self)
+
+    def save(self, path: str | Path) -> None:
+        """Write the fit to one file (safetensors with a JSON header; nothing in it can run)."""
+        save(self, path)

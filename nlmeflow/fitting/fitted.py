@@ -1,0 +1,212 @@
+"""What a fit holds: law, effects, residual parameters; and what follows from them about the individuals."""
+
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Self
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from nlmeflow.covariates import Effect
+from nlmeflow.data import LongitudinalData
+from nlmeflow.errors import EstimationError
+from nlmeflow.estimation.em import Record, Result, State, evaluate
+from nlmeflow.estimation.engine import Task
+from nlmeflow.estimation.likelihood import LEAST_BATCHES, Marginal, conditional_modes, marginal, on_points
+from nlmeflow.estimation.particles import Particles, Proposal, draw
+from nlmeflow.estimation.problem import Problem
+from nlmeflow.fitting.structure import Structure
+from nlmeflow.laws.gaussian import GaussianLaw
+from nlmeflow.laws.law import Law
+from nlmeflow.laws.specification import Specification
+from nlmeflow.running import estimating
+from nlmeflow.seeds import Stream, derive, generator
+
+FARTHEST = 1e100  # natural value at which a parameter has run off
+NOTHING = 1e-3  # residual error, as a share of that without a curve, that is next to none
+
+
+@dataclass(eq=False)
+class Fitted:
+    """The numbers of a fit, and what is computed from them when it is first asked for."""
+
+    model: Structure
+    data: LongitudinalData
+    specification: Specification
+    law: Law
+    beta: Tensor
+    sigma: Tensor
+    centre: Tensor
+    factor: Tensor
+    seed: int
+    particles: int
+    converged: bool
+    trace: pd.DataFrame
+    effects: tuple[Effect, ...] = ()
+
+    @classmethod
+    def of(cls, model: Structure, law: Specification, result: Result, task: Task) -> Self:
+        """Return the fit that a result of the engine describes.
+
+        Raises
+        ------
+        EstimationError : a parameter ran off, or the residual error shrinks without end.
+
+        """
+        trace = pd.DataFrame([asdict(r) if isinstance(r, Record) else r for r in result.trace])
+        state, place = result.state, result.proposal
+        check_finite(model, state)
+        if not result.converged:
+            check_residual(task.problem, state)
+        numbers = state.law, state.beta, state.sigma, place.centre, place.factor
+        run = task.seed, task.particles, result.converged, trace, task.problem.effects
+        return cls(model, task.problem.data, law, *numbers, *run)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The random parameters, in the order of phi."""
+        return self.model.random
+
+    @property
+    def fixed(self) -> dict[str, float]:
+        """Natural values of the parameters without variability."""
+        kept = self.problem().fixed
+        natural = self.model.curve.natural(self.beta[: len(kept)], kept)
+        return {name: float(value) for name, value in natural.items()}
+
+    @property
+    def covariate_effects(self) -> dict[str, float]:
+        """Coefficients of the covariates by name, on the unconstrained scale of their parameter."""
+        values = self.beta[len(self.model.fixed) :].tolist()
+        return {effect.name: value for effect, value in zip(self.effects, values, strict=True)}
+
+    def problem(self, data: LongitudinalData | None = None) -> Problem:
+        """Return the estimation problem of the data fitted, or of other data."""
+        return self._problem if data is None else self.model.problem(data, self.effects)
+
+    @cached_property
+    def _problem(self) -> Problem:
+        with estimating():
+            problem = self.model.problem(self.data, self.effects)
+            return problem.near(self.gaussian, self.beta, self.sigma) if self.model.within else problem
+
+    @cached_property
+    def gaussian(self) -> GaussianLaw:
+        """The Gaussian of the same mean and covariance as the law."""
+        with estimating():
+            return GaussianLaw.like(self.law)
+
+    @property
+    def residual(self) -> dict[str, float]:
+        """Residual parameters by name."""
+        return dict(zip(self.model.residual.names, self.sigma.tolist(), strict=False))
+
+    @property
+    def within(self) -> dict[str, float]:
+        """Standard deviations of the parameters within groups, on the unconstrained scale, by name."""
+        sds = self.sigma[len(self.model.residual.names) :].tolist()
+        return dict(zip(self.model.within, sds, strict=True))
+
+    @property
+    def state(self) -> State:
+        """What was estimated, as the engine keeps it."""
+        return State(self.law, self.beta, self.sigma)
+
+    @property
+    def n_parameters(self) -> int:
+        """Free parameters of the law, the fixed effects and the error model."""
+        return self.law.n_parameters + len(self.beta) + self.n_scales
+
+    @property
+    def n_scales(self) -> int:
+        """Free residual parameters, and standard deviations within groups."""
+        given = len(self.model.residual.names) if self.model.residual.given else 0
+        return len(self.sigma) - given
+
+    @cached_property
+    def marginal(self) -> Marginal:
+        """Log p(y_i) of the individuals fitted, with Monte-Carlo errors."""
+        with estimating():
+            size = max(64, self.particles // LEAST_BATCHES)
+            random = generator(derive(self.seed, Stream.LIKELIHOOD))
+            return marginal(self.problem(), self.state, self.proposal, size, random)
+
+    @property
+    def conditional(self) -> tuple[Tensor, Tensor]:
+        """Particles phi (N, M, d) of each individual given its data, and their weights (N, M)."""
+        phi, weights = self.latent
+        if self.model.within:
+            with estimating():
+                summary = self.drawn().summary
+                phi, weights = self.problem().of_individuals(phi, summary, weights, self.sigma)
+        return phi + self.shift[:, None], weights
+
+    @property
+    def shift(self) -> Tensor:
+        """What the covariates add to each individual's parameters, X gamma, (N, d)."""
+        return self.problem().individuals.shift(self.beta)
+
+    @cached_property
+    def latent(self) -> tuple[Tensor, Tensor]:
+        """Particles without what the covariates add, eta = phi - X gamma (N, M, d), and their weights.
+
+        The population law is the law of eta. Where the model has two levels, of the groups' mu.
+        """
+        with estimating():
+            problem = self.problem()
+            if not self.law.has_density:
+                particles, step = on_points(problem, self.state)
+                return particles.phi, step.weights
+            drawn = self.drawn()
+            return drawn.phi, evaluate(problem, self.state, drawn).weights
+
+    def drawn(self) -> Particles:
+        """Return particles of each individual, those behind `latent`, with their proposal's density."""
+        random = generator(derive(self.seed, Stream.PARTICLES))
+        return draw(self.problem(), self.proposal, self.beta, self.particles, random)
+
+    @property
+    def proposal(self) -> Proposal:
+        """Where each individual's particles are drawn."""
+        return Proposal(self.centre, self.factor, self.law, self.gaussian.inflated(2.0))
+
+    def modes(self) -> Tensor:
+        """Return the conditional modes of eta, (N, d)."""
+        phi, weights = self.latent
+        if not self.law.has_density:
+            return phi[0, weights.argmax(1)]
+        with estimating():
+            return conditional_modes(self.problem(), self.state, phi, weights)
+
+
+def check_finite(model: Structure, state: State) -> None:
+    """Raise EstimationError when a parameter ran off to where the curve's own units end."""
+    law = GaussianLaw.like(state.law)
+    wide = torch.stack([law.mean - 3 * law.sd, law.mean, law.mean + 3 * law.sd])
+    for name, values in model.curve.natural(wide, model.random).items():
+        lower = model.curve[name].scale.lower
+        near = lower > -torch.inf and bool((values - lower < 1 / FARTHEST).any())
+        if near or not bool((values.abs() < FARTHEST).all()):
+            middle, sd = law.mean[model.random.index(name)], law.sd[model.random.index(name)]
+            raise EstimationError(
+                f"Parameter '{name}' ran off while fitting (mean {float(middle):.3g}, sd {float(sd):.3g} on "
+                f"the {model.curve[name].scale.name} scale): the data do not determine it. Give it a first "
+                f"value with fit(..., start={{'{name}': ...}}), name it in fixed=(...), or take a simpler "
+                "curve."
+            )
+
+
+def check_residual(problem: Problem, state: State) -> None:
+    """Raise EstimationError when a fit did not end because its residual error shrinks without end."""
+    data, people = problem.data, problem.individuals
+    pooled = data.response[data.mask].mean().expand_as(data.response)
+    whole = people.residual.start(data.response, pooled, data.mask)
+    sigma = problem.own_sigma(state.sigma)
+    if not people.residual.given and bool((sigma < NOTHING * whole).all()):
+        last = ", ".join(f"{value:.2g}" for value in sigma.tolist())
+        raise EstimationError(
+            f"The residual error shrinks without end (last {last}): curves pass through all observations. "
+            "Give the residual parameters, for example nf.Additive(sigma=...), or name parameters in "
+            "fixed=(...)."
+        )

@@ -1,0 +1,160 @@
+"""A nonlinear mixed-effects model, and how it is fitted."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+
+from nlmeflow.data import LongitudinalData
+from nlmeflow.errors import EstimationError, ModelError
+from nlmeflow.estimation.engine import Task, fit_law
+from nlmeflow.estimation.groups import GroupedProblem
+from nlmeflow.estimation.particles import default_particles
+from nlmeflow.estimation.problem import Problem
+from nlmeflow.fitting.fit import Fit
+from nlmeflow.fitting.structure import Structure
+from nlmeflow.laws.draws import Folds
+from nlmeflow.laws.gaussian import Gaussian
+from nlmeflow.laws.specification import Specification
+from nlmeflow.running import estimating, show_progress
+from nlmeflow.seeds import generator
+
+BROKEN = (
+    "The estimation broke down, at a matrix that cannot be inverted. Usual causes: observations that lie "
+    "exactly on curves, so that there is no residual error (give it, as in nf.Additive(sigma=0.1)); single "
+    "observations a thousand times the others; a parameter that the data do not determine (name it in "
+    "fixed=(...), or give a first value with fit(..., start={...}))."
+)
+
+
+@dataclass(frozen=True)
+class Model(Structure):
+    """A nonlinear mixed-effects model: y_ij = f(t_ij; psi_i) + error, psi_i = h(phi_i), phi_i ~ p.
+
+    curve : the structural model f.
+    residual : the error model.
+    fixed : names of parameters shared by all individuals (without variability).
+    covariates : by parameter, what moves its location on the unconstrained scale: a formula such as
+        "log(weight / 70) + sex", or a list of terms. A category has one effect for each level but the first
+        (in alphabetical order).
+    within : parameters that vary between the individuals of a group, too, as phi = mu_group + b, b Gaussian
+        and independent; the law is then that of the groups. The data name their groups, from_frame(...,
+        group=); groups are plants of a genotype, or occasions of a subject.
+    """
+
+    def task(
+        self,
+        data: LongitudinalData,
+        seed: int = 0,
+        start: Mapping[str, float] | None = None,
+        particles: int | None = None,
+        folds: Folds | None = None,
+    ) -> Task:
+        """Return a fitting task, which several laws may share; folds : who is held out with whom."""
+        generator(seed)
+        start = dict(start or {})
+        for name, value in start.items():
+            self.curve[name].scale.check(name, value)
+        if particles is not None and particles < 64:
+            raise ModelError(f"particles is at least 64, got {particles}.")
+        problem = self.problem(data)
+        _check_varies(data)
+        _check_identifiable(problem)
+        size = particles or default_particles(len(problem), bool(self.within))
+        return Task(problem, start, seed, size, folds)
+
+    def fit(
+        self,
+        data: LongitudinalData,
+        law: Specification | None = None,
+        seed: int = 0,
+        start: Mapping[str, float] | None = None,
+        particles: int | None = None,
+        progress: bool | None = None,
+    ) -> Fit:
+        """Estimate the population law, the fixed effects and the residual parameters.
+
+        law : specification such as nf.Gaussian() (default), nf.Mixture(), nf.Flow().
+        seed : of every random number; the same seed gives the same fit.
+        start : first values on the natural scale, by parameter; found from the data when absent.
+        particles : per individual; 200,000 / N, between 512 and 16,384, when absent.
+        progress : show a progress line; by default only in a terminal.
+
+        Raises
+        ------
+        ModelError, EstimationError : with the parameter, the bound and what would be accepted.
+
+        """
+        law = Gaussian() if law is None else law
+        return self.fit_laws(data, {"fit": law}, seed, start, particles, progress)["fit"]
+
+    def fit_laws(
+        self,
+        data: LongitudinalData,
+        laws: Mapping[str, Specification],
+        seed: int = 0,
+        start: Mapping[str, float] | None = None,
+        particles: int | None = None,
+        progress: bool | None = None,
+    ) -> dict[str, Fit]:
+        """Fit several laws to the same data; what they have in common is computed once.
+
+        laws : specifications by name; arguments as in `fit`. Each fit is the one that `fit` returns
+        with the same seed.
+        """
+        task = self.task(data, seed, start, particles)
+        return {name: self.fit_task(task, law, progress) for name, law in laws.items()}
+
+    def fit_task(self, task: Task, law: Specification, progress: bool | None = None) -> Fit:
+        """Fit a law to a task made by `task`; what earlier laws of the task computed is used."""
+        if self.within and isinstance(law, Specification) and not law.levels:
+            raise ModelError(
+                "A model with two levels is fitted with a law of its groups, nf.Gaussian(), "
+                f"nf.Mixture(), nf.SNP(), nf.Transformed() or nf.Flow(); got {law!r}."
+            )
+        with estimating(), show_progress(law, progress) as report:
+            try:
+                return Fit.of(self, law, fit_law(law, replace(task, report=report)), task)
+            except torch.linalg.LinAlgError as error:
+                raise EstimationError(BROKEN) from error
+
+
+def _check_varies(data: LongitudinalData) -> None:
+    seen = data.response[data.mask]
+    if len(seen) == 0:
+        raise ModelError("No response was observed; every one is missing.")
+    if bool((seen == seen[0]).all()):
+        raise ModelError(f"The response is {float(seen[0]):g} in all {len(seen)} rows: nothing varies.")
+
+
+def _check_identifiable(problem: Problem) -> None:
+    if len(problem) < 2:
+        raise ModelError("A population needs at least two individuals (or groups); the data have one.")
+    if isinstance(problem, GroupedProblem):
+        _check_levels(problem)
+        return
+    most = int(problem.data.counts.max())
+    if most <= problem.dim and not problem.residual.given:
+        names = ", ".join(problem.random)
+        raise ModelError(
+            f"Every individual has at most {most} observation{'s' if most != 1 else ''}, and "
+            f"{problem.dim} parameter{'s' if problem.dim != 1 else ''} vary between individuals "
+            f"({names}): the residual error and the population cannot both be estimated. Give the "
+            "residual parameters, for example nf.Additive(sigma=0.1), or name more parameters in "
+            "fixed=(...)."
+        )
+
+
+def _check_levels(problem: GroupedProblem) -> None:
+    if int(problem.member.bincount().max()) < 2:
+        raise ModelError(
+            f"No group of '{problem.data.group}' has two individuals; what varies within groups cannot be "
+            "told from what varies between them. Leave out within=."
+        )
+    most, width = int(problem.data.counts.max()), len(problem.within)
+    if most <= width and not problem.error.inner.given:
+        raise ModelError(
+            f"Every individual has at most {most} observation{'s' if most != 1 else ''}, and {width} of its "
+            "parameters vary within groups: the residual error and this variation cannot both be estimated. "
+            "Give the residual parameters, or name fewer parameters in within=(...)."
+        )

@@ -1,0 +1,140 @@
+"""Load a fit that was saved. Nothing loaded can run code."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from safetensors import SafetensorError, safe_open
+
+from nlmeflow.curves import LIBRARY, Curve, bounded
+from nlmeflow.data import LongitudinalData
+from nlmeflow.errors import DataError, ModelError
+from nlmeflow.fitting.fit import Fit
+from nlmeflow.fitting.model import Model
+from nlmeflow.fitting.saving import FORMAT
+from nlmeflow.records import Tensors, decode
+
+
+def load(path: str | Path, curve: Curve | None = None) -> Fit:
+    """Read a fit. A curve of one's own is given again: `nf.load("fit", curve=curve)`.
+
+    Raises
+    ------
+    FileNotFoundError : there is no such file.
+    DataError : the file is damaged or was not written by `Fit.save`.
+    ModelError : the fit needs its curve, or another curve was given.
+
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"No fit at '{path}'.")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            header = json.loads((file.metadata() or {})["nlmeflow"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        if header["format"] == 3:
+            header, tensors = upgraded(header, tensors)
+        if header["format"] != FORMAT:
+            raise DataError(f"'{path}' has format {header['format']}; this version reads 3 and {FORMAT}.")
+        model = _read_model(header["model"], curve)
+        return _read_fit(header, tensors, model)
+    except (SafetensorError, KeyError, IndexError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise DataError(f"'{path}' is not a fit written by nlmeflow, or it is damaged.") from error
+
+
+def _read_fit(header: dict[str, Any], tensors: Tensors, model: Model) -> Fit:
+    about = header["data"]
+    covariates = pd.DataFrame(**about["covariates"])
+    covariates.index = pd.Index(about["labels"])
+    data = LongitudinalData(
+        tensors["data.time"],
+        tensors["data.response"],
+        tensors["data.mask"],
+        labels=tuple(about["labels"]),
+        covariates=covariates,
+        names=tuple(about["names"]),
+        n_missing=about["n_missing"],
+        group=about["group"],
+        bounds=(tensors["data.low"], tensors["data.high"]) if "data.low" in tensors else None,
+    )
+    return Fit(
+        model,
+        data,
+        decode(header["specification"], tensors),
+        decode(header["law"], tensors),
+        tensors["beta"],
+        tensors["sigma"],
+        tensors["centre"],
+        tensors["factor"],
+        header["seed"],
+        header["particles"],
+        header["converged"],
+        pd.DataFrame(**header["trace"]),
+        decode(header["effects"], tensors),
+    )
+
+
+def _read_model(header: dict[str, Any], curve: Curve | None) -> Model:
+    recipe, parameters = header["curve"], header["parameters"]
+    if curve is None:
+        if recipe is None:
+            raise ModelError("This fit has a curve of its own: give it again, load(path, curve=...).")
+        curve = LIBRARY[recipe["name"]](**recipe["arguments"])
+        curve = curve.with_transforms(**{name: _transform(scale) for name, scale in parameters})
+    names = [[p.name, p.scale.name] for p in curve.parameters]
+    if names != parameters:
+        raise ModelError(f"The fit was made with parameters {parameters}; this curve has {names}.")
+    residual = decode(header["residual"], {})
+    return Model(curve, residual, tuple(header["fixed"]), header["covariates"], tuple(header["within"]))
+
+
+def _transform(name: str) -> Any:
+    if name.startswith("logit("):
+        lower, upper = name.removeprefix("logit(").removesuffix(")").split(",")
+        return bounded(float(lower), float(upper))
+    return name
+
+
+def upgraded(header: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+    """Return a file of format 3 as one of format 4: laws, specifications and effects name their classes."""
+    residual = dict(header["model"]["residual"])
+    model = header["model"] | {"residual": {"class": residual.pop("kind"), **residual}}
+    effects = [{"class": "Effect", **effect} for effect in header["effects"]]
+    changed = {"format": FORMAT, "model": model, "effects": effects}
+    changed["specification"] = _specification_of_3(header["specification"])
+    return header | changed | {"law": _law_of_3(header["law"], "law")}, tensors
+
+
+def _specification_of_3(about: Any) -> Any:
+    if not isinstance(about, dict):
+        return about
+    return {"class": about["type"]} | {k: _specification_of_3(v) for k, v in about.items() if k != "type"}
+
+
+def _law_of_3(about: dict[str, Any], place: str) -> dict[str, Any]:
+    """Return what format 4 would say of a law; its tensors keep the names that they have in the file."""
+    kind, rest = about["kind"], {k: v for k, v in about.items() if k != "kind"}
+
+    def found(*names: str) -> dict[str, Any]:
+        return {name: {"tensor": f"{place}.{name}"} for name in names}
+
+    frame = {"frame": {"class": "Affine", **found("mean", "factor")}}
+    if kind == "gaussian":
+        return {"class": "GaussianLaw", **rest, **found("mean", "factor")}
+    if kind == "mixture":
+        return {"class": "MixtureLaw", **rest, **found("weights", "means", "factors", "floor")}
+    if kind == "snp":
+        return {"class": "SNPLaw", **rest, **frame, **found("coefficients")}
+    if kind == "transformed":
+        shape = found("shape") | {"kind": rest.pop("transform")}
+        return {"class": "TransformedLaw", **rest, **frame, **shape}
+    if kind == "kernels":
+        return {"class": "KernelLaw", **found("weights", "points", "factor")}
+    if kind == "discrete":
+        return {"class": "DiscreteLaw", **found("support", "weights")}
+    if kind == "stacked":
+        laws = [_law_of_3(part, f"{place}.{k}") for k, part in enumerate(rest["laws"])]
+        return {"class": "StackedLaw", "laws": laws, **found("weights")}
+    parts = {name: _law_of_3(rest[name], f"{place}.{name}") for name in ("gaussian", "base")}
+    network = {"class": "Network", **rest["network"]}
+    return {"class": "FlowLaw", **parts, "network": network, "transport": {"weights": f"{place}.transport"}}

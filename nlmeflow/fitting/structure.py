@@ -1,0 +1,92 @@
+"""The structure of a model: curve, error model, fixed parameters, covariates, levels."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nlmeflow.covariates import Effect, Terms, check_term, effects_of, read_terms
+from nlmeflow.curves import Curve
+from nlmeflow.data import LongitudinalData
+from nlmeflow.errors import ModelError
+from nlmeflow.estimation.groups import GroupedProblem
+from nlmeflow.estimation.problem import Problem
+from nlmeflow.laws.law import Law
+from nlmeflow.residuals import Additive, Residual
+from nlmeflow.seeds import Stream, derive, generator
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What a model says before it is fitted; see `Model`, which says what each field is."""
+
+    curve: Curve
+    residual: Residual = field(default_factory=Additive)
+    fixed: Sequence[str] = ()
+    covariates: Mapping[str, Terms] = field(default_factory=dict)
+    within: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.curve, Curve):
+            raise ModelError(f"curve is an nf.Curve, got {type(self.curve).__name__}.")
+        if not isinstance(self.residual, Residual):
+            raise ModelError(f"residual is an error model such as nf.Additive(), got {self.residual!r}.")
+        names = (self.fixed,) if isinstance(self.fixed, str) else tuple(self.fixed)
+        object.__setattr__(self, "fixed", names)
+        inner = (self.within,) if isinstance(self.within, str) else tuple(self.within)
+        object.__setattr__(self, "within", inner)
+        for name in names + inner:
+            self.curve[name]
+        for name in inner:
+            if name in names or inner.count(name) > 1:
+                raise ModelError(
+                    f"within names '{name}', which is {'fixed' if name in names else 'twice there'}."
+                )
+        terms = {name: read_terms(some) for name, some in dict(self.covariates).items()}
+        object.__setattr__(self, "covariates", terms)
+        for name, some in terms.items():
+            self.curve[name]
+            for term in some:
+                check_term(term)
+
+    @property
+    def random(self) -> tuple[str, ...]:
+        """The parameters that vary between individuals, in the order of phi."""
+        return tuple(name for name in self.curve.names if name not in self.fixed)
+
+    def problem(self, data: LongitudinalData, effects: Sequence[Effect] | None = None) -> Problem:
+        """Return the estimation problem for a data set, checked; with the effects of a fit when given."""
+        if effects is None:
+            effects = effects_of(self.covariates, data.covariates)
+        problem = Problem.build(data, self.curve, self.residual, self.fixed, effects)
+        return GroupedProblem.of(problem, tuple(self.within)) if self.within else problem
+
+    def simulate(
+        self,
+        law: Law,
+        times: Sequence[float] | np.ndarray,
+        n: int,
+        seed: int,
+        sigma: Sequence[float] | float,
+        **fixed: float,
+    ) -> tuple[LongitudinalData, Tensor]:
+        """Draw n individuals from a law, and their responses; return data and phi (n, d).
+
+        sigma : residual parameters; fixed : values of the parameters without variability.
+        """
+        missing = set(self.fixed) - set(fixed)
+        if missing or set(fixed) - set(self.fixed):
+            raise ModelError(f"Give values of the fixed parameters: {', '.join(self.fixed) or 'none'}.")
+        phi = law.sample(n, derive(seed, Stream.SIMULATED_LAW))
+        time = torch.as_tensor(np.asarray(times), dtype=phi.dtype).expand(n, -1)
+        mean = self.mean_response(phi, time, **fixed)
+        scale = torch.tensor(np.atleast_1d(sigma), dtype=phi.dtype)
+        response = self.residual.sample(mean, scale, generator(derive(seed, Stream.SIMULATED_NOISE)))
+        return LongitudinalData.regular(time, response), phi
+
+    def mean_response(self, phi: Tensor, time: Tensor, **fixed: float) -> Tensor:
+        """Return f(t_i; phi_i) for phi (N, d) and time (N, n): (N, n). For curves without covariates."""
+        psi = {name: value[:, None] for name, value in self.curve.natural(phi, self.random).items()}
+        return self.curve(time, psi | {k: phi.new_tensor(v) for k, v in fixed.items()}).expand_as(time)

@@ -1,0 +1,212 @@
+"""Tables of a fit: its individuals, its groups, criteria, standard errors, and the printed summary."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from nlmeflow.errors import EstimationError, ModelError
+from nlmeflow.estimation.information import Chart, delta_covariance, observed_information, reported_names
+from nlmeflow.fitting.fitted import Fitted
+from nlmeflow.numerics import NORMAL_95, moments
+from nlmeflow.running import one_thread
+
+LARGE = 2000  # individuals beyond which standard errors are left to `Fit.standard_errors`
+
+
+class Estimate(NamedTuple):
+    """A value computed by Monte Carlo and its standard error."""
+
+    value: float
+    error: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} ± {self.error:.2f}"
+
+
+def individuals(fit: Fitted, scale: str) -> pd.DataFrame:
+    """Return the table of `Fit.individuals`."""
+    phi, weights = fit.conditional
+    mode = None if fit.model.within else fit.modes() + fit.shift
+    frame = _conditional(fit, phi, weights, scale, mode)
+    if mode is not None:
+        frame["log_likelihood"] = fit.marginal.values.numpy()
+    frame.index = pd.Index(fit.data.labels, name=fit.data.names[0])
+    return frame
+
+
+def groups(fit: Fitted, scale: str) -> pd.DataFrame:
+    """Return the table of `Fit.groups`."""
+    if not fit.model.within:
+        raise ModelError("The model has one level; groups are those of nf.Model(..., within=...).")
+    frame = _conditional(fit, *fit.latent, scale)
+    frame["log_likelihood"] = fit.marginal.values.numpy()
+    frame.index = pd.Index(fit.problem().labels, name=fit.data.group)
+    return frame
+
+
+def _conditional(
+    fit: Fitted, phi: Tensor, weights: Tensor, scale: str, mode: Tensor | None = None
+) -> pd.DataFrame:
+    if scale not in ("phi", "natural"):
+        raise ModelError(f"scale is 'phi' or 'natural', got {scale!r}.")
+
+    def scaled(values: Tensor) -> Tensor:
+        if scale == "phi":
+            return values
+        return torch.stack(list(fit.model.curve.natural(values, fit.names).values()), -1)
+
+    seen = weights[..., None] > 1e-12  # a particle of no weight may be infinite on the natural scale
+    mean, covariance = moments(torch.where(seen, scaled(phi), 0.0), weights)
+    sd = covariance.diagonal(dim1=-2, dim2=-1).sqrt()
+    mode = None if mode is None else scaled(mode)
+    columns: dict[str, Tensor] = {}
+    for k, name in enumerate(fit.names):
+        columns[f"{name}_mean"] = mean[:, k]
+        if mode is not None:
+            columns[f"{name}_mode"] = mode[:, k]
+        columns[f"{name}_sd"] = sd[:, k]
+    columns["ess"] = 1 / weights.square().sum(1)
+    return pd.DataFrame({key: value.numpy() for key, value in columns.items()})
+
+
+def criteria(fit: Fitted) -> pd.Series:
+    """Return the table of `Fit.criteria`."""
+    if not fit.law.counted:
+        raise ModelError(
+            f"A {type(fit.law).__name__} has no number of parameters to count; compare it by "
+            "held-out likelihood, nf.compare."
+        )
+    deviance, n = -2 * fit.marginal.total, len(fit.problem())
+    common = fit.problem().common + fit.n_scales
+    population = fit.n_parameters - common
+    corrected = population * np.log(n) + common * np.log(fit.data.n_observations)
+    values = {"AIC": 2 * fit.n_parameters, "BIC": fit.n_parameters * np.log(n), "BICc": corrected}
+    return pd.Series({name: deviance + float(penalty) for name, penalty in values.items()})
+
+
+def shrinkage(fit: Fitted) -> dict[str, float]:
+    """Return the values of `Fit.shrinkage`."""
+    means, _ = moments(*fit.latent)
+    shrunk = 1 - means.var(0) / fit.gaussian.sd.square()
+    return dict(zip(fit.names, shrunk.tolist(), strict=True))
+
+
+def standard_errors(fit: Fitted) -> pd.DataFrame:
+    """Return the table of `Fit.standard_errors`."""
+    if fit.law.normal is None:
+        raise ModelError(
+            f"Standard errors are those of a Gaussian law's parameters; this is a {type(fit.law).__name__}. "
+            "fit.bands() gives the uncertainty of its density."
+        )
+    with one_thread():
+        with torch.no_grad():
+            particles = fit.drawn()
+        chart = Chart(fit.problem(), fit.state)
+        information = observed_information(chart, particles)
+        with torch.no_grad():
+            lowest = float(torch.linalg.eigvalsh(information)[0])
+            if not lowest > 0:
+                raise EstimationError(
+                    "The observed information is not positive definite: the likelihood has no peak here "
+                    "(a variance of zero or a correlation of one). nf.Gaussian(prior=1) keeps off that "
+                    "boundary, nf.Gaussian('diagonal') has fewer parameters."
+                )
+            values, covariance = delta_covariance(chart, information)
+    errors = covariance.diagonal().sqrt()
+    rows = []
+    for (kind, name), value, error in zip(reported_names(chart), values, errors, strict=True):
+        row = {"kind": kind, "parameter": name, "value": float(value), "standard error": float(error)}
+        if kind in ("mean", "fixed"):
+            scale = fit.model.curve[name].scale
+            place = value.detach().clone().requires_grad_(True)
+            natural = scale.natural(place)
+            (slope,) = torch.autograd.grad(natural, place)
+            row |= {"natural": float(natural.detach()), "natural error": float(slope.abs() * error)}
+        rows.append(row)
+    frame = pd.DataFrame(rows).set_index(["kind", "parameter"])
+    half = NORMAL_95 * frame["standard error"]
+    return frame.assign(lower=frame["value"] - half, upper=frame["value"] + half)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A printed fit: `parameters` is a frame, `numbers` the rest by name."""
+
+    parameters: pd.DataFrame
+    numbers: dict[str, str]
+
+    @classmethod
+    def of(cls, fit: Fitted) -> "Summary":
+        """Collect what a statistician asks first."""
+        curve, gaussian = fit.model.curve, fit.gaussian
+        shrunk = shrinkage(fit)
+        errors = _errors(fit)
+        rows = []
+        for k, name in enumerate(fit.names):
+            typical = curve[name].scale.natural(gaussian.mean[k])
+            mean, sd = float(gaussian.mean[k]), float(gaussian.sd[k])
+            both = (errors.get(("mean", name), np.nan), errors.get(("sd", name), np.nan))
+            scale, unit = curve[name].scale.name, curve[name].unit
+            rows.append([name, scale, float(typical), mean, both[0], sd, both[1], shrunk[name], unit])
+        for name, value in fit.fixed.items():
+            phi = float(curve[name].scale.unconstrained(torch.tensor(value, dtype=torch.float64)))
+            error = errors.get(("fixed", name), np.nan)
+            unit = curve[name].unit
+            rows.append([name, curve[name].scale.name, value, phi, error, 0.0, np.nan, np.nan, unit])
+        for name, value in fit.covariate_effects.items():
+            error = errors.get(("effect", name), np.nan)
+            rows.append([name, "effect", np.nan, value, error, np.nan, np.nan, np.nan, ""])
+        for name, value in fit.residual.items():
+            error = errors.get(("residual", name), np.nan)
+            rows.append([name, "residual", value, np.nan, error, np.nan, np.nan, np.nan, ""])
+        for name, value in fit.within.items():
+            error = errors.get(("residual", f"within {name}"), np.nan)
+            rows.append([f"{name} within", "within", np.nan, np.nan, np.nan, value, error, np.nan, ""])
+        head = ["parameter", "scale", "typical", "mean", "s.e.", "sd", "s.e. of sd", "shrinkage", "unit"]
+        frame = pd.DataFrame(rows, columns=head).set_index("parameter")
+        return cls(frame, _numbers(fit))
+
+    def __str__(self) -> str:
+        numbers = "\n".join(f"{key:<22} {value}" for key, value in self.numbers.items())
+        return f"{self.parameters.round(4).to_string(na_rep='')}\n\n{numbers}"
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        numbers = pd.Series(self.numbers, name="").to_frame().to_html()
+        return self.parameters.round(4).to_html(na_rep="") + numbers
+
+
+def _errors(fit: Fitted) -> dict[tuple[str, str], float]:
+    """Return standard errors by kind and name, none where there are none or where they take long."""
+    if fit.law.normal is None or len(fit.data) > LARGE:
+        return {}
+    try:
+        table = standard_errors(fit)["standard error"]
+    except EstimationError:
+        return {}
+    return dict(zip(table.index.to_flat_index(), table.astype(float), strict=True))
+
+
+def _numbers(fit: Fitted) -> dict[str, str]:
+    estimate = Estimate(fit.marginal.total, fit.marginal.error)
+    ess = 1 / fit.latent[1].square().sum(1)
+    numbers = {
+        "law": fit.law.title or type(fit.law).__name__,
+        "individuals": f"{len(fit.data)} ({fit.data.n_observations} observations)",
+        **({"groups": str(len(ess))} if fit.model.within else {}),
+        "log-likelihood": f"{estimate} (Monte-Carlo standard error)",
+    }
+    try:
+        found = {str(name): f"{value:.2f}" for name, value in criteria(fit).items()}
+        numbers |= {"free parameters": str(fit.n_parameters), **found}
+    except ModelError:
+        pass  # a law whose parameters cannot be counted
+    numbers["effective particles"] = f"{float(ess.min()):.0f} least, {float(ess.median()):.0f} median"
+    numbers["converged"] = "yes" if fit.converged else "no: see fit.trace"
+    return numbers

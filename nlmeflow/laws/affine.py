@@ -1,0 +1,86 @@
+"""Affine maps phi = mean + factor z: the one place where parameters are standardised."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nlmeflow.numerics import LOG_2PI
+from nlmeflow.records import Saved
+
+
+def lower_inverse(factor: Tensor) -> Tensor:
+    """Return L^-1 of lower factors L (..., d, d)."""
+    identity = torch.eye(factor.shape[-1], dtype=factor.dtype).expand_as(factor)
+    return torch.linalg.solve_triangular(factor, identity, upper=False)
+
+
+def safe_cholesky(covariance: Tensor) -> Tensor:
+    """Return the lower factor of (..., d, d), lifting eigenvalues that are not positive.
+
+    Eigenvalues of the correlation matrix are lifted to 1e-10 at least, so that units do not matter.
+    """
+    factor, info = torch.linalg.cholesky_ex(covariance)
+    if not bool((info != 0).any()):
+        return factor
+    scale = covariance.diagonal(dim1=-2, dim2=-1).clamp_min(torch.finfo(covariance.dtype).tiny).sqrt()
+    correlation = covariance / (scale[..., :, None] * scale[..., None, :])
+    values, vectors = torch.linalg.eigh(correlation)
+    lifted = vectors * values.clamp_min(1e-10)[..., None, :] @ vectors.mT
+    return scale[..., :, None] * torch.linalg.cholesky(lifted)
+
+
+def normal_log_prob(phi: Tensor, mean: Tensor, factor: Tensor) -> Tensor:
+    """Return log N(phi; mean, L L') for phi (..., M, d), mean (..., d), L lower (..., d, d).
+
+    Leading axes broadcast.
+    """
+    dim = mean.shape[-1]
+    z = (phi - mean[..., None, :]) @ lower_inverse(factor).mT
+    constant = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1) + 0.5 * LOG_2PI * dim
+    ones = torch.ones(dim, dtype=z.dtype)  # a product is faster than a sum over a short axis
+    return -0.5 * (z.square_() @ ones) - constant[..., None]
+
+
+@dataclass(frozen=True, eq=False)
+class Affine(Saved):
+    """The map phi = mean + factor z: mean (d,), lower factor (d, d)."""
+
+    mean: Tensor
+    factor: Tensor
+
+    @property
+    def dim(self) -> int:
+        """Return d."""
+        return len(self.mean)
+
+    @property
+    def n_parameters(self) -> int:
+        """Return d + d (d + 1) / 2: the mean and the entries of the factor."""
+        return self.dim + self.dim * (self.dim + 1) // 2
+
+    @property
+    def log_volume(self) -> Tensor:
+        """Return log |factor|."""
+        return self.factor.diagonal().log().sum()
+
+    @property
+    def inverse(self) -> Tensor:
+        """Return factor^-1, (d, d)."""
+        return lower_inverse(self.factor)
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Return phi of z (..., d)."""
+        return self.mean + z @ self.factor.mT
+
+    def standardise(self, phi: Tensor) -> Tensor:
+        """Return z = factor^-1 (phi - mean) of phi (..., d)."""
+        return (phi - self.mean) @ self.inverse.mT
+
+    def moved(self, vector: Tensor) -> "Affine":
+        """Return the map moved by a vector (n_parameters,) in its own units; zero leaves it as it is."""
+        dim = self.dim
+        shift, log_scale, below = vector.split([dim, dim, dim * (dim - 1) // 2])
+        row, column = torch.tril_indices(dim, dim, -1)
+        change = torch.diag_embed(log_scale.exp()).index_put((row, column), below)
+        return Affine(self.mean + self.factor @ shift, self.factor @ change)

@@ -1,0 +1,1 @@
+"""Normalizing flows as population laws: maps, training, the average, laws that follow covariates."""

@@ -1,0 +1,172 @@
+"""Distances between a population law and its estimate, and what can be said of its structure."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nlmeflow.laws.gaussian import GaussianLaw
+from nlmeflow.laws.law import Law
+from nlmeflow.laws.marginals import marginal_density, span
+from nlmeflow.laws.mixture import MixtureLaw
+from nlmeflow.running import estimating
+from nlmeflow.seeds import derive
+
+DRAWS = 20_000
+
+
+def kl(truth: Law, estimate: Law, n: int = DRAWS, seed: int = 0) -> float:
+    """Return KL(truth, estimate) = E_truth[log p_truth - log p_estimate], in nats."""
+    with estimating():
+        phi = truth.sample(n, seed)
+        return float((truth.log_prob(phi) - estimate.log_prob(phi)).mean())
+
+
+def _balanced(truth: Law, estimate: Law, n: int, seed: int) -> Tensor:
+    """Return log p_truth - log p_estimate at draws taken half from each law."""
+    with estimating():
+        phi = torch.cat([truth.sample(n // 2, derive(seed, 0)), estimate.sample(n - n // 2, derive(seed, 1))])
+        return truth.log_prob(phi) - estimate.log_prob(phi)
+
+
+def total_variation(truth: Law, estimate: Law, n: int = DRAWS, seed: int = 0) -> float:
+    """Return the total variation, half the integral of |f - g|, between 0 and 1.
+
+    The mean of |f - g| / (f + g) over draws taken half from each law: draws from one alone miss
+    the places where only the other is.
+    """
+    return variation(_balanced(truth, estimate, n, seed))
+
+
+def variation(difference: Tensor) -> float:
+    """Return the total variation from log f - log g at draws taken half from each law."""
+    return float((0.5 * difference).tanh().abs().mean())
+
+
+def hellinger(truth: Law, estimate: Law, n: int = DRAWS, seed: int = 0) -> float:
+    """Return the squared Hellinger distance, 1 - integral of sqrt(f g), between 0 and 1."""
+    return squared_hellinger(_balanced(truth, estimate, n, seed))
+
+
+def squared_hellinger(difference: Tensor) -> float:
+    """Return the squared Hellinger distance from log f - log g at draws taken half from each law."""
+    return float(1 - (1 / (0.5 * difference).cosh()).mean())
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A mode: place (d,), density over the highest one's, prominence, mass of its basin."""
+
+    place: Tensor
+    height: float
+    prominence: float
+    mass: float
+
+
+def modes(
+    law: Law, frame: GaussianLaw | None = None, prominence: float = 0.05, mass: float = 0.03
+) -> list[Mode]:
+    """Return the modes of a law of one to three dimensions, the highest first.
+
+    A mode stands at least `prominence` (as a share of the highest mode's density) above the pass
+    that leads to a higher one, and its basin holds at least `mass`. Found on a grid in the
+    coordinates in which `frame` (the law's own mean and covariance when absent) is standard normal,
+    by merging superlevel sets from the top (persistence).
+    """
+    if law.dim > 3:
+        raise ValueError(f"modes() looks at one to three dimensions; the law has {law.dim}.")
+    frame = GaussianLaw.like(law) if frame is None else frame
+    points = {1: 400, 2: 110, 3: 32}[law.dim]
+    axis = torch.linspace(-4.5, 4.5, points, dtype=torch.float64)
+    mesh = torch.cartesian_prod(*[axis] * law.dim).reshape(-1, law.dim)
+    phi = frame.mean + mesh @ frame.factor.mT
+    with estimating():
+        density = law.log_prob(phi).exp().numpy()
+    found = _persistence(density, (points,) * law.dim, prominence)
+    total, top = density.sum(), density.max()
+    kept = [
+        Mode(phi[peak], float(density[peak] / top), float(lift / top), float(held / total))
+        for peak, lift, held in found
+        if lift >= prominence * top and held >= mass * total
+    ]
+    return sorted(kept, key=lambda mode: -mode.height)
+
+
+def _persistence(
+    density: np.ndarray, shape: tuple[int, ...], prominence: float
+) -> list[tuple[int, float, float]]:
+    """Return (peak, prominence, mass) of each basin; basins too low to count merge with their neighbour."""
+    order = np.argsort(-density)
+    order = order[density[order] > 1e-6 * density[order[0]]]
+    strides = np.array([int(np.prod(shape[k + 1 :])) for k in range(len(shape))])
+    parent: dict[int, int] = {}
+    held: dict[int, float] = {}
+    done: list[tuple[int, float, float]] = []
+    least = prominence * density[order[0]]
+
+    def root(cell: int) -> int:
+        while parent[cell] != cell:
+            parent[cell] = parent[parent[cell]]
+            cell = parent[cell]
+        return cell
+
+    for cell in order.tolist():
+        place = np.unravel_index(cell, shape)
+        near = []
+        for k, stride in enumerate(strides.tolist()):
+            near += [cell - stride] if place[k] > 0 else []
+            near += [cell + stride] if place[k] < shape[k] - 1 else []
+        basins = sorted({root(c) for c in near if c in parent}, key=lambda c: -density[c])
+        parent[cell] = basins[0] if basins else cell
+        owner = parent[cell]
+        held[owner] = held.get(owner, 0.0) + density[cell]
+        for lower in basins[1:]:
+            lift = density[lower] - density[cell]
+            if lift >= least:
+                done.append((lower, float(lift), held[lower]))
+            else:
+                held[owner] += held[lower]
+            parent[lower] = owner
+    top = int(order[0])
+    alone = held[root(top)]
+    return [(top, float(density[top]), float(alone)), *done]
+
+
+def group_mass(groups: MixtureLaw, estimate: Law, n: int = DRAWS, seed: int = 0) -> Tensor:
+    """Return the mass (K,) that an estimate gives to each group of a mixture.
+
+    Each of n draws counts for the groups by its probabilities of belonging to them under the true mixture, so
+    that the mixture itself returns its own weights.
+    """
+    with estimating():
+        joint = groups.log_joint(estimate.sample(n, seed))
+        return joint.softmax(0).mean(1)
+
+
+def marginal_ise(truth: Law, estimate: Law, points: int = 481) -> Tensor:
+    """Return the integrated squared error of each marginal density (d,), phi in units of the truth's sd.
+
+    By the trapezium rule at so many points over six standard deviations on either side.
+    """
+    spread = GaussianLaw.like(truth)
+    found = []
+    for k in range(truth.dim):
+        grid = span(truth, k, reach=6.0, points=points)
+        step = float(grid[1] - grid[0])
+        difference = marginal_density(truth, [k], [grid]) - marginal_density(estimate, [k], [grid])
+        found.append(float(spread.sd[k]) * step * float((difference**2).sum()))
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def bridge_mass(truth: Law, estimate: Law, n: int = DRAWS, seed: int = 0) -> float:
+    """Return the estimate's mass where the truth is under a thousandth of its maximum."""
+    with estimating():
+        highest = truth.log_prob(truth.sample(n, derive(seed, 0))).max()
+        return share_outside(truth.log_prob(estimate.sample(n, derive(seed, 1))), highest)
+
+
+def share_outside(log_truth: Tensor, highest: Tensor) -> float:
+    """Return the share of draws at which the truth is under a thousandth of its maximum."""
+    return float((log_truth < highest - math.log(1000)).double().mean())

@@ -1,0 +1,1 @@
+"""Laws made of points: nonparametric maximum likelihood, its weights and its certificate."""

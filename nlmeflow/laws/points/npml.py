@@ -1,0 +1,314 @@
+"""Nonparametric maximum likelihood: where the points of a discrete law lie, and how it is certified.
+
+The log-likelihood L(G) = sum_i log sum_k w_k p(y_i | phi_k) is concave in G. Its directional derivative
+towards a point mass at phi is D(phi; G) = sum_i p(y_i | phi) / p_G(y_i) - N; G is the maximum if and
+only if D <= 0 everywhere, and L* - L(G) <= sup D (Lindsay 1983).
+
+NPML: Mallet, Biometrika 1986; NPEM: Schumitzky, Applied Mathematics and Computation 1991; NPAG: Leary,
+Jelliffe, Schumitzky, Van Guilder 2001, Yamada, Neely, Bartroff, Bayard, Burke, van Guilder, Jelliffe,
+Kryshchenko, Leary, Tatarinova, Schumitzky 2021; nonparametric on EBEs: Savic, Kjellsson, Karlsson, European
+Journal of Pharmaceutical Sciences 2009.
+"""
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from scipy.linalg import qr
+from torch import Tensor
+
+from nlmeflow.errors import EstimationError, ModelError, check_whole
+from nlmeflow.laws.draws import LikelihoodAtPoints, PosteriorDraws, TrainingSet
+from nlmeflow.laws.gaussian import population
+from nlmeflow.laws.kernels import empirical_bayes
+from nlmeflow.laws.mixing import em_weights, solve_weights
+from nlmeflow.laws.points.certificate import log_gradient, peaks
+from nlmeflow.laws.points.law import DiscreteLaw
+from nlmeflow.laws.specification import Specification
+from nlmeflow.numerics import median_sd
+from nlmeflow.seeds import Stream, derive
+
+ROUNDS = 60  # of new points, at most
+DROPPED = 1e-5  # weight, as a share of the largest, under which a point is left out
+INDEPENDENT = 1e-8  # share of the largest pivot under which a point says nothing new
+FARTHEST = 8.0  # standard deviations from the population's mean to which the box may reach
+
+
+class PointSpecification(Specification):
+    """Base of the laws made of points: an algorithm that places them, run again until D is small.
+
+    tolerance : of sup D, in nats; None runs the algorithm once.
+    """
+
+    levels: ClassVar[bool] = False
+    of_points: ClassVar[bool] = True
+    tolerance: float | None
+
+    def __post_init__(self) -> None:
+        if self.tolerance is not None and not 0 < self.tolerance < math.inf:
+            raise ModelError(f"tolerance is positive, in nats; got {self.tolerance!r}.")
+
+    @abstractmethod
+    def place(self, training: TrainingSet, start: DiscreteLaw | None) -> DiscreteLaw:
+        """Return a discrete law; `start` is an earlier one to go on from."""
+
+    def learn(self, training: TrainingSet, start: DiscreteLaw | None = None) -> DiscreteLaw:
+        """Place points, and again from these and those where D is highest, until sup D is small."""
+        draws, data = training.draws, training.draws.data
+        scale = scale_of(draws)
+        found = self.place(training, start)
+        if self.tolerance is None:
+            return found
+        everywhere = candidates(training)
+        for _ in range(ROUNDS):
+            places = torch.cat([found.support, everywhere])
+            points, gains = peaks(data.log_psi, draws.score(found), places, scale)
+            bound = float(gains.max())
+            training.report(f"{self.name}: {len(found.weights)} points, bound {bound:.3g}")
+            if bound < self.tolerance:
+                break
+            more = points[gains > 0.1 * self.tolerance]
+            weights = torch.cat([found.weights, found.weights.new_full((len(more),), 1 / len(draws))])
+            law = DiscreteLaw(torch.cat([found.support, more]), weights / weights.sum())
+            found = self.place(training, law)
+        return merged(draws, found, scale)
+
+
+@dataclass(frozen=True)
+class NPML(PointSpecification):
+    """Specification: nonparametric maximum likelihood to a certified optimum.
+
+    Points are added where the gradient function D(phi; G) is highest, weights are solved exactly,
+    points without weight are dropped, until sup D is under `tolerance` (nats of log-likelihood that
+    any law could still add).
+    """
+
+    name: ClassVar[str] = "npml"
+    tolerance: float | None = 0.01
+
+    def place(self, training: TrainingSet, start: DiscreteLaw | None) -> DiscreteLaw:
+        return weighed(training.draws.data, candidates(training) if start is None else start.support)
+
+
+@dataclass(frozen=True)
+class NPEM(PointSpecification):
+    """Specification: EM of the weights of a fixed grid (Sobol points of a box).
+
+    grid : number of points; iterations : of EM, at most. The box is that of NPAG.
+    tolerance : the grid gains points where D(phi; G) is highest, and EM goes on, until sup D is under
+        it; None for the grid alone, as published.
+    """
+
+    name: ClassVar[str] = "npem"
+    grid: int = 4096
+    iterations: int = 2000
+    tolerance: float | None = 0.01
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole("grid", self.grid, 1)
+        check_whole("iterations", self.iterations, 1)
+
+    def place(self, training: TrainingSet, start: DiscreteLaw | None) -> DiscreteLaw:
+        grid = _sobol(training, self.grid, Stream.NPEM_GRID) if start is None else start.support
+        weights = grid.new_full((len(grid),), 1 / len(grid)) if start is None else start.weights
+        weights = em_weights(training.draws.data.log_psi(grid), weights, self.iterations, tolerance=1e-7)
+        return pruned(DiscreteLaw(grid, weights), DROPPED)
+
+
+@dataclass(frozen=True)
+class NPAG(PointSpecification):
+    """Specification: the adaptive grid.
+
+    From `grid` Sobol points in a box: solve the weights, drop points below a thousandth of the
+    highest, let each of the others spawn two neighbours per coordinate at +-eps of the box's width;
+    eps is halved from .2 to 1e-4 whenever the likelihood stands still.
+
+    tolerance : points where D(phi; G) is highest are added, and the grid adapts again, until sup D is
+        under it; None runs once, as published, and may end in a local optimum.
+    """
+
+    name: ClassVar[str] = "npag"
+    grid: int = 1024
+    tolerance: float | None = 0.01
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole("grid", self.grid, 1)
+
+    def place(self, training: TrainingSet, start: DiscreteLaw | None) -> DiscreteLaw:
+        draws, data = training.draws, training.draws.data
+        low, high = box_of(training)
+        grid, reach = (
+            (_sobol(training, self.grid, Stream.NPAG_GRID), 0.2) if start is None else (start.support, 0.01)
+        )
+        value, rounds = -torch.inf, 0
+        found = weighed(data, grid, dropped=1e-3)
+        while reach > 1e-4 and rounds < 400:
+            rounds += 1
+            steps = reach * torch.diag(high - low)
+            moved = found.support[:, None, None] + torch.stack([steps, -steps])
+            moved = torch.minimum(torch.maximum(moved.flatten(0, 2), low), high)
+            found = weighed(data, torch.cat([found.support, moved]), dropped=1e-3)
+            new = float(draws.score(found).sum())
+            training.report(f"npag: {len(found.weights)} points, reach {reach:.1g}")
+            if new - value < 1e-2:
+                reach /= 2
+            value = new
+        return found
+
+
+@dataclass(frozen=True)
+class ParticleNPML(PointSpecification):
+    """Specification: nonparametric maximum likelihood by particles whose weights and places move in turn.
+
+    Wasserstein-Fisher-Rao gradient flow (Yan, Wang, Rigollet, Annals of Statistics 2024): weights by
+    EM steps, places along the gradient of D, scaled for each by the curvature of its individuals.
+
+    tolerance : particles are added where D(phi; G) is highest, and all move on, until sup D is under it;
+        None runs once.
+    """
+
+    name: ClassVar[str] = "particles"
+    particles: int = 400
+    steps: int = 200
+    tolerance: float | None = 0.01
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole("particles", self.particles, 2)
+        check_whole("steps", self.steps, 1)
+
+    def place(self, training: TrainingSet, start: DiscreteLaw | None) -> DiscreteLaw:
+        draws, data = training.draws, training.draws.data
+        scale = scale_of(draws)
+        if start is None:
+            half = self.particles // 2
+            drawn = draws.thinned(-(-half // len(draws))).phi.flatten(0, 1)[:half]
+            support = torch.cat([drawn, _sobol(training, self.particles - half, Stream.PARTICLE_POINTS)])
+            weights = support.new_full((len(support),), 1 / len(support))
+        else:
+            support, weights = start.support, start.weights
+        rate = support.new_full((len(support), 1), 0.5)
+        for _ in range(self.steps if start is None else self.steps // 4):
+            weights = em_weights(data.log_psi(support), weights, 5)
+            keep = weights > DROPPED * weights.max()
+            support, weights, rate = support[keep], weights[keep], rate[keep]
+            log_marginal = draws.score(DiscreteLaw(support, weights))
+            with torch.enable_grad():
+                x = support.clone().requires_grad_(True)
+                value = log_gradient(data.log_psi, log_marginal, x)
+                slope = torch.autograd.grad(value.sum(), x)[0]
+            step = rate * slope * scale.square()
+            step = step * (0.5 / (step / scale).norm(dim=1, keepdim=True).clamp_min(0.5))
+            tried = support + step
+            better = (log_gradient(data.log_psi, log_marginal, tried) >= value)[:, None]
+            rate = torch.where(better, rate * 1.3, rate * 0.3)
+            support = torch.where(better, tried, support)
+        return weighed(data, support)
+
+
+@dataclass(frozen=True)
+class NPonEBE(PointSpecification):
+    """Specification: weights on the empirical Bayes estimates (conditional modes) of the Gaussian fit.
+
+    extended : points that are drawn besides from the Gaussian fit made 1.5 times wider, for each EBE;
+        0 takes the EBEs alone, which are shrunk.
+    """
+
+    name: ClassVar[str] = "np on ebes"
+    tolerance: ClassVar[None] = None  # type: ignore[misc]
+    extended: int = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole("extended", self.extended, 0)
+
+    def place(self, training: TrainingSet, start: DiscreteLaw | None) -> DiscreteLaw:
+        draws, wide = training.draws, population(training.draws).inflated(1.5)
+        drawn = wide.sample(self.extended * len(draws), derive(training.seed, Stream.EBE_POINTS))
+        return weighed(draws.data, torch.cat([empirical_bayes(draws), drawn]))
+
+
+def candidates(training: TrainingSet) -> Tensor:
+    """Return where points may be: posterior draws, points around each individual's own data, a Sobol set."""
+    draws = training.draws
+    each, seed = max(2, 4000 // len(draws)), derive(training.seed, Stream.POINTS_ALONE)
+    own = draws.data.around(population(draws), each, seed)
+    drawn = draws.thinned(each).phi.flatten(0, 1)
+    return torch.cat([drawn, own, _sobol(training, 2048, Stream.CANDIDATE_POINTS)])
+
+
+def weighed(data: LikelihoodAtPoints, support: Tensor, dropped: float = DROPPED) -> DiscreteLaw:
+    """Return the law of highest likelihood on given points, those without weight left out.
+
+    Points that lie close together share their weight in the solution, more of them than individuals;
+    then as many are kept as are linearly independent in what they say of the data (pivoted QR).
+    """
+    log_psi = data.log_psi(support)
+    law = pruned(DiscreteLaw(support, solve_weights(log_psi)), dropped)
+    if len(law.weights) <= len(log_psi):
+        return law
+    log_psi = data.log_psi(law.support)
+    psi = (log_psi - log_psi.amax(1, keepdim=True)).exp() * law.weights
+    _, triangle, order = qr(psi.numpy(), mode="economic", pivoting=True)
+    size = np.abs(np.diag(triangle))
+    kept = torch.from_numpy(order[: len(size)][size > INDEPENDENT * size[0]])
+    weights = solve_weights(log_psi[:, kept])
+    return pruned(DiscreteLaw(law.support[kept], weights), dropped)
+
+
+def pruned(law: DiscreteLaw, dropped: float) -> DiscreteLaw:
+    """Return the law without the points whose weight is below a share of the largest."""
+    kept = law.weights > dropped * law.weights.max()
+    if not bool(kept.any()):
+        raise EstimationError("No point has any likelihood: an observation is impossible under all of them.")
+    weights = law.weights[kept]
+    return DiscreteLaw(law.support[kept], weights / weights.sum())
+
+
+def scale_of(draws: PosteriorDraws) -> Tensor:
+    """Return a length in each coordinate: the median conditional standard deviation."""
+    return median_sd(draws.phi, draws.weigh(population(draws)).weights)
+
+
+def merged(draws: PosteriorDraws, law: DiscreteLaw, scale: Tensor, distance: float = 0.02) -> DiscreteLaw:
+    """Return the law with points closer than `distance` scales merged, when that costs no likelihood."""
+    order = law.weights.argsort(descending=True).tolist()
+    apart = torch.cdist(law.support / scale, law.support / scale)
+    owner: dict[int, list[int]] = {}
+    for k in order:
+        near = next((j for j in owner if apart[j, k] < distance), None)
+        owner.setdefault(k if near is None else near, []).append(k)
+    rows = [(law.weights[group], law.support[group]) for group in owner.values()]
+    support = torch.stack([w @ x / w.sum() for w, x in rows])
+    lighter = weighed(draws.data, support)
+    before, after = draws.score(law).sum(), draws.score(lighter).sum()
+    return lighter if after > before - 1e-4 else law
+
+
+def box_of(training: TrainingSet) -> tuple[Tensor, Tensor]:
+    """Return the corners of a box that holds the draws and what each individual says alone.
+
+    The latter up to FARTHEST standard deviations: an individual that leaves a parameter free says nothing.
+    """
+
+    def make() -> tuple[Tensor, Tensor]:
+        draws, gaussian = training.draws, population(training.draws)
+        reach = FARTHEST * gaussian.sd
+        own = draws.data.alone(gaussian)
+        own = torch.minimum(torch.maximum(own, gaussian.mean - reach), gaussian.mean + reach)
+        held = torch.cat([own, draws.phi.flatten(0, 1)])
+        low, high = held.amin(0), held.amax(0)
+        return low - 0.05 * (high - low), high + 0.05 * (high - low)
+
+    return training.memory.once("box", make)
+
+
+def _sobol(training: TrainingSet, n: int, stream: Stream) -> Tensor:
+    low, high = box_of(training)
+    engine = torch.quasirandom.SobolEngine(len(low), scramble=True, seed=derive(training.seed, stream))
+    return low + (high - low) * engine.draw(n, dtype=low.dtype)

@@ -1,0 +1,1 @@
+"""Reports: figures, diagnostics, draws for other programs."""

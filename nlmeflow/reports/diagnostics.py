@@ -1,0 +1,175 @@
+"""Does the fitted model produce data like the data? From the fitted law, never a Gaussian in its place.
+
+Visual predictive check: Holford 2005. Normalised prediction distribution errors: Brendel, Comets, Laffont,
+Laveille, Mentre, Pharmaceutical Research 2006.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import stats
+from torch import Tensor
+
+from nlmeflow.errors import ModelError, check_whole
+from nlmeflow.fitting.fit import Fit
+from nlmeflow.running import estimating
+from nlmeflow.seeds import Stream, derive, generator
+
+MOST_TIMES = 15  # distinct times that are not binned
+HELD = 4_000_000  # simulated observations held at a time
+
+
+def simulate(fit: Fit, replicates: int = 200, seed: int = 0) -> Tensor:
+    """Simulate the data set again: new individuals from the fitted law at the data's times and covariates.
+
+    Returns responses (replicates, N, n), in the places where the data have observations.
+    """
+    check_whole("replicates", replicates, 1)
+    if fit.data.bounds is not None:
+        raise ModelError("There are no predictive checks of censored data; draw with fit.population.")
+    problem = fit.problem()
+    size, times = problem.data.time.shape
+    parts = []
+    with estimating():
+        each = max(1, HELD // (size * times))
+        for k, start in enumerate(range(0, replicates, each)):
+            count = min(each, replicates - start)
+            eta = problem.simulated(fit.law, fit.sigma, count, derive(seed, Stream.REPLICATED_LAW, k))
+            mean = problem.predict(eta, fit.beta)
+            random, people = generator(derive(seed, Stream.REPLICATED_NOISE, k)), problem.individuals
+            drawn = people.residual.sample(mean, problem.own_sigma(fit.sigma), random)
+            parts.append(drawn.movedim(1, 0))
+    return torch.cat(parts)
+
+
+def vpc(
+    fit: Fit,
+    replicates: int = 200,
+    quantiles: Sequence[float] = (0.1, 0.5, 0.9),
+    level: float = 0.9,
+    bins: int | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Return a visual predictive check: observed quantiles of the response beside simulated ones.
+
+    One row per bin of time and quantile: time (mean of the bin), quantile, observed, predicted (median of
+    the replicates) and the interval of the replicates' quantiles. bins : of equal numbers of observations;
+    every distinct time is a bin when there are at most 15 and `bins` is None.
+    """
+    if not quantiles or not all(0 < q < 1 for q in quantiles):
+        raise ModelError(f"quantiles lie between 0 and 1, got {tuple(quantiles)}.")
+    if not 0 < level < 1:
+        raise ModelError(f"level lies between 0 and 1, got {level!r}.")
+    mask = fit.data.mask.numpy()
+    time, observed = fit.data.time.numpy()[mask], fit.data.response.numpy()[mask]
+    simulated = simulate(fit, replicates, seed).numpy()[:, mask]
+    where = _bins(time, bins)
+    tail = (1 - level) / 2
+    rows = []
+    for k in range(where.max() + 1):
+        inside = where == k
+        for q in quantiles:
+            each = np.quantile(simulated[:, inside], q, axis=1)
+            low, middle, high = np.quantile(each, [tail, 0.5, 1 - tail])
+            seen = np.quantile(observed[inside], q)
+            rows.append([time[inside].mean(), q, seen, middle, low, high, int(inside.sum())])
+    columns = ["time", "quantile", "observed", "predicted", "lower", "upper", "observations"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _bins(time: np.ndarray, bins: int | None) -> np.ndarray:
+    """Return the bin of each observation, numbered from 0 in the order of time."""
+    distinct, code = np.unique(time, return_inverse=True)
+    if bins is None and len(distinct) <= MOST_TIMES:
+        return code
+    count = MOST_TIMES if bins is None else bins
+    check_whole("bins", count, 1)
+    edges = np.unique(np.quantile(time, np.linspace(0, 1, count + 1)))
+    found = np.clip(np.searchsorted(edges, time, side="right") - 1, 0, max(len(edges) - 2, 0))
+    return np.unique(found, return_inverse=True)[1]
+
+
+def npde(fit: Fit, replicates: int = 1000, seed: int = 0) -> pd.DataFrame:
+    """Return normalised prediction distribution errors, one row per observation.
+
+    Observations of an individual are decorrelated by the Cholesky factor of their simulated covariance;
+    pde is the share of simulated values below, npde its normal score. Under the true model they are
+    uncorrelated, uniform and standard normal. One half of the replicates gives the covariance, the other
+    half the shares: with the same for both, observations look more spread out than simulations, because
+    the covariance was made for the latter.
+    """
+    check_whole("replicates", replicates, 100)
+    simulated = simulate(fit, replicates, seed).numpy()
+    rows = []
+    for i, label in enumerate(fit.data.labels):
+        mask = fit.data.mask[i].numpy()
+        if not mask.any():
+            continue
+        draws, seen = simulated[:, i, mask], fit.data.response[i].numpy()[mask]
+        first, second = draws[: replicates // 2], draws[replicates // 2 :]
+        mean = first.mean(0)
+        factor = np.linalg.cholesky(np.atleast_2d(np.cov(first.T)))
+        white = np.linalg.solve(factor, (second - mean).T)
+        below = (white < np.linalg.solve(factor, seen - mean)[:, None]).sum(1)
+        pde = (below + 0.5) / (len(second) + 1)
+        rows.append(
+            pd.DataFrame(
+                {
+                    fit.data.names[0]: label,
+                    "time": fit.data.time[i].numpy()[mask],
+                    "predicted": mean,
+                    "pde": pde,
+                    "npde": stats.norm.ppf(pde),
+                }
+            )
+        )
+    return pd.concat(rows, ignore_index=True)
+
+
+def npde_tests(errors: pd.DataFrame) -> pd.Series:
+    """Return p-values of `npde`: mean zero (t), variance one (chi-squared), normal (Kolmogorov)."""
+    values = errors["npde"].to_numpy()
+    chi = (len(values) - 1) * values.var(ddof=1)
+    share = stats.chi2.cdf(chi, len(values) - 1)
+    return pd.Series(
+        {
+            "mean": float(stats.ttest_1samp(values, 0.0).pvalue),
+            "variance": float(2 * min(share, 1 - share)),
+            "distribution": float(stats.kstest(values, "norm").pvalue),
+        },
+        name="p-value",
+    )
+
+
+def predictions(fit: Fit) -> pd.DataFrame:
+    """Return observations beside predictions, one row per observation.
+
+    population: mean prediction under the population law (with the individual's covariates); individual: the
+    curve's conditional mean given the individual's data; residual: the standardised residual of the latter.
+    """
+    with estimating():
+        problem = fit.problem()
+        people, sigma = problem.individuals, problem.own_sigma(fit.sigma)
+        draws = problem.simulated(fit.law, fit.sigma, 500, derive(fit.seed, Stream.PREDICTIONS))
+        population = problem.predict(draws, fit.beta).mean(1)
+        phi, weights = fit.conditional
+        phi = phi - fit.shift[:, None]
+        heavy = weights.topk(min(256, weights.shape[1]), dim=1)
+        share = heavy.values / heavy.values.sum(1, keepdim=True)
+        chosen = phi.gather(1, heavy.indices[..., None].expand(-1, -1, phi.shape[-1]))
+        individual = (share[..., None] * problem.predict(chosen, fit.beta)).sum(1)
+        residual, _ = people.residual.working(people.data.response, individual, sigma, people.bounds())
+    row, column = torch.nonzero(fit.data.mask, as_tuple=True)
+    names = fit.data.names
+    return pd.DataFrame(
+        {
+            names[0]: [fit.data.labels[i] for i in row.tolist()],
+            "time": fit.data.time[row, column].numpy(),
+            "observed": fit.data.response[row, column].numpy(),
+            "population": population[row, column].numpy(),
+            "individual": individual[row, column].numpy(),
+            "residual": residual[row, column].numpy(),
+        }
+    )

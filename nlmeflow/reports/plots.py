@@ -1,0 +1,257 @@
+"""Figures: each function draws on Axes, gives them labels with units, and returns them."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from torch import Tensor
+
+from nlmeflow.fitting.bands import Bands
+from nlmeflow.fitting.fit import Fit
+from nlmeflow.laws.law import Law
+from nlmeflow.laws.marginals import marginal_density, span
+from nlmeflow.numerics import moments
+from nlmeflow.reports.diagnostic_plots import npde, observed_predicted, residuals, vpc
+
+__all__ = [
+    "bands",
+    "colour",
+    "convergence",
+    "density",
+    "legend",
+    "levels",
+    "marginals",
+    "npde",
+    "observed_predicted",
+    "population",
+    "residuals",
+    "saem_paths",
+    "side_by_side",
+    "trajectories",
+    "vpc",
+]
+
+PALETTE = {"gaussian": "#8a8a8a", "mixture": "#d1812b", "flow": "#1f6f8b", "truth": "#222222"}
+PALETTE |= {"snp": "#4c9f70", "smooth npmle": "#a04668", "box-cox": "#6b5ca5", "saem": "#b04a3a"}
+PALETTE |= {"npml": "#b5a642", "two-stage": "#c77ca8", "heavy tails": "#c9a227", "ebe density": "#7a9ad1"}
+MASSES = (0.95, 0.8, 0.5, 0.2)  # of the regions of highest density that contours enclose
+
+
+def colour(name: str, position: int = 0) -> str:
+    """Return the colour of a law in every figure of the project."""
+    others = ["#4c9f70", "#a04668", "#6b5ca5", "#b5a642"]
+    return PALETTE.get(name, others[position % len(others)])
+
+
+def levels(density: np.ndarray) -> list[float]:
+    """Return the heights whose regions of highest density hold MASSES of the population."""
+    ordered = np.sort(density.ravel())[::-1]
+    held = np.cumsum(ordered) / ordered.sum()
+    heights = [float(ordered[min(int(np.searchsorted(held, mass)), len(held) - 1)]) for mass in MASSES]
+    return sorted(set(heights))
+
+
+def density(
+    law: Law,
+    grids: tuple[np.ndarray, np.ndarray],
+    axes: tuple[int, int] = (0, 1),
+    ax: Axes | None = None,
+    color: str = PALETTE["flow"],
+    filled: bool = True,
+) -> Axes:
+    """Draw regions of highest density of two coordinates: 20, 50, 80 and 95 % of the population."""
+    ax = plt.gca() if ax is None else ax
+    values = marginal_density(law, axes, grids)
+    heights = levels(values)
+    if filled:
+        for height in heights:
+            top = max(float(values.max()) * 1.001, height * 1.001)
+            ax.contourf(*grids, values.T, levels=[height, top], colors=[color], alpha=0.22)
+    ax.contour(*grids, values.T, levels=heights, colors=[color], linewidths=0.9)
+    return ax
+
+
+def side_by_side(
+    laws: Mapping[str, Law],
+    labels: tuple[str, str],
+    axes: tuple[int, int] = (0, 1),
+    points: Tensor | None = None,
+    titles: Mapping[str, str] | None = None,
+) -> Figure:
+    """Draw two coordinates of several laws in one row, on the grid of the first law.
+
+    labels : of the two coordinates, with units. points (N, d) : drawn over the first law.
+    """
+    first = next(iter(laws.values()))
+    grids = (span(first, axes[0], 3.2, 90), span(first, axes[1], 4.0, 90))
+    figure, panels = plt.subplots(1, len(laws), figsize=(2.75 * len(laws), 3.1), sharex=True, sharey=True)
+    for k, (name, law) in enumerate(laws.items()):
+        density(law, grids, axes, panels[k], colour(name, k))
+        panels[k].set_title((titles or {}).get(name, name), fontsize=10)
+        panels[k].set_xlabel(labels[0])
+    if points is not None:
+        panels[0].plot(*points[:, list(axes)].mT.numpy(), ".", ms=2.5, color="#222222", alpha=0.7)
+    panels[0].set_ylabel(labels[1])
+    return figure
+
+
+def population(fit: Fit, pair: tuple[str, str] | None = None, ax: Axes | None = None) -> Axes:
+    """Draw the fitted law of two parameters on the unconstrained scale, and conditional means.
+
+    Of a law of one parameter the density itself, conditional means as marks under it. The points are the
+    individuals' conditional means: shrunk, so not a sample of the law.
+    """
+    ax = plt.gca() if ax is None else ax
+    color = colour(fit.specification.name)
+    if len(fit.names) == 1:
+        return _one(fit, ax, color)
+    axes = _pair(fit, pair)
+    grids = (span(fit.law, axes[0]), span(fit.law, axes[1]))
+    density(fit.law, grids, axes, ax, color)
+    phi, weights = fit.latent
+    mean = moments(phi, weights)[0].numpy()
+    ax.plot(mean[:, axes[0]], mean[:, axes[1]], ".", color="#222222", ms=2.5, alpha=0.5)
+    _label(ax, fit, axes)
+    return ax
+
+
+def _one(fit: Fit, ax: Axes, color: str) -> Axes:
+    grid = span(fit.law, 0)
+    ax.plot(grid, marginal_density(fit.law, [0], [grid]), color=color)
+    phi, weights = fit.latent
+    mean = moments(phi, weights)[0][:, 0].numpy()
+    ax.plot(mean, np.zeros_like(mean), "|", color="#222222", alpha=0.5)
+    ax.set_xlabel(fit.model.curve[fit.names[0]].label)
+    ax.set_ylabel("density")
+    return ax
+
+
+def _pair(fit: Fit, pair: tuple[str, str] | None) -> tuple[int, int]:
+    if len(fit.names) < 2:
+        raise ValueError("The fit has one random parameter; plots.marginals shows it.")
+    first, second = fit.names[:2] if pair is None else pair
+    return fit.names.index(first), fit.names.index(second)
+
+
+def _label(ax: Axes, fit: Fit, axes: tuple[int, int]) -> None:
+    ax.set_xlabel(fit.model.curve[fit.names[axes[0]]].label)
+    ax.set_ylabel(fit.model.curve[fit.names[axes[1]]].label)
+
+
+def marginals(
+    laws: Mapping[str, Law], fit: Fit, parameter: str, ax: Axes | None = None, reach: float = 3.5
+) -> Axes:
+    """Draw one parameter's marginal density under several laws, on the unconstrained scale."""
+    ax = plt.gca() if ax is None else ax
+    axis = fit.names.index(parameter)
+    grid = span(fit.law, axis, reach, 160)
+    for k, (name, law) in enumerate(laws.items()):
+        style = {"lw": 2.2, "ls": "--"} if name == "truth" else {"lw": 1.8}
+        values = marginal_density(law, [axis], [grid])
+        ax.plot(grid, values, color=colour(name, k), label=name, **style)
+    about = fit.model.curve[parameter]
+    ax.set_xlabel(about.label)
+    natural = about.scale.name == "identity" and about.unit
+    ax.set_ylabel(f"density (1/{about.unit})" if natural else "density")
+    ax.legend(frameon=False)
+    return ax
+
+
+def bands(bands: Bands, parameter: str, ax: Axes | None = None, color: str | None = None) -> Axes:
+    """Draw one parameter's marginal density with its pointwise band."""
+    ax = plt.gca() if ax is None else ax
+    table = bands.table(parameter)
+    color = colour("flow") if color is None else color
+    low, high = table["lower"].to_numpy(), table["upper"].to_numpy()
+    about = f"{100 * bands.level:.0f} % band"
+    ax.fill_between(table.index.to_numpy(), low, high, color=color, alpha=0.25, lw=0, label=about)
+    ax.plot(table.index.to_numpy(), table["density"].to_numpy(), color=color, lw=1.8)
+    ax.set_xlabel(bands.labels[parameter])
+    ax.set_ylabel("density")
+    ax.legend(frameon=False)
+    return ax
+
+
+def trajectories(
+    fit: Fit, individuals: Sequence | None = None, ax: Axes | None = None, points: int = 200
+) -> Axes:
+    """Draw the observations of some individuals and their fitted curves (conditional means)."""
+    ax = plt.gca() if ax is None else ax
+    labels = list(fit.data.labels)
+    chosen = labels[:6] if individuals is None else list(individuals)
+    rows = [labels.index(label) for label in chosen]
+    phi, weights = fit.conditional
+    observed = fit.data.time[fit.data.mask]
+    times = np.linspace(float(observed.min()), float(observed.max()), points)
+    for k, row in enumerate(rows):
+        mask = fit.data.mask[row]
+        color = plt.cm.viridis(k / max(1, len(rows) - 1) * 0.9)
+        ax.plot(fit.data.time[row, mask], fit.data.response[row, mask], "o", ms=3.5, color=color)
+        ax.plot(times, _mean_curve(fit, phi[row], weights[row], times), color=color, label=str(chosen[k]))
+    ax.set_xlabel(fit.data.names[1])
+    ax.set_ylabel(fit.data.names[2])
+    return ax
+
+
+def _mean_curve(fit: Fit, phi: Tensor, weights: Tensor, times: np.ndarray) -> np.ndarray:
+    """Return E[f(t; psi_i) | y_i] over the heaviest particles."""
+    heavy = weights.topk(min(200, len(weights)))
+    curves = fit.predict(phi[heavy.indices], times)
+    return (heavy.values @ curves / heavy.values.sum()).numpy()
+
+
+def saem_paths(fit: Fit, exact: Mapping[str, float] | None = None) -> Figure:
+    """Draw the path of each parameter over the iterations of SAEM, on the unconstrained scale.
+
+    exact : values to compare with, by column of `fit.trace`, drawn as dashed lines. The steps fall from
+    the dotted line on.
+    """
+    trace = fit.trace
+    if "iteration" not in trace:
+        raise ValueError("This fit was not made by nf.SAEM; plots.convergence shows it.")
+    names = [name for name in trace.columns if name not in ("iteration", "step", "acceptance")]
+    across = min(4, len(names))
+    down = -(-len(names) // across)
+    figure, panels = plt.subplots(
+        down, across, figsize=(2.6 * across, 2.0 * down), sharex=True, squeeze=False
+    )
+    falls = trace["iteration"][trace["step"] < 1].min()
+    for panel, name in zip(panels.flat, names, strict=False):
+        panel.plot(trace["iteration"], trace[name], lw=0.9, color=colour("saem"))
+        panel.axvline(falls, color="#555555", lw=0.8, ls=":")
+        if exact and name in exact:
+            panel.axhline(exact[name], color="#222222", lw=1.0, ls="--")
+        panel.set_title(name, fontsize=10)
+    for panel in panels.flat[len(names) :]:
+        panel.set_visible(False)
+    for panel in panels.flat[max(0, len(names) - across) : len(names)]:
+        panel.tick_params(labelbottom=True)
+        panel.set_xlabel("iteration")
+    return figure
+
+
+def convergence(fit: Fit, ax: Axes | None = None) -> Axes:
+    """Draw the log-likelihood on fresh particles at each refresh, with its Monte-Carlo error."""
+    trace = fit.trace
+    if "log_likelihood" not in trace:
+        raise ValueError("SAEM does not compute the likelihood as it goes; plots.saem_paths shows its paths.")
+    ax = plt.gca() if ax is None else ax
+    ax.errorbar(
+        range(1, len(trace) + 1),
+        trace["log_likelihood"],
+        yerr=trace["error"],
+        fmt="o-",
+        color=colour(fit.specification.name),
+    )
+    ax.set_xlabel("refresh of the particles")
+    ax.set_ylabel("log-likelihood (nats)")
+    return ax
+
+
+def legend(ax: Axes, names: Sequence[str]) -> None:
+    """Put a legend of filled densities on Axes."""
+    handles = [Patch(color=colour(name, k), alpha=0.5, label=name) for k, name in enumerate(names)]
+    ax.legend(handles=handles, frameon=False)

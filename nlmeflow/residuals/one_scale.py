@@ -1,0 +1,170 @@
+"""Error models with one scale: additive, proportional, additive of the logarithm."""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from nlmeflow.errors import ModelError
+from nlmeflow.numerics import LOG_2PI
+from nlmeflow.residuals.censoring import Bounds, censored, log_between, scaled, truncated
+from nlmeflow.residuals.residual import Residual, Summary, check_given, noise
+
+
+@dataclass(frozen=True)
+class Squares(Summary):
+    """Sums over the observed times (...): squared errors, their number, log-Jacobian.
+
+    low, high : errors at the ends of censored observations (..., n), infinite where there is none.
+    """
+
+    squares: Tensor
+    count: Tensor
+    log_jacobian: Tensor | None = None
+    low: Tensor | None = None
+    high: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class OneScale(Residual):
+    """Shared by the models with one scale: error e(y, f) ~ N(0, sigma^2), log-Jacobian j(y, f).
+
+    log p(y | f) = sum_j [ -log(2 pi sigma^2)/2 - e_j^2 / (2 sigma^2) + j_j ].
+    """
+
+    sigma: float | None = None
+    names: ClassVar[tuple[str, ...]] = ("sigma",)
+    takes_bounds: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_given(self.sigma, "sigma")
+
+    @property
+    def given(self) -> bool:
+        return self.sigma is not None
+
+    @abstractmethod
+    def error(self, response: Tensor, prediction: Tensor) -> Tensor:
+        """Return e(y, f)."""
+
+    def log_jacobian(self, response: Tensor, prediction: Tensor) -> Tensor | None:
+        """Return log |de/dy|, or None where it is zero."""
+        return None
+
+    @abstractmethod
+    def slope(self, response: Tensor, prediction: Tensor) -> Tensor:
+        """Return -de/df with the scale held at the current prediction (Fisher scoring)."""
+
+    def start(self, response: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:
+        if self.sigma is not None:
+            return response.new_tensor([self.sigma])
+        error = self.error(response, prediction)[mask]
+        error = error[torch.isfinite(error)]
+        return error.square().mean().sqrt().reshape(1)
+
+    def working(
+        self, response: Tensor, prediction: Tensor, sigma: Tensor, bounds: Bounds | None = None
+    ) -> tuple[Tensor, Tensor]:
+        error = self.error(response, prediction) / sigma[0]
+        if bounds is not None:
+            low, high = (side / sigma[0] for side in self._ends(bounds, prediction))
+            error = torch.where(censored(bounds), truncated(low, high)[0], error)
+        return error, self.slope(response, prediction) / sigma[0]
+
+    def _ends(self, bounds: Bounds, prediction: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the errors at the bounds of censored observations, infinite where there is none."""
+        low, high = bounds
+        at_low = torch.where(torch.isfinite(low), self.error(low, prediction), -torch.inf)
+        return at_low, torch.where(torch.isfinite(high), self.error(high, prediction), torch.inf)
+
+    def summary(
+        self, response: Tensor, prediction: Tensor, mask: Tensor, bounds: Bounds | None = None
+    ) -> Squares:
+        if bounds is not None:
+            mask = mask & ~censored(bounds)
+        squares = self.error(response, prediction).square_().masked_fill_(~mask, 0.0).sum(-1)
+        count = mask.sum(-1).to(squares.dtype).expand_as(squares)
+        jacobian = self.log_jacobian(response, prediction)
+        if jacobian is not None:
+            jacobian = jacobian.masked_fill(~mask, 0.0).sum(-1)
+        low, high = (None, None) if bounds is None else self._ends(bounds, prediction)
+        return Squares(squares, count, jacobian, low, high)
+
+    def log_likelihood(self, summary: Squares, sigma: Tensor) -> Tensor:
+        value = summary.squares * (-0.5 / sigma[0] ** 2) - summary.count * (LOG_2PI / 2 + sigma[0].log())
+        if summary.log_jacobian is not None:
+            value = value + summary.log_jacobian
+        if summary.low is not None and summary.high is not None:
+            value = value + log_between(scaled(summary.low, sigma[0]), scaled(summary.high, sigma[0])).sum(-1)
+        return torch.where(torch.isfinite(value), value, -torch.inf)
+
+    def update(self, summary: Squares, weights: Tensor, sigma: Tensor) -> Tensor:
+        if self.given:
+            return sigma
+        squares, count = torch.where(weights > 0, summary.squares, 0.0), summary.count
+        if summary.low is not None and summary.high is not None:
+            low, high = summary.low / sigma[0], summary.high / sigma[0]
+            hidden = censored((low, high))
+            expected = torch.where(hidden & (weights > 0)[..., None], truncated(low, high)[1], 0.0)
+            squares, count = squares + sigma[0] ** 2 * expected.sum(-1), count + hidden.sum(-1)
+        return ((weights * squares).sum() / (weights * count).sum()).sqrt().reshape(1)
+
+
+class Additive(OneScale):
+    """Additive error, y = f + sigma e, e standard normal; sigma in the response's unit."""
+
+    def error(self, response: Tensor, prediction: Tensor) -> Tensor:
+        return response - prediction
+
+    def slope(self, response: Tensor, prediction: Tensor) -> Tensor:
+        return torch.ones_like(prediction)
+
+    def sample(self, prediction: Tensor, sigma: Tensor, random: torch.Generator) -> Tensor:
+        return prediction + sigma[0] * noise(prediction, random)
+
+
+class Proportional(OneScale):
+    """Proportional error, y = f (1 + sigma e), e standard normal; sigma has no unit."""
+
+    def error(self, response: Tensor, prediction: Tensor) -> Tensor:
+        return (response - prediction) / prediction
+
+    def log_jacobian(self, response: Tensor, prediction: Tensor) -> Tensor:
+        return -prediction.abs().log()
+
+    def slope(self, response: Tensor, prediction: Tensor) -> Tensor:
+        return 1 / prediction
+
+    def sample(self, prediction: Tensor, sigma: Tensor, random: torch.Generator) -> Tensor:
+        return prediction * (1 + sigma[0] * noise(prediction, random))
+
+
+class LogAdditive(OneScale):
+    """Additive error of the logarithm, log y = log f + sigma e; responses and curve positive.
+
+    The log-likelihood is that of y, not of log y: the Jacobian -sum_j log y_j is included, so that
+    it may be compared with other error models.
+    """
+
+    def check(self, response: Tensor, mask: Tensor) -> None:
+        wrong = torch.nonzero(mask & (response <= 0))
+        if len(wrong):
+            row, column = wrong[0].tolist()
+            raise ModelError(
+                f"The log-additive error needs positive responses; individual number {row + 1} has "
+                f"{response[row, column]:g}. Leave such rows out, or use Additive() or Combined()."
+            )
+
+    def error(self, response: Tensor, prediction: Tensor) -> Tensor:
+        return response.clamp_min(torch.finfo(response.dtype).tiny).log() - prediction.log()
+
+    def log_jacobian(self, response: Tensor, prediction: Tensor) -> Tensor:
+        return -response.clamp_min(torch.finfo(response.dtype).tiny).log().expand_as(prediction)
+
+    def slope(self, response: Tensor, prediction: Tensor) -> Tensor:
+        return 1 / prediction
+
+    def sample(self, prediction: Tensor, sigma: Tensor, random: torch.Generator) -> Tensor:
+        return prediction * (sigma[0] * noise(prediction, random)).exp()

@@ -1,0 +1,103 @@
+"""Error models: how an observation scatters around its curve.
+
+Each model splits its log-density into a summary that depends on the prediction only (kept with the
+particle) and the residual parameters, so that these are updated without calling the curve again.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from nlmeflow.errors import ModelError
+from nlmeflow.records import Saved
+from nlmeflow.residuals.censoring import Bounds
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the likelihood needs of predictions: named tensors (...) or (..., n), or None."""
+
+    def map(self, change: Callable[..., Tensor], *others: Self) -> Self:
+        """Return the summary with a change made to each tensor, given those of other summaries too."""
+        return self._combined([self, *others], lambda parts: change(*parts))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """Return the summaries of consecutive individuals as one."""
+        return parts[0]._combined(parts, lambda tensors: torch.cat(list(tensors)))
+
+    def _combined(self, all_of: Sequence[Self], change: Callable[[Sequence[Tensor]], Tensor]) -> Self:
+        def one(name: str) -> Any:
+            parts = [getattr(summary, name) for summary in all_of]
+            if isinstance(parts[0], Summary):
+                return parts[0]._combined(parts, change)
+            return None if parts[0] is None else change(parts)
+
+        return type(self)(**{field.name: one(field.name) for field in fields(self)})
+
+
+class Residual(Saved, ABC):
+    """The error model y = f + error, f the prediction, with residual parameters `sigma` (r,).
+
+    takes_bounds : whether observations may be censored.
+    """
+
+    names: ClassVar[tuple[str, ...]]
+    takes_bounds: ClassVar[bool] = False
+
+    @property
+    @abstractmethod
+    def given(self) -> bool:
+        """Whether the user fixed the residual parameters."""
+
+    def check(self, response: Tensor, mask: Tensor) -> None:
+        """Raise ModelError when the responses are outside the model's domain; here every number is inside."""
+
+    @abstractmethod
+    def start(self, response: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:
+        """Return first residual parameters from pooled predictions, shape (r,)."""
+
+    @abstractmethod
+    def working(
+        self, response: Tensor, prediction: Tensor, sigma: Tensor, bounds: Bounds | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the standardised residual and minus its derivative in the prediction.
+
+        Of censored observations the conditional mean of the residual: it has the same derivative.
+        """
+
+    @abstractmethod
+    def summary(
+        self, response: Tensor, prediction: Tensor, mask: Tensor, bounds: Bounds | None = None
+    ) -> Summary:
+        """Return what the likelihood needs of predictions (..., n)."""
+
+    @abstractmethod
+    def log_likelihood(self, summary: Any, sigma: Tensor) -> Tensor:
+        """Return log p(y_i | phi), summed over times: (...)."""
+
+    @abstractmethod
+    def update(self, summary: Any, weights: Tensor, sigma: Tensor) -> Tensor:
+        """Return residual parameters (r,) of higher weighted log-likelihood.
+
+        Exact for one scale; one EM step where observations are censored, a few scoring steps for two scales.
+        """
+
+    @abstractmethod
+    def sample(self, prediction: Tensor, sigma: Tensor, random: torch.Generator) -> Tensor:
+        """Draw responses around predictions, any shape."""
+
+
+def check_given(value: float | None, name: str) -> None:
+    """Raise ModelError unless a residual parameter is positive and finite, or left to be estimated."""
+    if value is not None and not 0 < value < float("inf"):
+        raise ModelError(f"{name} must be positive and finite, got {value!r}; None estimates it.")
+
+
+def noise(prediction: Tensor, random: torch.Generator) -> Tensor:
+    """Draw a standard normal error for each prediction."""
+    return torch.randn(prediction.shape, generator=random, dtype=prediction.dtype)

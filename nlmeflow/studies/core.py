@@ -1,0 +1,385 @@
+"""Replicated simulation studies, from the command line; see the help of python -m nlmeflow.studies.core.
+
+Each job is one replicate of one scenario in one design: the laws are fitted and measured against the
+truth. Rows are appended to a CSV file as jobs finish, so that an interrupted study goes on where it
+stopped; a table of means with standard errors is printed at the end.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from time import process_time
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from nlmeflow.estimation.em import State
+from nlmeflow.estimation.engine import training_set
+from nlmeflow.estimation.likelihood import locate
+from nlmeflow.estimation.particles import draw
+from nlmeflow.estimation.saem import SAEM
+from nlmeflow.fitting.comparison import compare_task
+from nlmeflow.fitting.fit import Fit
+from nlmeflow.laws import (
+    NPAG,
+    NPML,
+    SNP,
+    EBEDensity,
+    Flow,
+    Gaussian,
+    Law,
+    Mixture,
+    NPonEBE,
+    SmoothNPMLE,
+    Specification,
+    Transformed,
+    TwoStage,
+    metrics,
+)
+from nlmeflow.laws.averaging import prior_weights, stacking_weights
+from nlmeflow.laws.draws import Folds, PosteriorDraws, TrainingSet, expectation
+from nlmeflow.laws.flow.ensemble import Candidate, Table
+from nlmeflow.numerics import TINY, moments
+from nlmeflow.running import Memory, estimating
+from nlmeflow.seeds import Stream, derive, generator
+from nlmeflow.studies import scenarios
+from nlmeflow.studies.notebook import stored_file, versions
+from nlmeflow.studies.scenarios import Scenario, Truth
+
+FOLDS = 5
+LAWS: tuple[Specification, ...] = (Gaussian(), Mixture(), Flow())
+RELATIVES: tuple[Specification, ...] = (
+    *(Gaussian(), Transformed(), Transformed("heavy tails"), SNP(), Mixture(), SmoothNPMLE()),
+    *(TwoStage(), EBEDensity(), NPML(), NPAG(), NPonEBE(), SAEM(), Flow()),
+)
+KEY = ["scenario", "design", "n", "replicate"]
+Job = tuple[str, str, int, int]
+Row = dict[str, Any]
+
+
+def measure(job: Job, fit_seed: int = 0, specifications: Sequence[Specification] = LAWS) -> list[Row]:
+    """Fit and compare laws on one replicate; return one row per law, candidate and rule.
+
+    The data depend on the job alone; another `fit_seed` fits the same data with other random numbers.
+    Laws made of points are measured by their smoothed densities.
+
+    gaussian, mixture, flow: the fits. stacked: their average, by `nf.compare`. "flow: ..." are the
+    ladder's candidates alone, "without ..." the ladder without one of them, "rule: ..." the ladder with its
+    weights set in another way.
+    """
+    scenario, seed = _loaded(job, fit_seed)
+    folds = Folds.random(len(scenario.phi), FOLDS, derive(seed, Stream.COMPARISON_FOLDS))
+    task = scenario.model.task(scenario.data, seed=seed, folds=folds)
+    begun = process_time()
+    comparison = compare_task(scenario.model, task, specifications, scenario.data.labels, progress=False)
+    seconds = process_time() - begun
+    laws: dict[str, Law] = {name: fit.law.density() for name, fit in comparison.fits.items()}
+    laws["stacked"] = comparison.stacked
+    with estimating():
+        look = Look.at(scenario.law)
+        news = predictive(scenario, laws)
+        measured = {name: {"law": name, **look.measures(law), **news[name]} for name, law in laws.items()}
+        measured["stacked"]["seconds"] = seconds
+        for name, fit in comparison.fits.items():
+            measured[name] |= {**_errors(scenario, fit), "converged": fit.converged}
+        rows = [*measured.values(), *ablation(look, Flow().candidates(training_set(task), folds))]
+    return _keyed(job, rows)
+
+
+def measure_oracle(job: Job, fit_seed: int = 0) -> list[Row]:
+    """Return the row of the oracle, the flow learned from the true phi, on one replicate."""
+    scenario, seed = _loaded(job, fit_seed)
+    laws = {"oracle": oracle(scenario.phi, seed)}
+    with estimating():
+        measures = Look.at(scenario.law).measures(laws["oracle"])
+    return _keyed(job, [{"law": "oracle", **measures, **predictive(scenario, laws)["oracle"]}])
+
+
+def _loaded(job: Job, fit_seed: int) -> tuple[Scenario, int]:
+    name, design, n, replicate = job
+    return scenarios.load(name, design, n, replicate), replicate + 1000 * fit_seed
+
+
+def _keyed(job: Job, rows: list[Row]) -> list[Row]:
+    return [{**dict(zip(KEY, job, strict=True)), **row} for row in rows]
+
+
+def oracle(phi: Tensor, seed: int) -> Law:
+    """Return the flow learned from individual parameters (N, d) known without error."""
+    with estimating():
+        draws = PosteriorDraws(phi[:, None], torch.zeros(len(phi), 1, dtype=phi.dtype))
+        return Flow().learn(TrainingSet(draws, seed))
+
+
+def ablation(look: "Look", found: list[Candidate]) -> list[Row]:
+    """Return KL and weight of each candidate alone, of the ladder without it, and of other weights."""
+    log_truth = look.log_truth
+    log_laws = torch.stack([look.log_prob(candidate.law) for candidate in found], 1)
+    scores, penalty = Table.of(found)
+
+    def divergence(weights: Tensor, kept: list[int]) -> float:
+        log_stack = (log_laws[:, kept] + weights.log()).logsumexp(1)
+        return float((log_truth - log_stack).mean())
+
+    everyone = list(range(len(found)))
+    weights = stacking_weights(scores, penalty)
+    rows: list[Row] = []
+    for k, candidate in enumerate(found):
+        alone = {"kl": float((log_truth - log_laws[:, k]).mean()), "weight": float(weights[k])}
+        rows.append({"law": f"flow: {candidate.name}", **alone})
+        others = [j for j in everyone if j != k]
+        rest = divergence(stacking_weights(scores[:, others], penalty[others]), others)
+        rows.append({"law": f"without {candidate.name}", "kl": rest})
+    size = len(found)
+    best = torch.nn.functional.one_hot(scores.sum(0).argmax(), size).double()
+    rules = {
+        "equal weights": torch.full((size,), 1 / size, dtype=torch.float64),
+        "the best alone": best.clamp_min(TINY),
+        "stacking": stacking_weights(scores, penalty, strength=1e-3),
+        "no penalty": stacking_weights(scores),
+        "pseudo-BMA": prior_weights(scores, penalty),
+        "pseudo-BMA, temperature 1": prior_weights(scores, penalty, temperature=1.0),
+        "pseudo-BMA, temperature 4": prior_weights(scores, penalty, temperature=4.0),
+    }
+    return rows + [{"law": f"rule: {rule}", "kl": divergence(w, everyone)} for rule, w in rules.items()]
+
+
+def predictive(scenario: Scenario, laws: dict[str, Law], n: int = 200) -> dict[str, Row]:
+    """Return what each law costs on n new individuals of the same design.
+
+    "loss": mean of log p_truth(y) - log p_law(y), in nats per individual, curve and sigma known;
+    "regret": how much larger the mean squared error of conditional means is than under the truth, as a
+    share of it (coordinates in units of the true sds).
+    """
+    name, design, seed = scenario.name, scenario.design, scenario.seed
+    new = scenarios.load(name, design, n, 1000 + seed)
+    problem = scenario.model.problem(new.data)
+    with estimating():
+        random = generator(derive(seed, Stream.NEW_DATA))
+        state = State(new.law, new.beta, torch.tensor([new.sigma], dtype=torch.float64))
+        drawn = draw(problem, locate(problem, state, 128, random), state.beta, 128, random)
+        ratio = drawn.log_ratio(problem, state.sigma)
+        spread = new.law.sample(metrics.DRAWS, 0).std(0)
+
+        def look(law: Law) -> tuple[Tensor, Tensor]:
+            step = expectation(ratio, law.log_prob(drawn.phi))
+            mean, _ = moments(drawn.phi, step.weights)
+            return step.log_likelihood.mean(), ((mean - new.phi) / spread).square().mean()
+
+        best, error = look(new.law)
+        seen = {law_name: look(law) for law_name, law in laws.items()}
+    return {
+        law_name: {"loss": float(best - value), "regret": float(own / error - 1)}
+        for law_name, (value, own) in seen.items()
+    }
+
+
+@dataclass
+class Look:
+    """Draws of a truth (n, d) with their log-densities, at which all laws are looked at.
+
+    Log-densities of laws that several averages have in common are kept.
+    """
+
+    truth: Truth
+    phi: Tensor
+    log_truth: Tensor
+    kept: Memory = field(default_factory=Memory)
+
+    @classmethod
+    def at(cls, truth: Truth) -> "Look":
+        """Look at a truth."""
+        phi = truth.sample(metrics.DRAWS, 0)
+        return cls(truth, phi, truth.log_prob(phi))
+
+    def log_prob(self, law: Law) -> Tensor:
+        """Return log p_law at the truth's draws, (n,)."""
+        if law.averaged is not None:
+            laws, weights = law.averaged
+            return (torch.stack([self.log_prob(part) for part in laws], 1) + weights.log()).logsumexp(1)
+        return self.kept.once(id(law), lambda: (law, law.log_prob(self.phi)))[1]
+
+    def measures(self, law: Law, n: int = 10_000) -> Row:
+        """Return the headline measures, the number of modes, errors of masses, marginals, three moments.
+
+        Total variation and Hellinger distance by n draws, half from each law (see `nlmeflow.metrics`).
+        Errors of moments are root mean squares over the coordinates, in units of the true sds; "error of
+        a mass" is the largest over the groups of a true mixture; "marginal ise" the mean over the
+        coordinates, in two dimensions only (in three the quadrature takes longer than the fits).
+        """
+        log_law = self.log_prob(law)
+        drawn, half = law.sample(n, 0), n // 2
+        log_drawn = self.truth.log_prob(drawn)
+        difference = torch.cat(
+            [(self.log_truth - log_law)[:half], log_drawn[:half] - law.log_prob(drawn[:half])]
+        )
+        centre, spread = self.phi.mean(0), self.phi.std(0)
+        z, t = (drawn - centre) / spread, (self.phi - centre) / spread
+
+        def skewness(x: Tensor) -> Tensor:
+            return ((x - x.mean(0)) / x.std(0)).pow(3).mean(0)
+
+        def size(x: Tensor) -> float:
+            return float(x.square().mean().sqrt())
+
+        structure: Row = {}
+        if (groups := self.truth.groups) is not None:
+            mass = groups.log_joint(drawn).softmax(0).mean(1)
+            structure["error of a mass"] = float((mass - groups.weights).abs().max())
+        if law.dim == 2:
+            structure["marginal ise"] = float(metrics.marginal_ise(self.truth, law, 121).mean())
+        return structure | {
+            "kl": float((self.log_truth - log_law).mean()),
+            "tv": metrics.variation(difference),
+            "hellinger": metrics.squared_hellinger(difference),
+            "modes": len(metrics.modes(law)),
+            "bridge mass": metrics.share_outside(log_drawn, self.log_truth.max()),
+            "error of the mean": size(z.mean(0)),
+            "error of the sd": size(z.std(0) - 1),
+            "error of the skewness": size(skewness(z) - skewness(t)),
+        }
+
+
+def _errors(scenario: Scenario, fit: Fit) -> dict[str, float]:
+    sigma = next(iter(fit.residual.values())) / scenario.sigma - 1
+    fixed = {f"error {name}": fit.fixed[name] - value for name, value in scenario.fixed.items()}
+    return {"relative error sigma": sigma, **fixed}
+
+
+def run(
+    jobs: Sequence[Job], path: Path, processes: int, measured: Callable[[Job], list[Row]]
+) -> pd.DataFrame:
+    """Measure the jobs that the file does not have yet; return all its rows."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    done = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=[*KEY, "law"])
+    have = {tuple(key) for key in done[KEY].itertuples(index=False)}
+    missing = [job for job in jobs if job not in have]
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with ProcessPoolExecutor(
+        processes, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
+        waiting = {pool.submit(measured, job): job for job in missing}
+        for finished in tqdm(as_completed(waiting), total=len(waiting), unit="replicate"):
+            if error := finished.exception():
+                print(f"{waiting[finished]} failed, and is left out: {error!r}")
+                continue
+            done = pd.concat([done, pd.DataFrame(finished.result())], ignore_index=True)
+            partial = path.with_suffix(".partial")
+            done.sort_values([*KEY, "law"]).to_csv(partial, index=False, float_format="%.6g")
+            os.replace(partial, path)
+    return done
+
+
+def table(rows: pd.DataFrame, measure: str = "kl", digits: int = 3) -> pd.DataFrame:
+    """Return means with standard errors over replicates, one row per scenario and design."""
+    grouped = rows.groupby(["design", "scenario", "law"])[measure]
+    number = f"{{:.{digits}f}}".format
+    text = grouped.mean().map(number) + " (" + grouped.sem().map(number) + ")"
+    return text.unstack("law")
+
+
+def ratios(rows: pd.DataFrame, law: str = "stacked") -> pd.Series:
+    """Return mean KL of a law over that of the better of Gaussian and mixture, chosen in hindsight."""
+    means = rows.groupby(["design", "scenario", "law"])["kl"].mean().unstack("law")
+    return means[law] / means[["gaussian", "mixture"]].min(axis=1)
+
+
+def relative_to(rows: pd.DataFrame, usual: str) -> pd.DataFrame:
+    """Return KL of each variant of a law over that of the usual one, one column per design.
+
+    Geometric mean over the scenarios of ratios of means over replicates.
+    """
+    means = rows.groupby(["law", "design", "scenario", "variant"])["kl"].mean()
+    logs = pd.DataFrame(np.log(means.unstack("variant")))
+    mean = logs.sub(logs[usual], axis=0).groupby(["law", "design"]).mean()
+    return pd.DataFrame(np.exp(mean.stack().unstack("design"))).dropna(how="all")
+
+
+def stored(name: str = "core") -> pd.DataFrame:
+    """Return the rows of a study of the project's own, kept in data/study: "core", or its check "seed1"."""
+    path = Path("study") / f"{name}.csv"
+    files = [stored_file(str(part)) for part in (path, of_oracle(path))]
+    return pd.concat([pd.read_csv(file) for file in files], ignore_index=True)
+
+
+def of_oracle(path: Path) -> Path:
+    """Return the file of the oracle's rows beside a study's: it does not change with the fits."""
+    return path.with_stem(f"{path.stem}-oracle")
+
+
+def median_replicate(rows: pd.DataFrame, scenario: str, design: str, law: str = "stacked") -> int:
+    """Return the replicate whose KL is the median of its scenario and design (the lower of two)."""
+    kept = rows.query("scenario == @scenario and design == @design and law == @law").sort_values("kl")
+    return int(kept["replicate"].iloc[(len(kept) - 1) // 2])
+
+
+def main() -> None:
+    """Read the command line, run, print."""
+    parser = argparse.ArgumentParser(prog="python -m nlmeflow.studies.core", description=__doc__)
+    parser.add_argument("--scenarios", nargs="+", default=list(scenarios.LAWS), choices=list(scenarios.LAWS))
+    parser.add_argument("--designs", nargs="+", default=["R", "S"])
+    parser.add_argument("--n", nargs="+", type=int, default=[200], help="individuals")
+    parser.add_argument("--replicates", type=int, default=20)
+    parser.add_argument("--processes", type=int, default=max(1, (os.cpu_count() or 2)))
+    parser.add_argument("--fit-seed", type=int, default=0, help="same data, other random numbers of fits")
+    parser.add_argument("--out", type=Path, default=Path("build/study/core.csv"))
+    parser.add_argument(
+        "--relatives", action="store_true", help="all estimators instead of Gaussian, mixture and flow"
+    )
+    options = parser.parse_args()
+    jobs = [
+        (name, design, n, replicate)
+        for replicate in range(options.replicates)
+        for name in options.scenarios
+        for design in options.designs
+        for n in options.n
+    ]
+    laws = RELATIVES if options.relatives else LAWS
+    about = {"command": vars(options), "versions": versions()}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    parts: dict[Path, Callable[[Job], list[Row]]] = {
+        options.out: partial(measure, fit_seed=options.fit_seed, specifications=laws),
+        of_oracle(options.out): partial(measure_oracle, fit_seed=options.fit_seed),
+    }
+    rows = []
+    for path, measured in parts.items():
+        path.with_suffix(".json").write_text(json.dumps(about, indent=2, default=str) + "\n")
+        rows.append(run(jobs, path, options.processes, measured))
+    report(pd.concat(rows, ignore_index=True))
+
+
+def report(rows: pd.DataFrame) -> None:
+    """Print the tables of a study."""
+    detail = rows["law"].str.contains(":|without")
+    print("KL from the truth, mean (standard error)\n", table(rows[~detail]).to_string())
+    print("\nTotal variation\n", table(rows[~detail], "tv").to_string())
+    print("\nLoss on new individuals, nats each\n", table(rows[~detail], "loss", 4).to_string())
+    print("\nRegret of conditional means\n", table(rows[~detail], "regret").to_string())
+    against = {law: ratios(rows, law) for law in rows["law"].unique()}
+    geometric = pd.DataFrame(
+        {law: np.exp(np.log(ratio).groupby("design").mean()) for law, ratio in against.items()}
+    )
+    print("\nKL of the stacked law over the better of Gaussian and mixture (in hindsight)")
+    print(against["stacked"].unstack("design").round(2).to_string())
+    print("\nThe same ratio for every law and rule, geometric mean over the scenarios")
+    print(geometric.T.round(3).to_string())
+    right = rows[rows["law"] == "stacked"]
+    right = right.assign(right=right["modes"] == right["scenario"].map(scenarios.MODES))
+    print("\nShare of replicates with the right number of modes (stacked)")
+    print(right.groupby(["scenario", "design"])["right"].mean().unstack("design").to_string())
+    sigma = rows[rows["law"] == "flow"].groupby(["scenario", "design"])["relative error sigma"]
+    print("\nMean relative error of sigma (flow)\n", sigma.mean().unstack("design").round(4).to_string())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""Deconvolution on simulated lines, replicated: python -m nlmeflow.studies.linear [--replicates 100].
+
+For each law of the slopes, number of individuals, noise and number of times, the integrated squared error of
+deconvolution with its own cut-off, of the best fixed cut-off (the one whose mean error over the
+replicates is lowest, which nobody can know), of a kernel density of the individual least-squares slopes
+(two-stage), and of the Gaussian of a linear mixed model (statsmodels; where it is quick).
+"""
+
+import argparse
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+from tqdm.auto import tqdm
+
+from nlmeflow.deconvolution import EVERY, contrast, densities, observe
+from nlmeflow.studies import linear_scenarios
+from nlmeflow.studies.linear_scenarios import LinearScenario
+from nlmeflow.studies.notebook import stored_file
+
+GRID = np.linspace(-7.0, 8.0, 400)
+MIXED = (100, 10)  # at most so many individuals, in so many replicates, for the linear mixed model
+CELLS = [(n, sigma, 6) for n in (100, 400, 1600) for sigma in (0.1, 0.3, 0.6)]
+CELLS += [(400, 0.3, times) for times in (3, 12)]
+
+
+def error(density: np.ndarray, truth: np.ndarray) -> float:
+    """Return the integrated squared error on GRID."""
+    return float(np.trapezoid((density - truth) ** 2, GRID))
+
+
+def measure(name: str, n: int, sigma: float, times: int, replicates: int) -> pd.DataFrame:
+    """Return the errors of each replicate of one cell."""
+    rows, fixed = [], []
+    for replicate in range(replicates):
+        scenario = linear_scenarios.load(name, n, times, sigma, replicate)
+        truth = scenario.truth.pdf(GRID)
+        row = {"law": name, "n": n, "sigma": sigma, "times": times, "replicate": replicate}
+        seen = observe(scenario.data)
+        criterion = contrast(seen)
+        every = densities(seen, GRID, seen.u[EVERY::EVERY])
+        errors = np.trapezoid((every - truth) ** 2, GRID, axis=1)
+        fixed.append(errors)
+        row["deconvolution"] = errors[int(criterion["criterion"].to_numpy().argmin())]
+        pairs = observe(scenario.data, noise="unknown") if times >= 4 else None
+        if pairs is not None:
+            best = contrast(pairs)["criterion"].to_numpy().argmin()
+            row["unknown noise"] = error(densities(pairs, GRID, pairs.u[[EVERY * (best + 1)]])[0], truth)
+        row["two-stage"] = error(stats.gaussian_kde(seen.z)(GRID), truth)
+        if n <= MIXED[0] and replicate < MIXED[1]:
+            row["Gaussian mixed model"] = error(_mixed(scenario), truth)
+        rows.append(row)
+    best = np.mean(fixed, axis=0).argmin()  # cut-offs in units of 1 / sd(Z), the same in all replicates
+    return pd.DataFrame(rows).assign(**{"best fixed cut-off": [errors[best] for errors in fixed]})
+
+
+def _mixed(scenario: LinearScenario) -> np.ndarray:
+    """Return the Gaussian density of slopes of a linear mixed model by maximum likelihood."""
+    import statsmodels.api as sm  # an extra of the package, for this comparison alone
+
+    n, times = scenario.data.response.shape
+    time = scenario.data.time.numpy().ravel()
+    design = sm.add_constant(time)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = sm.MixedLM(
+            scenario.data.response.numpy().ravel(), design, np.repeat(np.arange(n), times), exog_re=design
+        )
+        fit = model.fit(reml=False)
+    return stats.norm(fit.fe_params[1], np.sqrt(fit.cov_re[1, 1])).pdf(GRID)
+
+
+def stored() -> pd.DataFrame:
+    """Return the project's own study, kept in data/study."""
+    return pd.read_csv(stored_file("study/linear.csv"))
+
+
+def table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return mean errors over the replicates, one row per cell."""
+    return rows.groupby(["law", "times", "sigma", "n"]).mean(numeric_only=True).drop(columns="replicate")
+
+
+def main() -> None:
+    """Read the command line, run, print."""
+    parser = argparse.ArgumentParser(prog="python -m nlmeflow.studies.linear", description=__doc__)
+    parser.add_argument("--replicates", type=int, default=100)
+    parser.add_argument("--out", type=Path, default=Path("build/study/linear.csv"))
+    options = parser.parse_args()
+    cells = [(name, *cell) for name in linear_scenarios.LAWS for cell in CELLS]
+    rows = pd.concat([measure(*cell, options.replicates) for cell in tqdm(cells, unit="cell")])
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    rows.to_csv(options.out, index=False, float_format="%.6g")
+    print(table(rows).round(4).to_string())
+
+
+if __name__ == "__main__":
+    main()

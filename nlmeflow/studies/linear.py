@@ -1,4 +1,4 @@
-"""Deconvolution on simulated lines, replicated: python -m nlmeflow.studies.linear [--replicates 100].
+"""Deconvolution on simulated lines, replicated: tools/studies/linear.yml.
 
 For each law of the slopes, number of individuals, noise and number of times, the integrated squared error of
 deconvolution with its own cut-off, of the best fixed cut-off (the one whose mean error over the
@@ -6,24 +6,20 @@ replicates is lowest, which nobody can know), of a kernel density of the individ
 (two-stage), and of the Gaussian of a linear mixed model (statsmodels; where it is quick).
 """
 
-import argparse
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy import stats
-from tqdm.auto import tqdm
 
 from nlmeflow.deconvolution import EVERY, contrast, densities, observe
 from nlmeflow.studies import linear_scenarios
 from nlmeflow.studies.linear_scenarios import LinearScenario
 from nlmeflow.studies.notebook import stored_file
+from nlmeflow.studies.run import Row
 
 GRID = np.linspace(-7.0, 8.0, 400)
 MIXED = (100, 10)  # at most so many individuals, in so many replicates, for the linear mixed model
-CELLS = [(n, sigma, 6) for n in (100, 400, 1600) for sigma in (0.1, 0.3, 0.6)]
-CELLS += [(400, 0.3, times) for times in (3, 12)]
 
 
 def error(density: np.ndarray, truth: np.ndarray) -> float:
@@ -31,13 +27,14 @@ def error(density: np.ndarray, truth: np.ndarray) -> float:
     return float(np.trapezoid((density - truth) ** 2, GRID))
 
 
-def measure(name: str, n: int, sigma: float, times: int, replicates: int) -> pd.DataFrame:
+def measure(law: str, n: int, sigma: float, times: int, replicates: int) -> list[Row]:
     """Return the errors of each replicate of one cell."""
-    rows, fixed = [], []
+    rows: list[Row] = []
+    fixed = []
     for replicate in range(replicates):
-        scenario = linear_scenarios.load(name, n, times, sigma, replicate)
+        scenario = linear_scenarios.load(law, n, times, sigma, replicate)
         truth = scenario.truth.pdf(GRID)
-        row = {"law": name, "n": n, "sigma": sigma, "times": times, "replicate": replicate}
+        row: Row = {"replicate": replicate}
         seen = observe(scenario.data)
         criterion = contrast(seen)
         every = densities(seen, GRID, seen.u[EVERY::EVERY])
@@ -53,7 +50,7 @@ def measure(name: str, n: int, sigma: float, times: int, replicates: int) -> pd.
             row["Gaussian mixed model"] = error(_mixed(scenario), truth)
         rows.append(row)
     best = np.mean(fixed, axis=0).argmin()  # cut-offs in units of 1 / sd(Z), the same in all replicates
-    return pd.DataFrame(rows).assign(**{"best fixed cut-off": [errors[best] for errors in fixed]})
+    return [row | {"best fixed cut-off": errors[best]} for row, errors in zip(rows, fixed, strict=True)]
 
 
 def _mixed(scenario: LinearScenario) -> np.ndarray:
@@ -82,18 +79,6 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.groupby(["law", "times", "sigma", "n"]).mean(numeric_only=True).drop(columns="replicate")
 
 
-def main() -> None:
-    """Read the command line, run, print."""
-    parser = argparse.ArgumentParser(prog="python -m nlmeflow.studies.linear", description=__doc__)
-    parser.add_argument("--replicates", type=int, default=100)
-    parser.add_argument("--out", type=Path, default=Path("build/study/linear.csv"))
-    options = parser.parse_args()
-    cells = [(name, *cell) for name in linear_scenarios.LAWS for cell in CELLS]
-    rows = pd.concat([measure(*cell, options.replicates) for cell in tqdm(cells, unit="cell")])
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    rows.to_csv(options.out, index=False, float_format="%.6g")
+def report(rows: pd.DataFrame) -> None:
+    """Print the table of a study."""
     print(table(rows).round(4).to_string())
-
-
-if __name__ == "__main__":
-    main()

@@ -72,7 +72,8 @@ def peaks(
 def _apart(candidates: Tensor, scale: Tensor) -> Tensor:
     """Return the best of candidates (C, d), the best first, no two of them closer than half a scale."""
     near = torch.cdist(candidates / scale, candidates / scale) < APART
-    open_, kept = torch.ones(len(candidates), dtype=torch.bool), []
+    open_ = torch.ones(len(candidates), dtype=torch.bool)
+    kept: list[int] = []
     while len(kept) < POLISHED and bool(open_.any()):
         kept.append(int(open_.double().argmax()))
         open_ &= ~near[kept[-1]]

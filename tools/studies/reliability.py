@@ -1,6 +1,6 @@
 """How do fits end? A thousand random data sets, sensible and not.
 
-    python tools/reliability.py [--data-sets 1000] [--out data/reliability/data_sets.csv] [--show 17]
+    python -m nlmeflow.studies tools/studies/reliability.yml [--out data/reliability/data_sets.csv]
 
 Each data set draws a curve of the library, units of time and response between 1e-6 and 1e6, parameters, a
 population (Gaussian or of two groups), 2 to 40 individuals, 1 to 14 times, missing values, an error model, a
@@ -9,26 +9,20 @@ no noise at all, more noise than signal. Nothing is said to the fit but curve, e
 
 Printed: how the fits ended. "converged": so it says, and every number that it reports is finite; "refused":
 ModelError or DataError, before anything was fitted; "explained": EstimationError; "not converged": it says
-so; "NaN": a number is not finite; anything else is a crash. Rows are appended as fits end, and those already
-in the file are not made again. --show repeats one data set and prints what happens.
+so; "NaN": a number is not finite; anything else is a crash. `fitted(case(17))` repeats one data set.
 """
 
-import argparse
-import os
 import traceback
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 import nlmeflow as nf
+from nlmeflow.studies.run import Row
 
 GOOD = ["converged", "explained", "refused"]
 Natural = dict[str, float]
@@ -156,7 +150,7 @@ def case(seed: int) -> Case:
     ).sample(frac=1, random_state=seed)
     fixed = tuple(str(x) for x in random.choice(curve.names, 1)) if random.random() < 0.25 else ()
     law = LAWS[random.integers(len(LAWS))]
-    about = {"seed": seed, "curve": name, "law": type(law).__name__, "error": type(residual).__name__}
+    about: dict[str, Any] = {"curve": name, "law": type(law).__name__, "error": type(residual).__name__}
     about |= {"awkward": awkward or "no", "individuals": n, "times": times}
     return Case(frame, nf.Model(curve, residual, fixed), law, about)
 
@@ -188,9 +182,9 @@ def _awkward(response: np.ndarray, what: str, random: np.random.Generator) -> np
     return response
 
 
-def outcome(seed: int) -> dict[str, Any]:
+def measure(replicate: int) -> list[Row]:
     """Fit one data set; say how it ended."""
-    one = case(seed)
+    one = case(replicate)
     try:
         fit = fitted(one)
         numbers = reported(fit)
@@ -204,7 +198,7 @@ def outcome(seed: int) -> dict[str, Any]:
         end, why = "explained", str(error)
     except Exception as error:
         end, why = "crash", "".join(traceback.format_exception_only(error)).strip()
-    return one.about | {"end": end, "why": why[:200]}
+    return [one.about | {"end": end, "why": why[:200]}]
 
 
 def fitted(one: Case) -> nf.Fit:
@@ -221,33 +215,8 @@ def reported(fit: nf.Fit) -> np.ndarray:
     return np.array(numbers)
 
 
-def main() -> None:
-    """Read the command line, run, print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data-sets", type=int, default=1000)
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--out", type=Path, default=Path("build/reliability.csv"))
-    parser.add_argument("--show", type=int, help="repeat one data set")
-    options = parser.parse_args()
-    if options.show is not None:
-        one = case(options.show)
-        print(one.about, one.model, one.law, one.frame.describe(), sep="\n")
-        print(fitted(one).summary())
-        return
-    os.environ["OMP_NUM_THREADS"] = "1"
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    rows: list[Any] = pd.read_csv(options.out).to_dict("records") if options.out.exists() else []
-    have = {row["seed"] for row in rows}
-    with ProcessPoolExecutor(options.processes, get_context("spawn")) as pool:
-        waiting = [pool.submit(outcome, seed) for seed in range(options.data_sets) if seed not in have]
-        for job in tqdm(as_completed(waiting), total=len(waiting), unit="fit"):
-            rows.append(job.result())
-            partial = options.out.with_suffix(".partial")
-            pd.DataFrame(rows).sort_values("seed").to_csv(partial, index=False)
-            os.replace(partial, options.out)
-    table = pd.DataFrame(rows)
+def report(table: pd.DataFrame) -> None:
+    """Print how the fits ended."""
     print(table.groupby("curve")["end"].value_counts().unstack(fill_value=0).to_string(), "\n")
     print(table.groupby("law")["end"].value_counts().unstack(fill_value=0).to_string(), "\n")
     print(table.groupby("awkward")["end"].value_counts().unstack(fill_value=0).to_string(), "\n")
@@ -257,8 +226,4 @@ def main() -> None:
     print(f"Of the {len(tried)} that were not refused at once: {tried.mean():.1%}.")
     bad = table[~good]
     if len(bad):
-        print(bad[["seed", "curve", "law", "awkward", "end", "why"]].to_string(index=False))
-
-
-if __name__ == "__main__":
-    main()
+        print(bad[["replicate", "curve", "law", "awkward", "end", "why"]].to_string(index=False))

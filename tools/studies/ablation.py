@@ -1,6 +1,6 @@
 """What does each remedy against overfitting do? Flows and mixtures with one remedy at a time taken away.
 
-    python tools/ablation.py [--replicates 4] [--scenarios L3 L4] [--out data/ablation/training.csv]
+    python -m nlmeflow.studies tools/studies/ablation.yml [--out data/ablation/training.csv]
 
 Each replicate: 200 individuals, rich and sparse design; every network of the ladder, and RealNVP, trained
 as `nf.Flow()` trains it, then without one of its remedies; mixtures with their number of components chosen
@@ -8,16 +8,13 @@ by BIC, then without shrinkage, prior and floor. Replicates start at 4: the reme
 on 0 to 3. Printed: the KL divergence over that of the law as it is, geometric mean over the scenarios.
 """
 
-import argparse
-import os
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import product
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
+import pandas as pd
 import torch
 
 import nlmeflow as nf
@@ -31,9 +28,10 @@ from nlmeflow.laws.gaussian import population
 from nlmeflow.laws.mixture import redrawn
 from nlmeflow.running import one_thread
 from nlmeflow.seeds import derive
-from nlmeflow.studies.core import KEY, Job, relative_to, run
+from nlmeflow.studies.core import relative_to
+from nlmeflow.studies.run import Row
 
-N, FIRST, SEED = 200, 4, 301
+SEED = 301
 AS_IT_IS = "as it is"
 NETWORKS = {
     "quadratic on gaussian": ("gaussian base", nf.Network("quadratic")),
@@ -44,25 +42,24 @@ NETWORKS = {
 Named = Iterator[tuple[str, list[Law]]]
 
 
-def replicate(job: Job) -> list[dict[str, Any]]:
+def measure(scenario: str, design: str, n: int, replicate: int) -> list[Row]:
     """Train all variants on one data set; return their KL, the mean where a variant is several laws."""
-    name, design, n, seed = job
-    scenario = nf.scenarios.load(name, design, n, seed)
-    known = training_set(scenario.model.task(scenario.data, seed=seed))
+    truth = nf.scenarios.load(scenario, design, n, replicate)
+    known = training_set(truth.model.task(truth.data, seed=replicate))
     folds = known.split(nf.Flow().folds)
     bases = {candidate.name: candidate for candidate in nf.Flow().candidates(known, folds)}
-    rows = []
+    rows: list[Row] = []
     with one_thread():
         parts: list[tuple[str, Named]] = [("mixture", mixtures(nf.Mixture().learn(known), known.draws))]
         for network_name, (base, network) in NETWORKS.items():
             found = variants(
-                network, known.draws, bases[base].parts, bases[base].law, folds, derive(seed, SEED)
+                network, known.draws, bases[base].parts, bases[base].law, folds, derive(replicate, SEED)
             )
             parts.append((network_name, found))
         for law, named in parts:
             for remedy, laws in named:
-                kl = float(np.mean([nf.metrics.kl(scenario.law, one) for one in laws]))
-                rows.append({**dict(zip(KEY, job, strict=True)), "law": law, "variant": remedy, "kl": kl})
+                kl = float(np.mean([nf.metrics.kl(truth.law, one) for one in laws]))
+                rows.append({"law": law, "variant": remedy, "kl": kl})
     return rows
 
 
@@ -111,19 +108,6 @@ def mixtures(plain: Law, draws: PosteriorDraws) -> Named:
     yield "no shrinkage, prior, floor", [climb(bare, draws, 200, 1e-3)[0]]
 
 
-def main() -> None:
-    """Read the command line, run, print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--replicates", type=int, default=4)
-    parser.add_argument("--scenarios", nargs="+", default=["L1", "L2", "L3", "L4", "L5", "P1"])
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--out", type=Path, default=Path("build/ablation/training.csv"))
-    options = parser.parse_args()
-    seeds = range(FIRST, FIRST + options.replicates)
-    jobs = [(name, design, N, seed) for seed, name, design in product(seeds, options.scenarios, "RS")]
-    rows = run(jobs, options.out, options.processes, replicate)
+def report(rows: pd.DataFrame) -> None:
+    """Print the KL of each variant over that of the law as it is."""
     print(relative_to(rows, AS_IT_IS).round(2).to_string())
-
-
-if __name__ == "__main__":
-    main()

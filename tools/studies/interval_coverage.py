@@ -1,6 +1,6 @@
 """Do 95 % intervals cover the truth? Simulated data sets of one Gaussian population, in several designs.
 
-    python tools/coverage.py [--designs plain two-levels censored as-observed] [--replicates 500] [--out DIR]
+    python -m nlmeflow.studies tools/studies/interval_coverage.yml [--replicates 500]
 
 plain : sixty individuals, one-compartment oral curve, nine samples with 15 % error, means (log 1.2, log 2.5,
     log 30), standard deviations (.35, .25, .15), effect .75 of log(weight / 70) on log clearance.
@@ -15,20 +15,15 @@ error, and the mean standard error beside the spread of the estimates; "refused"
 standard errors, because the likelihood had no peak.
 """
 
-import argparse
-import os
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 import nlmeflow as nf
+from nlmeflow.studies.run import Row
 
 Truth = dict[tuple[str, str], float]
 MEANS = {"ka": np.log(1.2), "CL": np.log(2.5), "V": np.log(30.0)}
@@ -111,15 +106,16 @@ DESIGNS: dict[str, Callable[[int], tuple[nf.Fit, Truth]]] = {
 }
 
 
-def replicate(design: str, seed: int) -> pd.DataFrame:
+def measure(design: str, replicate: int) -> list[Row]:
     """Simulate, fit, and return the table of standard errors with the truth."""
-    fit, truth = DESIGNS[design](seed)
+    fit, truth = DESIGNS[design](replicate)
     try:
         found = fit.standard_errors().loc[list(truth)]
     except nf.EstimationError:  # the likelihood has no peak: no intervals, and said so
         index = pd.MultiIndex.from_tuples(truth, names=["kind", "parameter"])
         found = pd.DataFrame(np.nan, index, ["value", "standard error", "lower", "upper"])
-    return found.assign(truth=list(truth.values()), seed=seed).reset_index()
+    table = found.assign(truth=list(truth.values())).reset_index()
+    return [{str(k): v for k, v in row.items()} for row in table.to_dict("records")]
 
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -143,27 +139,7 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def main() -> None:
-    """Read the command line, run, print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--designs", nargs="+", choices=list(DESIGNS), default=list(DESIGNS))
-    parser.add_argument("--replicates", type=int, default=500)
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--out", type=Path, help="folder in which a table of each design is also written")
-    options = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = "1"
-    with ProcessPoolExecutor(options.processes, get_context("spawn")) as pool:
-        for design in options.designs:
-            jobs = pool.map(partial(replicate, design), range(options.replicates))
-            rows = pd.concat(tqdm(jobs, total=options.replicates, unit="fit", desc=design))
-            found = table(rows)
-            print(f"{design}: {options.replicates} data sets\n{found.round(4).to_string()}\n")
-            if options.out:
-                options.out.mkdir(parents=True, exist_ok=True)
-                found.to_csv(options.out / f"{design}.csv", float_format="%.6g")
-
-
-if __name__ == "__main__":
-    main()
+def report(rows: pd.DataFrame) -> None:
+    """Print the coverage of each design."""
+    for design, part in rows.groupby("design", sort=False):
+        print(f"{design}: {part['replicate'].nunique()} data sets\n{table(part).round(4).to_string()}\n")

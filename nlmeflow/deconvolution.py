@@ -60,7 +60,8 @@ class Deconvolution:
 
     def pdf(self, x: np.ndarray) -> np.ndarray:
         """Return the density at x, zero outside the grid."""
-        return np.interp(x, self.grid, self.density, left=0.0, right=0.0)
+        density: np.ndarray = np.interp(x, self.grid, self.density, left=0.0, right=0.0)
+        return density
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,8 @@ def _nodes(z: np.ndarray) -> np.ndarray:
 
 
 def _empirical(z: np.ndarray, u: np.ndarray) -> np.ndarray:
-    return np.exp(1j * u[:, None] * z).mean(1)
+    transform: np.ndarray = np.exp(1j * u[:, None] * z).mean(1)
+    return transform
 
 
 def contrast(seen: Observed, cutoff: float | None = None) -> pd.DataFrame:
@@ -213,7 +215,8 @@ def contrast(seen: Observed, cutoff: float | None = None) -> pd.DataFrame:
     cutoffs = seen.u[EVERY::EVERY] if cutoff is None else np.array([cutoff])
 
     def integral(values: np.ndarray) -> np.ndarray:
-        return np.interp(cutoffs, seen.u, cumulative_trapezoid(values, seen.u, initial=0))
+        found: np.ndarray = np.interp(cutoffs, seen.u, cumulative_trapezoid(values, seen.u, initial=0))
+        return found
 
     value = -integral(np.abs(seen.numerator / seen.denominator) ** 2) / np.pi
     variance = integral(1 / seen.denominator**2) / (np.pi * len(seen.z))
@@ -233,4 +236,5 @@ def densities(seen: Observed, grid: np.ndarray, cutoffs: np.ndarray) -> np.ndarr
     cumulated = cumulative_trapezoid(waves.real, seen.u, axis=0, initial=0) / np.pi
     nearest = np.abs(seen.u[:, None] - cutoffs).argmin(0)
     positive = cumulated[nearest].clip(min=0)
-    return positive / np.trapezoid(positive, grid, axis=1)[:, None]
+    density: np.ndarray = positive / np.trapezoid(positive, grid, axis=1)[:, None]
+    return density

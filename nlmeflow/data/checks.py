@@ -1,6 +1,6 @@
 """Checks of a user's table: each says the column, the row and what would be accepted."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -107,7 +107,7 @@ def check_unique(frame: pd.DataFrame, individual: str, time: str, times: np.ndar
 
 
 def constant_covariates(
-    frame: pd.DataFrame, individual: str, labels: list, covariates: list[str]
+    frame: pd.DataFrame, individual: str, labels: list[Hashable], covariates: list[str]
 ) -> pd.DataFrame:
     """Return the covariates of each individual, or raise DataError when one changes within an individual."""
     grouped = frame.groupby(individual, sort=False, observed=True)

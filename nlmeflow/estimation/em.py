@@ -238,4 +238,4 @@ def flat(trace: Sequence[Record]) -> bool:
         return False
     values = [record.log_likelihood for record in last]
     rise = sum(values[SPELL:]) / SPELL - sum(values[:SPELL]) / SPELL
-    return rise < 2 * last[-1].error * (2 / SPELL) ** 0.5
+    return bool(rise < 2 * last[-1].error * (2 / SPELL) ** 0.5)

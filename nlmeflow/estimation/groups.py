@@ -15,6 +15,7 @@ not know of it.
 """
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -154,7 +155,7 @@ class GroupedProblem(Problem):
     """The problem of groups; `data` are those of the individuals, in groups given by `member` (P,)."""
 
     member: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
-    groups: tuple = ()
+    groups: tuple[Hashable, ...] = ()
     within: tuple[str, ...] = ()
     local: Local | None = None
 
@@ -175,7 +176,12 @@ class GroupedProblem(Problem):
 
     @classmethod
     def _with(
-        cls, problem: Problem, member: Tensor, groups: tuple, within: tuple[str, ...], local: Local | None
+        cls,
+        problem: Problem,
+        member: Tensor,
+        groups: tuple[Hashable, ...],
+        within: tuple[str, ...],
+        local: Local | None,
     ) -> "GroupedProblem":
         inner = problem.residual
         return cls(
@@ -209,7 +215,7 @@ class GroupedProblem(Problem):
         return len(self.groups)
 
     @property
-    def labels(self) -> tuple:
+    def labels(self) -> tuple[Hashable, ...]:
         return self.groups
 
     @property

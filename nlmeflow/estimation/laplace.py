@@ -111,7 +111,7 @@ def gaussian_start(
     """
     try:
         return _climb(problem, first, specification, max_iterations, tolerance, longest=None)
-    except (EstimationError, torch.linalg.LinAlgError):
+    except (EstimationError, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
         return _climb(problem, first, specification, max_iterations, tolerance, longest=2.0)
 
 
@@ -197,7 +197,8 @@ def _update(
     design = linear.slope.clone()
 
     def whiten(x: Tensor) -> Tensor:  # V^-1 x, V = I + J Omega J'
-        return x - slope @ (posterior @ (slope.mT @ x))
+        whitened: Tensor = x - slope @ (posterior @ (slope.mT @ x))
+        return whitened
 
     left = (design.mT @ whiten(design)).sum(0)
     working = working + linear.slope[..., dim:] @ beta

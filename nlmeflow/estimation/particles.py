@@ -87,7 +87,8 @@ def _calibration(ratios: Tensor) -> Tensor:
     spread = centred.mT @ centred / g.shape[1]
     lift = 1e-6 * torch.eye(g.shape[-1], dtype=g.dtype)
     slope = torch.linalg.solve(spread + lift, (1 - mean).mT)
-    return (1 + (centred @ slope).squeeze(-1)).clamp_min(0.1)
+    weights: Tensor = (1 + (centred @ slope).squeeze(-1)).clamp_min(0.1)
+    return weights
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def default_particles(n_individuals: int, grouped: bool) -> int:
     if grouped:
         return 256
     least = 512 if n_individuals <= 5000 else 256 if n_individuals <= 20_000 else 128
-    return min(16384, max(least, 2 ** round(math.log2(200_000 / n_individuals))))
+    return int(min(16384, max(least, 2 ** round(math.log2(200_000 / n_individuals)))))
 
 
 def _allocate(n: int) -> list[int]:
@@ -155,4 +156,5 @@ def _local(centre: Tensor, factor: Tensor, n: int, random: torch.Generator) -> T
     uniform = (points + shift).remainder_(1.0)
     uniform.clamp_(1e-12, 1 - 1e-12)
     z = torch.special.ndtri(uniform)
-    return centre[:, None] + z @ factor.mT
+    drawn: Tensor = centre[:, None] + z @ factor.mT
+    return drawn

@@ -115,7 +115,7 @@ class Model(Structure):
         with estimating(), show_progress(law, progress) as report:
             try:
                 return Fit.of(self, law, fit_law(law, replace(task, report=report)), task)
-            except torch.linalg.LinAlgError as error:
+            except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
                 raise EstimationError(BROKEN) from error
 
 

@@ -12,7 +12,8 @@ from nlmeflow.records import Saved
 def lower_inverse(factor: Tensor) -> Tensor:
     """Return L^-1 of lower factors L (..., d, d)."""
     identity = torch.eye(factor.shape[-1], dtype=factor.dtype).expand_as(factor)
-    return torch.linalg.solve_triangular(factor, identity, upper=False)
+    inverse: Tensor = torch.linalg.solve_triangular(factor, identity, upper=False)
+    return inverse
 
 
 def safe_cholesky(covariance: Tensor) -> Tensor:
@@ -20,6 +21,7 @@ def safe_cholesky(covariance: Tensor) -> Tensor:
 
     Eigenvalues of the correlation matrix are lifted to 1e-10 at least, so that units do not matter.
     """
+    factor: Tensor
     factor, info = torch.linalg.cholesky_ex(covariance)
     if not bool((info != 0).any()):
         return factor
@@ -27,7 +29,8 @@ def safe_cholesky(covariance: Tensor) -> Tensor:
     correlation = covariance / (scale[..., :, None] * scale[..., None, :])
     values, vectors = torch.linalg.eigh(correlation)
     lifted = vectors * values.clamp_min(1e-10)[..., None, :] @ vectors.mT
-    return scale[..., :, None] * torch.linalg.cholesky(lifted)
+    factor = scale[..., :, None] * torch.linalg.cholesky(lifted)
+    return factor
 
 
 def normal_log_prob(phi: Tensor, mean: Tensor, factor: Tensor) -> Tensor:

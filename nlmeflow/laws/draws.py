@@ -118,7 +118,8 @@ class PosteriorDraws:
         """Return log p_law(y_i) - log p_R(y_i) of each individual, (N,)."""
         if law.has_density:
             return self.weigh(law).log_likelihood
-        return (self.data.log_psi(law.support) + law.weights.log()).logsumexp(1)  # type: ignore[attr-defined]
+        scores: Tensor = (self.data.log_psi(law.support) + law.weights.log()).logsumexp(1)  # type: ignore[attr-defined]
+        return scores
 
     def subset(self, index: Tensor) -> "PosteriorDraws":
         """Return the draws of the individuals at these positions."""

@@ -72,7 +72,8 @@ class Anderson:
             self.forget()
             return image
         gamma = torch.linalg.lstsq(differences.mT, residuals[-1], driver="gelsd").solution
-        return images[-1] - gamma @ images.diff(dim=0)
+        further: Tensor = images[-1] - gamma @ images.diff(dim=0)
+        return further
 
 
 def _packed(components: Components, unit: Affine) -> Tensor:

@@ -118,7 +118,8 @@ class GaussianLaw(Law):
         mean = (weights[..., None] * phi).sum(1)
         mean, design = mean - mean.mean(0), design - design.mean(0)
         left = torch.einsum("ncq,cd,ndr->qr", design, precision, design)
-        return torch.linalg.solve(left, torch.einsum("ncq,cd,nd->q", design, precision, mean))
+        step: Tensor = torch.linalg.solve(left, torch.einsum("ncq,cd,nd->q", design, precision, mean))
+        return step
 
     def inflated(self, factor: float) -> "GaussianLaw":
         """Return the law with standard deviations multiplied by `factor`."""

@@ -110,7 +110,8 @@ class Law(Saved, ABC):
             slope = torch.autograd.grad(self.log_prob(place).sum(), place)[0]
         score = -torch.einsum("nmc,ncq->nmq", slope, design)
         gradient = torch.einsum("nm,nmq->q", weights, score)
-        return torch.linalg.solve(torch.einsum("nm,nmq,nmr->qr", weights, score, score), gradient)
+        step: Tensor = torch.linalg.solve(torch.einsum("nm,nmq,nmr->qr", weights, score, score), gradient)
+        return step
 
     def _rows(self, phi: Tensor) -> Tensor:
         """Return phi (..., d) as rows (n, d), or raise ModelError when its last axis is not d."""

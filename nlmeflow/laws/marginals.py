@@ -48,7 +48,8 @@ def _histogram(law: Law, axes: Sequence[int], grids: Sequence[np.ndarray]) -> np
     steps = [grid[1] - grid[0] for grid in grids]
     edges = [np.append(g - s / 2, g[-1] + s / 2) for g, s in zip(grids, steps, strict=True)]
     counts, _ = np.histogramdd(drawn, bins=edges)
-    return gaussian_filter(counts, 1.0) / (len(drawn) * np.prod(steps))
+    density: np.ndarray = gaussian_filter(counts, 1.0) / (len(drawn) * np.prod(steps))
+    return density
 
 
 def span(law: Law, axis: int, reach: float = 3.5, points: int = 120) -> np.ndarray:

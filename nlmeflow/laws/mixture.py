@@ -218,7 +218,8 @@ def floored(covariance: Tensor, floor: Tensor) -> Tensor:
     inverse = lower_inverse(floor)
     values, vectors = torch.linalg.eigh(inverse @ covariance @ inverse.mT)
     half = floor @ (vectors * values.clamp_min(1.0).sqrt()[..., None, :])
-    return torch.linalg.cholesky(half @ half.mT)
+    factors: Tensor = torch.linalg.cholesky(half @ half.mT)
+    return factors
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Figures: each function draws on Axes, gives them labels with units, and returns them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -176,7 +176,7 @@ def bands(bands: Bands, parameter: str, ax: Axes | None = None, color: str | Non
 
 
 def trajectories(
-    fit: Fit, individuals: Sequence | None = None, ax: Axes | None = None, points: int = 200
+    fit: Fit, individuals: Sequence[Hashable] | None = None, ax: Axes | None = None, points: int = 200
 ) -> Axes:
     """Draw the observations of some individuals and their fitted curves (conditional means)."""
     ax = plt.gca() if ax is None else ax

@@ -30,7 +30,8 @@ def log_between(low: Tensor, high: Tensor) -> Tensor:
     log_b = torch.special.log_ndtr(b.clamp_max(40.0))
     log_a = torch.special.log_ndtr(torch.where(finite, a, -1.0))
     share = torch.where(finite, (log_a - log_b).clamp_max(-1e-15), -1.0)
-    return log_b + torch.where(finite, torch.log(-torch.expm1(share)), 0.0)
+    log_mass: Tensor = log_b + torch.where(finite, torch.log(-torch.expm1(share)), 0.0)
+    return log_mass
 
 
 def truncated(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:

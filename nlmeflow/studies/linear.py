@@ -66,7 +66,8 @@ def _mixed(scenario: LinearScenario) -> np.ndarray:
             scenario.data.response.numpy().ravel(), design, np.repeat(np.arange(n), times), exog_re=design
         )
         fit = model.fit(reml=False)
-    return stats.norm(fit.fe_params[1], np.sqrt(fit.cov_re[1, 1])).pdf(GRID)
+    density: np.ndarray = stats.norm(fit.fe_params[1], np.sqrt(fit.cov_re[1, 1])).pdf(GRID)
+    return density
 
 
 def stored() -> pd.DataFrame:

@@ -26,7 +26,8 @@ class Truth:
 
     def pdf(self, x: np.ndarray) -> np.ndarray:
         """Return the density at x."""
-        return sum(w * part.pdf(x) for w, part in zip(self.weights, self.parts, strict=True))
+        density: np.ndarray = sum(w * part.pdf(x) for w, part in zip(self.weights, self.parts, strict=True))
+        return density
 
     def sample(self, n: int, random: np.random.Generator) -> np.ndarray:
         """Draw n."""

@@ -75,7 +75,8 @@ def _mixture(*groups: tuple[float, list[float], list[float], Any]) -> Truth:
 
     def from_noise(u: np.ndarray, z: np.ndarray) -> np.ndarray:
         group = np.searchsorted(cumulated, u)
-        return means.numpy()[group] + np.einsum("nab,nb->na", factors.numpy()[group], z)
+        phi: np.ndarray = means.numpy()[group] + np.einsum("nab,nb->na", factors.numpy()[group], z)
+        return phi
 
     return Truth(means.shape[1], law.log_prob, from_noise, law.n_parameters, law)
 
@@ -87,7 +88,8 @@ def _factor(sds: list[float], correlation: Any) -> Tensor:
     for (a, b), r in pairs.items():
         matrix[a, b] = matrix[b, a] = r
     scale = torch.tensor(sds, dtype=torch.float64)
-    return torch.linalg.cholesky(matrix * scale[:, None] * scale)
+    factor: Tensor = torch.linalg.cholesky(matrix * scale[:, None] * scale)
+    return factor
 
 
 def _skewed() -> Truth:

@@ -60,7 +60,8 @@ class ConditionalFlow(nn.Module):
         z = self.gaussian.normal.standardise(phi - x @ self.shift.mT)
         u, change = self.layer(x).call_and_ladj(z)
         joint = self.base.log_joint(u).mT - self.base.weights.log() + self.log_shares(x)
-        return joint.logsumexp(-1) + change - self.gaussian.normal.log_volume
+        log_density: Tensor = joint.logsumexp(-1) + change - self.gaussian.normal.log_volume
+        return log_density
 
     def sample(self, x: Tensor, seed: Seed) -> Tensor:
         """Draw one phi for each row of x (n, q): (n, d)."""

@@ -48,7 +48,8 @@ class FlowLaw(Law):
     def log_prob(self, phi: Tensor) -> Tensor:
         u, change = self.transport(self.standardise(self._rows(phi)))
         value = self.base.log_prob(u) + change - self.gaussian.normal.log_volume
-        return value.reshape(phi.shape[:-1])
+        log_density: Tensor = value.reshape(phi.shape[:-1])
+        return log_density
 
     def sample(self, n: int, seed: Seed) -> Tensor:
         with torch.no_grad():

@@ -64,21 +64,23 @@ class Network(Saved):
 
     def _layer(self, dim: int, k: int) -> nn.Module:
         order = torch.arange(dim) if k % 2 == 0 else torch.arange(dim).flip(0)
+        layer: nn.Module
         if self.kind == "quadratic":
-            return Quadratic(dim, order)
-        univariate: Any = partial(MonotonicAffineTransform, slope=math.exp(-LOG_SCALE_BOUND))
-        if self.kind == "spline":
-            return MaskedAutoregressiveTransform(dim, order=order, **_spline(self.hidden))
-        options: dict[str, Any] = {
-            "univariate": univariate,
-            "shapes": [(), ()],
-            "hidden_features": self.hidden,
-            "activation": nn.Tanh,
-        }
-        if self.kind == "realnvp":
+            layer = Quadratic(dim, order)
+        elif self.kind == "spline":
+            layer = MaskedAutoregressiveTransform(dim, order=order, **_spline(self.hidden))
+        elif self.kind == "realnvp":
             mask = (torch.arange(dim) + k) % 2 == 0
-            return GeneralCouplingTransform(dim, mask=mask, **options)
-        return MaskedAutoregressiveTransform(dim, order=order, **options)
+            layer = GeneralCouplingTransform(dim, mask=mask, **_affine(self.hidden))
+        else:
+            layer = MaskedAutoregressiveTransform(dim, order=order, **_affine(self.hidden))
+        return layer
+
+
+def _affine(hidden: tuple[int, ...]) -> dict[str, Any]:
+    univariate: Any = partial(MonotonicAffineTransform, slope=math.exp(-LOG_SCALE_BOUND))
+    shapes: list[tuple[int, ...]] = [(), ()]
+    return {"univariate": univariate, "shapes": shapes, "hidden_features": hidden, "activation": nn.Tanh}
 
 
 def _spline(hidden: tuple[int, ...]) -> dict[str, Any]:
@@ -89,7 +91,7 @@ def _spline(hidden: tuple[int, ...]) -> dict[str, Any]:
 
 def spline_layer(dim: int, hidden: tuple[int, ...], context: int) -> nn.Module:
     """Return an autoregressive spline whose network also sees `context` covariates, at the identity."""
-    layer = MaskedAutoregressiveTransform(dim, context=context, **_spline(hidden))
+    layer: nn.Module = MaskedAutoregressiveTransform(dim, context=context, **_spline(hidden))
     start_at_identity(layer)
     return layer
 

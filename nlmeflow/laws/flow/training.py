@@ -76,7 +76,7 @@ class Ascent:
 
 def noise_width(noise: float, n: int, dim: int) -> float:
     """Return the width of the noise on standardised draws of n individuals."""
-    return noise * n ** (-1 / (dim + 4))
+    return float(noise * n ** (-1 / (dim + 4)))
 
 
 def marginal(log_ratio: Tensor) -> Tensor:
@@ -209,7 +209,8 @@ class _Members:
     def log_prob(self, z: Tensor) -> Tensor:
         """Return log-densities of z (K, n, d) under the K flows: (K, n)."""
         u, change = vmap(lambda w, x: functional_call(self.module, w, (x,)))(self.weights, z)
-        return self.base.log_prob(u) + change
+        log_density: Tensor = self.base.log_prob(u) + change
+        return log_density
 
     def loss(self, random: torch.Generator) -> Tensor:
         """Return the sum over flows of minus the mean log marginal density of a batch.

@@ -1,12 +1,15 @@
 # Two commands do everything: `make book` and `make test`.
 #
 #   make book                 set up, execute the chapters, build the site in build/site
-#   make test                 format, lint, types, tests, chapters run twice in the quick profile, site
+#   make test                 every check, every test, chapters run twice in the quick profile, site
+#   make quick                every check of the code and the fast tests, in about a minute
 #   make store                keep figures and tables of the chapters in data/ (needs the real data)
 #   make clean                remove what was built, keep the environment
 #
-# PyTorch: on Linux `pip install torch` takes a build with CUDA, several gigabytes. To take the CPU
-# build, give the address of PyTorch's CPU wheels (see README): make book TORCH_INDEX=<address>
+# PyTorch: on Linux `pip install torch` takes a build with CUDA, several gigabytes. The CPU build:
+#   make book TORCH_INDEX=https://download.pytorch.org/whl/cpu
+#
+# Versions are those of constraints.txt. The package itself accepts the ranges of pyproject.toml.
 
 # chapters executed, and files tested, at the same time
 JOBS ?= 2
@@ -31,7 +34,7 @@ STORED := $(shell find data -type f)
 EXECUTED := $(CHAPTERS:book/%=build/published/%)
 QUICK := $(CHAPTERS:book/%=build/quick/%)
 
-.PHONY: book test store clean setup check-format check-types check-notebooks
+.PHONY: book test quick store clean setup check-code check-format check-types check-layers check-dead check-notebooks
 .DELETE_ON_ERROR:
 
 book: $(INSTALLED)
@@ -40,10 +43,10 @@ book: $(INSTALLED)
 
 setup: $(INSTALLED)
 
-$(INSTALLED): pyproject.toml
+$(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "Python 3.11 is needed: make PYTHON=/path/to/python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[book,test]'
+	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --constraint constraints.txt --editable '.[book,test]'
 	touch $@
 
 build/published/%.ipynb: book/%.ipynb $(PACKAGE) $(STORED) | $(INSTALLED)
@@ -60,11 +63,16 @@ build/site/index.html: $(EXECUTED) $(PAGES)
 build/quick-site/index.html: $(QUICK) $(PAGES)
 	$(BIN)/python tools/build.py build/quick build/quick-site
 
-test: $(INSTALLED) check-format check-types check-notebooks
+test: $(INSTALLED) check-code check-notebooks
 	$(BIN)/python -m pytest $(PARALLEL) tests --ignore=tests/test_site.py
 	$(MAKE) -j$(JOBS) build/quick-site/index.html
 	$(BIN)/python -m pytest $(PARALLEL) --nbval -p no:cacheprovider $(QUICK)
 	$(BIN)/python -m pytest tests/test_site.py
+
+quick: $(INSTALLED) check-code
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow" tests --ignore=tests/test_site.py --ignore=tests/test_project.py
+
+check-code: check-format check-types check-layers check-dead
 
 check-format: $(INSTALLED)
 	$(BIN)/ruff format --check .
@@ -72,6 +80,13 @@ check-format: $(INSTALLED)
 
 check-types: $(INSTALLED)
 	$(BIN)/mypy nlmeflow tools
+
+check-layers: $(INSTALLED)
+	$(BIN)/lint-imports --no-logo --no-cache
+
+check-dead: $(INSTALLED)
+	$(BIN)/python tools/examples.py build/examples.py
+	$(BIN)/vulture
 
 check-notebooks: $(INSTALLED)
 	$(BIN)/nbstripout --verify --extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution" $(CHAPTERS)

@@ -27,7 +27,8 @@ class Effect(Saved):
     """One coefficient gamma: phi of `parameter` moves by gamma x, x from the covariate `variable`.
 
     x is the covariate, less or over `reference` (sign "-" or "/"), its logarithm when `log`; or, with a
-    `level`, one where the covariate has this level and zero elsewhere.
+    `level`, one where the covariate has this level and zero elsewhere; `levels` are all that the model was
+    fitted with, the first of them the reference.
     """
 
     parameter: str
@@ -36,6 +37,7 @@ class Effect(Saved):
     sign: str = "-"
     reference: float = 0.0
     level: str | None = None
+    levels: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -51,6 +53,7 @@ class Effect(Saved):
         _check_known(self.variable, covariates)
         column = covariates[self.variable]
         if self.level is not None:
+            self._check_levels(column)
             return torch.tensor((column.astype(str) == self.level).to_numpy(dtype=np.float64))
         try:
             x = column.to_numpy(dtype=np.float64)
@@ -69,6 +72,15 @@ class Effect(Saved):
             row = int(np.flatnonzero(~np.isfinite(x))[0])
             raise DataError(f"Covariate '{self.variable}' is not finite for '{covariates.index[row]}'.")
         return torch.from_numpy(x.copy())
+
+    def _check_levels(self, column: pd.Series) -> None:
+        known = column.astype(str).isin(self.levels) if self.levels else column.notna()
+        wrong = np.flatnonzero(~known)
+        if len(wrong):
+            raise DataError(
+                f"Covariate '{self.variable}' is {column.iloc[wrong[0]]!r} for '{column.index[wrong[0]]}'; "
+                f"the model was fitted with {', '.join(map(repr, self.levels))}."
+            )
 
 
 def read_terms(terms: Terms) -> tuple[str, ...]:
@@ -107,7 +119,7 @@ def _read(parameter: str, term: str, covariates: pd.DataFrame) -> list[Effect]:
         levels = sorted(column.astype(str).unique())
         if len(levels) < 2:
             raise ModelError(f"Covariate '{name}' has one level, '{levels[0]}'; it cannot have an effect.")
-        return [Effect(parameter, name, level=level) for level in levels[1:]]
+        return [Effect(parameter, name, level=level, levels=tuple(levels)) for level in levels[1:]]
     sign = found["sign"] or "-"
     reference = float(found["number"]) if found["number"] else 0.0
     if sign == "/" and reference == 0:
@@ -129,6 +141,11 @@ def design(effects: Sequence[Effect], names: Sequence[str], covariates: pd.DataF
     matrix = torch.zeros(len(covariates), len(names), len(effects), dtype=torch.float64)
     for k, effect in enumerate(effects):
         matrix[:, list(names).index(effect.parameter), k] = effect.values(covariates)
+    return matrix
+
+
+def check_design(matrix: Tensor, effects: Sequence[Effect], names: Sequence[str]) -> None:
+    """Raise ModelError when effects that are to be estimated cannot be told apart."""
     for j, name in enumerate(names):
         columns = matrix[:, j][:, matrix[:, j].abs().sum(0) > 0]
         wanted = sum(effect.parameter == name for effect in effects)
@@ -140,4 +157,3 @@ def design(effects: Sequence[Effect], names: Sequence[str], covariates: pd.DataF
                 f"The effects {terms} cannot be told apart from each other or from the mean of {name}: "
                 "one of the covariates is constant, or a combination of the others."
             )
-    return matrix

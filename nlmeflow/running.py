@@ -1,6 +1,9 @@
 """How long work runs: on one thread, showing what it does, and never computing the same thing twice."""
 
 import contextlib
+import functools
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -9,6 +12,7 @@ from tqdm.auto import tqdm
 
 T = TypeVar("T")
 Report = Callable[[str], None]
+_TURN = threading.RLock()
 
 
 def silent(_: str) -> None:
@@ -17,13 +21,32 @@ def silent(_: str) -> None:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Run torch on one thread: on tensors this small two are many times slower."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    """Run torch on one thread: on tensors this small two are many times slower.
+
+    One computation at a time: torch's forward differentiation is not safe in several Python threads, which
+    wait for one another here. What is computed can be differentiated, also within torch.inference_mode().
+    """
+    with _TURN, torch.inference_mode(False):
+        _prepare()
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+
+@functools.cache
+def _prepare() -> None:
+    """Import what torch imports when it is first used; an interrupt waits until that is whole."""
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
     try:
-        yield
+        torch.optim.LBFGS([torch.zeros(1, requires_grad=True)])
+        torch.func.jvp(torch.exp, (torch.zeros(1),), (torch.ones(1),))
     finally:
-        torch.set_num_threads(threads)
+        if main:
+            signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager

@@ -5,12 +5,15 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import distribution
 from pathlib import Path
 
 import nbformat
 import papermill
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import nlmeflow as nf
 
@@ -24,29 +27,52 @@ def sources(path, kind):
     return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == kind]
 
 
-def test_environment_file_follows_pyproject():
-    about = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+def test_the_environment_file_installs_what_the_book_is_made_with():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
-    assert "python=3.11" in environment["dependencies"]
-    assert "make" in environment["dependencies"]
-    assert "pip" in environment["dependencies"]
+    assert {"python=3.11", "make", "pip"} <= {d for d in environment["dependencies"] if isinstance(d, str)}
     (pip,) = [d["pip"] for d in environment["dependencies"] if isinstance(d, dict)]
-    assert pip == ["--editable .[book,test]"]
+    assert pip == ["--constraint constraints.txt", "--editable .[book,test]"]
+
+
+def test_the_package_accepts_ranges_and_the_book_is_made_with_exact_versions():
+    about = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert about["requires-python"] == ">=3.11,<3.14"
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = [line for line in lines if not line.startswith("#")]
+    assert all(re.fullmatch(r"[\w.-]+==[0-9][^,*+\s]*", pin) for pin in pins), "pins are exact"
+    exact = {canonicalize_name(name): version for name, version in (pin.split("==") for pin in pins)}
+    assert len(exact) == len(pins)
     extras = about["optional-dependencies"]
-    pins = about["dependencies"] + extras["book"] + extras["test"]
-    assert all(re.fullmatch(r"[a-zA-Z0-9_.-]+==[0-9][^,*]*", pin) for pin in pins), "pins are exact"
-    names = {pin.split("==")[0] for pin in pins}
-    assert {
-        "jupyter-book",
-        "jupyter",
-        "torch",
-        "numpy",
-        "pandas",
-        "matplotlib",
-        "nbval",
-        "papermill",
-    } <= names
-    assert about["requires-python"] == ">=3.11,<3.12"
+    needed = [Requirement(line) for lines in (about["dependencies"], *extras.values()) for line in lines]
+    direct = {canonicalize_name(n.name): n.specifier for n in needed if n.name != "nlmeflow"}
+    for name, accepted in direct.items():
+        assert {part.operator for part in accepted} == {">=", "<"}, f"{name} has a range"
+        assert accepted.contains(exact[name]), f"{name}=={exact[name]} is outside {accepted}"
+    asked_for = {"jupyter-book", "jupyter", "torch", "numpy", "pandas", "matplotlib", "nbval", "papermill"}
+    assert asked_for <= set(direct)
+    assert not {"matplotlib", "pooch", "pyreadr", "statsmodels"} & {
+        Requirement(line).name for line in about["dependencies"]
+    }
+
+
+def test_every_installed_version_that_the_book_depends_on_is_pinned():
+    """The closure of nlmeflow[book,test] in this environment is what constraints.txt says."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    exact = {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in lines if "==" in line}
+    waiting, seen = [("nlmeflow", "book"), ("nlmeflow", "test")], set()
+    while waiting:
+        name, extra = pair = waiting.pop()
+        if pair in seen:
+            continue
+        seen.add(pair)
+        for needed in map(Requirement, distribution(name).requires or []):
+            if needed.marker is None or needed.marker.evaluate({"extra": extra}):
+                waiting += [(canonicalize_name(needed.name), e) for e in ("", *needed.extras)]
+    names = {name for name, _ in seen} - {"nlmeflow"}
+    for name in names & set(exact):
+        assert distribution(name).version.split("+")[0] == exact[name], name
+    if distribution("torch").version.endswith("+cpu"):  # other builds of torch need more
+        assert not names - set(exact)
 
 
 def test_every_chapter_is_in_the_table_of_contents_and_has_a_quick_profile():

@@ -66,5 +66,8 @@ def test_bad_residuals_are_refused():
         nf.Additive(sigma=-1)
     with pytest.raises(nf.ModelError, match="both a and b"):
         nf.Combined(a=1.0)
-    with pytest.raises(nf.ModelError, match=r"positive responses.*number 1 has -1"):
-        nf.LogAdditive().check(torch.tensor([[-1.0]]), torch.tensor([[True]]))
+    data = nf.LongitudinalData.regular(torch.ones(2, 3).cumsum(1), torch.tensor([[1.0, 2, 3], [1, -1, 2]]))
+    with pytest.raises(
+        nf.ModelError, match=r"positive responses; individual '1' has response = -1 at time = 2"
+    ):
+        nf.Model(nf.curves.linear(), nf.LogAdditive()).problem(data)

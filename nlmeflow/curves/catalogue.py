@@ -4,6 +4,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -131,10 +132,10 @@ def _fast_phase_first(psi: dict[str, float]) -> dict[str, float]:
 
 @_listed
 def oral(dose: float | str = "dose", time_unit: str = "h", volume_unit: str = "L") -> Curve:
-    """One compartment, first-order absorption (bioavailability 1), a single dose at time zero.
+    """One compartment, first-order absorption (bioavailability 1), a dose at time zero.
 
     f = D ka / (V (ka - k)) (exp(-k t) - exp(-ka t)), k = CL / V. `dose` is a number, or the name
-    of the covariate column that holds each individual's dose.
+    of the covariate column that holds each individual's dose; several doses are superposed.
     """
     parameters = [
         Parameter("ka", "log", f"1/{time_unit}", "absorption rate"),
@@ -147,32 +148,34 @@ def oral(dose: float | str = "dose", time_unit: str = "h", volume_unit: str = "L
             parameters,
             inputs=(dose,),
             conventional=_fast_absorption,
+            dose=dose,
         )
     return Curve(lambda t, psi: _oral(t, psi, dose), parameters, conventional=_fast_absorption)
 
 
 @_listed
-def infusion(dose: float, duration: float, time_unit: str = "h", volume_unit: str = "L") -> Curve:
+def infusion(dose: float | str, duration: float | str, time_unit: str = "h", volume_unit: str = "L") -> Curve:
     """One compartment, constant infusion of `dose` from time zero over `duration`.
 
-    f = D / (T ke V) (1 - exp(-ke min(t, T))) exp(-ke max(t - T, 0)), T = `duration`.
+    f = D / (T ke V) (1 - exp(-ke min(t, T))) exp(-ke max(t - T, 0)), T = `duration`. Both are numbers, or the
+    names of covariate columns; several infusions are superposed.
     """
 
-    def function(t: Tensor, psi: Psi) -> Tensor:
-        during = -torch.expm1(-psi["ke"] * t.clamp(max=duration))
-        return (
-            dose
-            / (duration * psi["ke"] * psi["V"])
-            * during
-            * torch.exp(-psi["ke"] * (t - duration).clamp(min=0))
-        )
+    def function(t: Tensor, psi: Psi, x: Psi) -> Tensor:
+        size, length = (x[about] if isinstance(about, str) else about for about in (dose, duration))
+        during = -torch.expm1(-psi["ke"] * torch.minimum(t, torch.as_tensor(length, dtype=t.dtype)))
+        after = torch.exp(-psi["ke"] * (t - length).clamp(min=0))
+        return size / (length * psi["ke"] * psi["V"]) * during * after
 
     return Curve(
-        function,
+        function if isinstance(dose, str) or isinstance(duration, str) else partial(function, x={}),
         [
             Parameter("ke", "log", f"1/{time_unit}", "elimination rate"),
             Parameter("V", "log", volume_unit, "volume of distribution"),
         ],
+        inputs=tuple(name for name in (dose, duration) if isinstance(name, str)),
+        dose=dose if isinstance(dose, str) else None,
+        duration=duration if isinstance(duration, str) else None,
     )
 
 

@@ -1,7 +1,7 @@
 """A curve (structural model) and its parameters, each with a scale on which it is unconstrained."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,13 @@ class Transform:
     unconstrained: Callable[[Tensor], Tensor]
     lower: float = -float("inf")
     upper: float = float("inf")
+
+    def __reduce__(self) -> Any:
+        """Pickle a transform of the library by its name; one's own as its functions."""
+        known = isinstance(found := named(self.name), Transform) and found.natural.__module__ == __name__
+        if known and self.natural.__module__ == __name__:
+            return named, (self.name,)
+        return Transform, (self.name, self.natural, self.unconstrained, self.lower, self.upper)
 
     def check(self, parameter: str, value: float) -> None:
         """Raise ModelError when `value` lies outside the natural range."""
@@ -54,6 +61,16 @@ def bounded(lower: float, upper: float) -> Transform:
 
 LOGIT = bounded(0.0, 1.0)
 TRANSFORMS = {"identity": IDENTITY, "log": LOG, "logit": LOGIT}
+
+
+def named(name: str) -> "str | Transform":
+    """Return the transform of a name that `bounded` gives; other names as they are."""
+    if name in TRANSFORMS:
+        return TRANSFORMS[name]
+    if not name.startswith("logit("):
+        return name
+    lower, upper = name.removeprefix("logit(").removesuffix(")").split(",")
+    return bounded(float(lower), float(upper))
 
 
 @dataclass(frozen=True)
@@ -108,6 +125,8 @@ class Curve:
     conventional : where two parameter vectors give the same curve (flip-flop absorption, the two
         phases of a sum of exponentials), a function from either to the usual one; applied to
         first values only.
+    dose, duration : inputs that hold the amount of a dose and how long its infusion takes. The curve is
+        linear in the dose, so that several doses are superposed.
     """
 
     function: Function
@@ -115,6 +134,8 @@ class Curve:
     inputs: tuple[str, ...] = ()
     recipe: Mapping[str, Any] = field(default_factory=dict)
     conventional: Callable[[dict[str, float]], dict[str, float]] = dict
+    dose: str | None = None
+    duration: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parameters", tuple(self.parameters))
@@ -123,6 +144,13 @@ class Curve:
             raise ModelError("A curve needs at least one parameter.")
         if len(set(names)) < len(names):
             raise ModelError(f"Each parameter of a curve has its own name, got {', '.join(names)}.")
+
+    def __reduce__(self) -> Any:
+        """Pickle a curve of the library by how it was made; one's own as its function (see cloudpickle)."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        if self.recipe:
+            values |= {"function": None, "conventional": None}
+        return _unpickled, (values,)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -139,6 +167,41 @@ class Curve:
     def __call__(self, t: Tensor, psi: Mapping[str, Tensor], x: Mapping[str, Tensor] | None = None) -> Tensor:
         """Return f(t; psi)."""
         return self.function(t, psi, x) if self.inputs else self.function(t, psi)
+
+    def probe(self) -> None:
+        """Call the function once as fits do, on tensors of individuals, particles and times.
+
+        Raises
+        ------
+        ModelError : it fails, or does not return a tensor of the right shape and type.
+
+        """
+        shape, t = (2, 3, 4), torch.linspace(0.5, 2.0, 4, dtype=torch.float64).expand(2, 1, 4)
+        psi = torch.zeros(2, 3, 1, len(self.names), dtype=torch.float64)
+        x = {name: torch.ones(2, 1, 1, dtype=torch.float64) for name in self.inputs}
+        cure = (
+            "use torch functions of t and psi (torch.exp, not numpy's or math's; torch.where, not if), and "
+            "return a tensor of t's shape."
+        )
+        name = getattr(self.function, "__name__", "function")
+        try:
+            value = self(t, self.natural(psi), x)
+            if isinstance(value, Tensor):
+                torch.func.jvp(lambda phi: self(t, self.natural(phi), x), (psi,), (psi + 1,))
+        except Exception as error:
+            first = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ModelError(f"The curve '{name}' cannot be called on tensors ({first}): {cure}") from error
+        if not isinstance(value, Tensor):
+            raise ModelError(f"The curve returned {type(value).__name__}, not a torch tensor: {cure}")
+        try:
+            fits = torch.broadcast_shapes(value.shape, shape) == shape
+        except RuntimeError:
+            fits = False
+        if not fits or value.dtype != torch.float64:
+            raise ModelError(
+                f"The curve '{name}' returned a tensor of shape {tuple(value.shape)} and type {value.dtype} "
+                f"for times of shape {shape}: {cure}"
+            )
 
     def natural(self, phi: Tensor, names: Sequence[str] | None = None) -> dict[str, Tensor]:
         """Return the natural parameters of phi (..., d), d the number of `names` (default all)."""
@@ -158,3 +221,12 @@ class Curve:
             self[name]
         parameters = [replace(p, start=starts.get(p.name, p.start)) for p in self.parameters]
         return replace(self, parameters=parameters)
+
+
+def _unpickled(values: dict[str, Any]) -> Curve:
+    if values["function"] is not None:
+        return Curve(**values)
+    from nlmeflow.curves.catalogue import LIBRARY
+
+    made = LIBRARY[values["recipe"]["name"]](**values["recipe"]["arguments"])
+    return replace(made, parameters=values["parameters"])

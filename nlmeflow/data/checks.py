@@ -1,6 +1,8 @@
 """Checks of a user's table: each says the column, the row and what would be accepted."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from datetime import date, timedelta
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -8,10 +10,30 @@ import pandas as pd
 from nlmeflow.errors import DataError
 
 
+def table_of(given: object) -> pd.DataFrame:
+    """Return a table, or the table in the CSV file at a path.
+
+    Raises
+    ------
+    DataError : it is neither, or a column's name stands twice.
+
+    """
+    if isinstance(given, str | Path):
+        if not Path(given).is_file():
+            raise DataError(f"No file '{given}'; a pandas DataFrame, or the path of a CSV file, is needed.")
+        given = pd.read_csv(given)
+    if not isinstance(given, pd.DataFrame):
+        raise DataError(
+            f"A pandas DataFrame is needed, or the path of a CSV file; got {type(given).__name__}."
+        )
+    if not given.columns.is_unique:
+        twice = given.columns[given.columns.duplicated()][0]
+        raise DataError(f"Column '{twice}' stands twice in the table; give each column a name of its own.")
+    return given
+
+
 def check_columns(frame: pd.DataFrame, columns: Sequence[str]) -> None:
-    """Raise DataError unless it is a table and has these columns."""
-    if not isinstance(frame, pd.DataFrame):
-        raise DataError(f"A pandas DataFrame is needed, got {type(frame).__name__}.")
+    """Raise DataError unless the table has these columns."""
     for column in columns:
         if column not in frame.columns:
             known = ", ".join(map(str, frame.columns))
@@ -32,6 +54,27 @@ def check_nested(frame: pd.DataFrame, individual: str, group: str) -> None:
         )
 
 
+def check_roles(roles: Mapping[str, str | None]) -> None:
+    """Raise DataError when one column is given two roles, such as individual and time."""
+    seen: dict[str, str] = {}
+    for role, column in roles.items():
+        if column is not None and seen.setdefault(column, role) != role:
+            raise DataError(f"Column '{column}' cannot be both {seen[column]} and {role}.")
+
+
+def check_names(frame: pd.DataFrame, column: str) -> None:
+    """Raise DataError when two names look the same but are not, such as 7 and "7", or "p1" and "p1 "."""
+    different = pd.Series(frame[column].unique(), dtype=object)
+    shown = different.map(str).str.strip()
+    twice = np.flatnonzero(shown.duplicated(keep=False))
+    if len(twice):
+        one, other = different[shown == shown[twice[0]]].iloc[:2]
+        raise DataError(
+            f"Column '{column}' has {one!r} and {other!r}, which would be two different names. Make them one "
+            f"kind without blanks: frame['{column}'] = frame['{column}'].astype(str).str.strip()."
+        )
+
+
 def check_present(frame: pd.DataFrame, column: str) -> None:
     """Raise DataError when a cell of a column is empty."""
     missing = np.flatnonzero(frame[column].isna())
@@ -42,7 +85,15 @@ def check_present(frame: pd.DataFrame, column: str) -> None:
 def numbers(frame: pd.DataFrame, column: str) -> np.ndarray:
     """Return a column as numbers, NaN where it is empty, or raise DataError."""
     given = frame[column]
-    if pd.api.types.is_datetime64_any_dtype(given):
+    if isinstance(given.dtype, pd.CategoricalDtype):
+        given = given.astype(object)
+    if pd.api.types.is_timedelta64_dtype(given) or given.map(lambda x: isinstance(x, timedelta)).any():
+        raise DataError(
+            f"Column '{column}' holds durations; give a number in a unit of your choice, for example days: "
+            f"frame['{column}'].dt.total_seconds() / 86400."
+        )
+    dates = isinstance(given.dtype, pd.PeriodDtype) or given.map(lambda x: isinstance(x, date)).any()
+    if pd.api.types.is_datetime64_any_dtype(given) or dates:
         raise DataError(
             f"Column '{column}' holds dates; give a number, for example days since the first date: "
             f"(frame['{column}'] - frame['{column}'].min()).dt.total_seconds() / 86400."
@@ -61,12 +112,19 @@ def censoring_bounds(
     frame: pd.DataFrame, response: str, values: np.ndarray, censoring: str, limit: str | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return lower and upper bounds of each row, infinite where the response was observed."""
-    kind = frame[censoring].fillna("").astype(str).str.strip().replace("none", "")
+    kind = frame[censoring].astype(object).where(frame[censoring].notna(), "").astype(str).str.strip()
+    kind = kind.replace("none", "")
     wrong = np.flatnonzero(~kind.isin(["", "left", "right", "interval"]))
     if len(wrong):
         raise DataError(
             f"Column '{censoring}' is {frame[censoring].iloc[wrong[0]]!r} in row {wrong[0]}; accepted are "
             "'left', 'right', 'interval', or an empty cell."
+        )
+    empty = np.flatnonzero(kind.ne("") & np.isnan(values))
+    if len(empty):
+        raise DataError(
+            f"Row {empty[0]} is censored ({kind.iloc[empty[0]]}) and its '{response}' is empty; the response "
+            "holds the limit of a censored observation."
         )
     low, high = np.full(len(values), -np.inf), np.full(len(values), np.inf)
     left, right, between = (kind.eq(k).to_numpy() for k in ("left", "right", "interval"))
@@ -93,16 +151,16 @@ def check_finite(frame: pd.DataFrame, column: str, values: np.ndarray, missing_a
 
 
 def check_unique(frame: pd.DataFrame, individual: str, time: str, times: np.ndarray) -> None:
-    """Raise DataError when an individual has two rows at one time."""
-    keys = pd.DataFrame({"individual": frame[individual], "time": times})
-    twice = np.flatnonzero(keys.duplicated(keep=False))
+    """Raise DataError when an individual has two rows at one time, or more."""
+    code, labels = pd.factorize(frame[individual])
+    twice = np.flatnonzero(pd.DataFrame({"who": code, "time": times}).duplicated(keep=False))
     if len(twice):
-        key = keys.iloc[twice[0]]
-        rows = np.flatnonzero((keys["individual"] == key["individual"]) & (keys["time"] == key["time"]))
+        who, when = code[twice[0]], times[twice[0]]
+        rows = np.flatnonzero((code == who) & (times == when))
         raise DataError(
-            f"Individual '{key['individual']}' ({individual}) has {len(rows)} rows at "
-            f"{time} = {key['time']:g}: rows {', '.join(map(str, rows))}. "
-            "One row per individual and time is accepted: average them, or make the times differ."
+            f"Individual '{labels[who]}' ({individual}) has {len(rows)} rows at {time} = {when:g}: rows "
+            f"{', '.join(map(str, rows))}. One row per individual and time is accepted: average them, or "
+            "say that they are measurements of their own, replicates='keep'."
         )
 
 
@@ -121,3 +179,43 @@ def constant_covariates(
                 "a covariate is constant within an individual."
             )
     return grouped[covariates].first().reindex(labels)
+
+
+def positions(index: object, labels: tuple[Hashable, ...]) -> np.ndarray:
+    """Return the positions of the individuals that an index of `LongitudinalData.subset` chooses."""
+    size = len(labels)
+    if isinstance(index, pd.Series) and pd.api.types.is_bool_dtype(index.dtype):
+        if index.isna().any():
+            raise DataError("The mask has empty cells; True or False is needed for every individual.")
+        index = index.astype(bool)
+    if isinstance(index, pd.Series) and index.dtype == bool and not isinstance(index.index, pd.RangeIndex):
+        if set(index.index) != set(labels):
+            raise DataError("The index of the mask holds other names than those of the individuals.")
+        index = index.reindex(list(labels))
+    if isinstance(index, slice):
+        index = np.arange(size)[index]
+    some = [index] if isinstance(index, str | int) else index
+    array = np.asarray(list(some)) if not hasattr(some, "__array__") else np.asarray(some)  # type: ignore[call-overload]
+    if array.ndim != 1:
+        raise DataError(f"An index has one axis; this one has the shape {array.shape}.")
+    if array.dtype == bool:
+        if len(array) != size:
+            raise DataError(f"The mask has {len(array)} values for {size} individuals.")
+        array = np.flatnonzero(array)
+    elif np.issubdtype(array.dtype, np.integer):
+        wrong = array[(array < -size) | (array >= size)]
+        if len(wrong):
+            raise DataError(f"Position {wrong[0]} is out of range: there are {size} individuals, from 0.")
+        array = array % size
+    elif len(array):
+        place = {label: k for k, label in enumerate(labels)}
+        unknown = [name for name in array.tolist() if name not in place]
+        if unknown:
+            raise DataError(
+                f"No individual {unknown[0]!r}; an index is a mask, positions from 0, or names such as "
+                f"{labels[0]!r}."
+            )
+        array = np.array([place[name] for name in array.tolist()])
+    if len(array) == 0:
+        raise DataError("A subset needs at least one individual; this index chooses nobody.")
+    return array.astype(np.int64)

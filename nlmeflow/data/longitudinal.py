@@ -1,7 +1,9 @@
 """Longitudinal data: repeated measures of many individuals, ragged, padded with a mask."""
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -12,16 +14,44 @@ from nlmeflow.data.checks import (
     censoring_bounds,
     check_columns,
     check_finite,
+    check_names,
     check_nested,
     check_present,
+    check_roles,
     check_unique,
     constant_covariates,
     numbers,
+    positions,
+    table_of,
 )
 from nlmeflow.errors import DataError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Doses:
+    """Doses of each individual, (N, D) each: time, amount (0 where there is none), duration of infusion."""
+
+    time: Tensor
+    amount: Tensor
+    duration: Tensor
+
+    @classmethod
+    def of(cls, table: pd.DataFrame, labels: tuple[Hashable, ...]) -> "Doses":
+        """Return the doses of a table with columns ID, TIME, AMT and duration, in the order of the labels."""
+        place = {label: k for k, label in enumerate(labels)}
+        code, number = table["ID"].map(place).to_numpy(), table.groupby("ID").cumcount().to_numpy()
+        columns = []
+        for column in ("TIME", "AMT", "duration"):
+            values = np.zeros((len(labels), number.max() + 1))
+            values[code, number] = table[column]
+            columns.append(torch.from_numpy(values))
+        return cls(*columns)
+
+    def __getitem__(self, rows: Tensor | slice) -> "Doses":
+        return Doses(self.time[rows], self.amount[rows], self.duration[rows])
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class LongitudinalData:
     """Observations y_ij at times t_ij of individuals i = 1..N, j = 1..n_i.
 
@@ -36,6 +66,7 @@ class LongitudinalData:
     bounds : None, or (low, high), each (N, n): where an observation is only known to lie between two
         values, infinite where it is known, or on the open side.
     group : None, or the column of `covariates` that says which group an individual belongs to.
+    doses : None, or several doses or infusions of each individual, which the curve superposes.
 
     """
 
@@ -48,11 +79,12 @@ class LongitudinalData:
     n_missing: int = 0
     bounds: tuple[Tensor, Tensor] | None = None
     group: str | None = None
+    doses: Doses | None = None
 
     @classmethod
     def from_frame(
         cls,
-        frame: pd.DataFrame,
+        frame: pd.DataFrame | str | Path,
         individual: str,
         time: str,
         response: str,
@@ -60,8 +92,9 @@ class LongitudinalData:
         censoring: str | None = None,
         limit: str | None = None,
         group: str | None = None,
+        replicates: Literal["refuse", "keep"] = "refuse",
     ) -> "LongitudinalData":
-        """Read a long table: one row per observation.
+        """Read a long table, or the CSV file at a path: one row per observation.
 
         Missing responses (NaN) are left out and counted; individuals keep their place even when
         none of their responses was observed. Covariates are constant within an individual.
@@ -75,13 +108,24 @@ class LongitudinalData:
             for models with two levels, nf.Model(..., within=...). Names of individuals are not used again in
             another group.
 
+        replicates : several rows of an individual at one time are refused, because they are mostly mistakes;
+            "keep" takes them for measurements of their own (technical replicates).
+
         Raises
         ------
-        DataError : a column is absent, a value is not a finite number, an (individual, time) pair
-            stands twice, or a covariate changes within an individual.
+        DataError : a column is absent, stands twice or has two roles, a value is not a finite number, two
+            names look the same and are not, an (individual, time) pair stands twice, or a covariate changes
+            within an individual.
 
         """
-        covariates = [covariates] if isinstance(covariates, str) else list(covariates)
+        frame = table_of(frame)
+        covariates = [covariates] if isinstance(covariates, str) else list(dict.fromkeys(covariates))
+        roles: dict[str, str | None] = {"individual": individual, "time": time, "response": response}
+        check_roles(roles | {"censoring": censoring, "limit": limit})
+        check_roles(roles | {f"covariate {name}": name for name in covariates})
+        check_roles({"time": time, "response": response, "group": group})
+        if replicates not in ("refuse", "keep"):
+            raise DataError(f"replicates is 'refuse' or 'keep', got {replicates!r}.")
         if group is not None:
             check_columns(frame, [group, individual])
             check_nested(frame, individual, group)
@@ -91,12 +135,15 @@ class LongitudinalData:
         if len(frame) == 0:
             raise DataError("The table has no rows; at least two individuals are needed.")
         frame = frame.reset_index(drop=True)
-        check_present(frame, individual)
+        for column in (individual, *([] if group is None else [group])):
+            check_present(frame, column)
+            check_names(frame, column)
         times = numbers(frame, time)
         values = numbers(frame, response)
         check_finite(frame, time, times, missing_allowed=False)
         check_finite(frame, response, values, missing_allowed=True)
-        check_unique(frame, individual, time, times)
+        if replicates == "refuse":
+            check_unique(frame, individual, time, times)
 
         code, labels = pd.factorize(frame[individual])
         table = constant_covariates(frame, individual, list(labels), covariates)
@@ -141,12 +188,21 @@ class LongitudinalData:
         """Return the total number of observations, the sum of n_i."""
         return int(self.mask.sum())
 
-    def subset(self, index: Sequence[int] | np.ndarray | Tensor) -> "LongitudinalData":
-        """Return the individuals at these positions, in this order."""
-        rows = torch.as_tensor(np.asarray(index), dtype=torch.long)
-        if len(rows) == 0:
-            raise DataError("A subset needs at least one individual.")
+    def subset(self, index: object) -> "LongitudinalData":
+        """Return some individuals.
+
+        index : a mask, True or False for each individual; or positions from 0 (negative ones count from
+            the end); or names, where names are not whole numbers. A pandas Series of True and False whose
+            index holds the individuals' names is taken by name.
+
+        Raises
+        ------
+        DataError : a mask of another length, a position out of range, an unknown name, nobody chosen.
+
+        """
+        rows = torch.from_numpy(positions(index, self.labels))
         width = max(int(self.mask[rows].sum(1).max()), 1)
+        bounds = None if self.bounds is None else tuple(side[rows, :width] for side in self.bounds)
         return LongitudinalData(
             self.time[rows, :width],
             self.response[rows, :width],
@@ -154,11 +210,42 @@ class LongitudinalData:
             labels=tuple(self.labels[i] for i in rows.tolist()),
             covariates=self.covariates.iloc[rows.numpy()],
             names=self.names,
-            bounds=None
-            if self.bounds is None
-            else (self.bounds[0][rows, :width], self.bounds[1][rows, :width]),
+            bounds=bounds,  # type: ignore[arg-type]
             group=self.group,
+            doses=None if self.doses is None else self.doses[rows],
         )
+
+    def with_doses(self, doses: Doses) -> "LongitudinalData":
+        """Return the data with doses of each individual."""
+        return replace(self, doses=doses)
+
+    def about(self, row: int, column: int) -> str:
+        """Return an observation in the user's words: individual, time and response."""
+        who, when, what = self.names
+        time, response = float(self.time[row, column]), float(self.response[row, column])
+        return f"{who} '{self.labels[row]}' has {what} = {response:g} at {when} = {time:g}"
+
+    @property
+    def observed(self) -> "LongitudinalData":
+        """The individuals with at least one observation."""
+        seen = self.counts > 0
+        return self if bool(seen.all()) else self.subset(seen)
+
+    def __repr__(self) -> str:
+        columns = ", ".join(map(str, self.names))
+        return f"LongitudinalData({len(self)} individuals, {self.n_observations} observations: {columns})"
+
+    def __eq__(self, other: object) -> bool:
+        """Whether two data sets hold the same individuals, observations and covariates."""
+        if not isinstance(other, LongitudinalData) or self.time.shape != other.time.shape:
+            return NotImplemented if not isinstance(other, LongitudinalData) else False
+        pairs = [(self.time, other.time), (self.response, other.response), (self.mask, other.mask)]
+        pairs += list(zip(self.bounds or (), other.bounds or (), strict=False))
+        known = (self.labels, self.names, self.group, self.bounds is None)
+        same = known == (other.labels, other.names, other.group, other.bounds is None)
+        return same and self.covariates.equals(other.covariates) and all(torch.equal(a, b) for a, b in pairs)
+
+    __hash__ = object.__hash__
 
     def grouped(self) -> tuple[np.ndarray, pd.Index]:
         """Return the number of each individual's group (N,), and the groups' names."""

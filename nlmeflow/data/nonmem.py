@@ -1,56 +1,130 @@
-"""Tables in the manner of NONMEM."""
+"""Tables in the manner of NONMEM: doses and observations of one individual in rows below one another."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from nlmeflow.data.longitudinal import LongitudinalData
+from nlmeflow.data.checks import check_columns, numbers, table_of
+from nlmeflow.data.longitudinal import Doses, LongitudinalData
 from nlmeflow.errors import DataError
 
-NEEDED = ("ID", "TIME", "DV", "AMT")
+NEEDED = ["ID", "TIME", "DV", "AMT"]
+USED = ["EVID", "MDV", "CENS", "LIMIT", "ADDL", "II", "RATE", "TINF"]
+ONE_VALUE = {"DVID": "kinds of response", "YTYPE": "kinds of response", "CMT": "compartments"}
+REFUSED = {
+    "SS": "steady state (SS)",
+    "PCMT": "PCMT",
+    "CALL": "CALL",
+    "DATE": "calendar dates (DATE): give TIME in one unit",
+    "DAT1": "calendar dates (DAT1): give TIME in one unit",
+    "DAT2": "calendar dates (DAT2): give TIME in one unit",
+    "DAT3": "calendar dates (DAT3): give TIME in one unit",
+}
 
 
-def read_nonmem(frame: pd.DataFrame, covariates: Sequence[str] = ()) -> LongitudinalData:
-    """Return data from a table with columns ID, TIME, DV, AMT (and EVID, MDV when there).
+def read_nonmem(frame: pd.DataFrame | str | Path, covariates: Sequence[str] = ()) -> LongitudinalData:
+    """Return data from a table, or a CSV file, with columns ID, TIME, DV, AMT; "." is an empty cell.
 
-    A row with AMT above zero is a dose, the others are observations; "." is an empty cell; rows with MDV = 1
-    and no dose are left out. Every individual has one dose; its amount becomes the covariate "AMT" (take
-    it with nf.curves.oral("AMT")), and times count from it. covariates : further columns, constant within
-    individuals.
+    A row with AMT above zero (EVID 1) is a dose, rows with EVID 0 are observations, rows with EVID 2, or
+    MDV 1 and no dose, are neither and left out. ADDL further doses follow at intervals of II. RATE, or the
+    duration TINF, make a dose an infusion. CENS 1: DV is an upper bound (a limit of quantification), with
+    LIMIT the lower one; CENS -1: a lower bound. covariates : further columns, constant within individuals.
+
+    Times count from each individual's first dose. The amount of a single dose becomes the covariate "AMT",
+    taken with nf.curves.oral("AMT"); several doses, and infusions with nf.curves.infusion("AMT", "TINF"), are
+    superposed by the curve, which is linear in them.
 
     Raises
     ------
-    DataError : a column is missing, an individual has no dose or several, a cell is not a number.
+    DataError : a column is missing, an individual has no dose, a cell is not a number; steady state, resets
+        (EVID 3 and 4), modelled rates, several responses or compartments, which are not supported.
 
     """
-    for column in (*NEEDED, *covariates):
-        if column not in frame.columns:
-            raise DataError(f"No column '{column}' in the table; it needs {', '.join(NEEDED)}.")
-    table = frame.replace(".", np.nan).reset_index(drop=True)
-    for column in [c for c in ("TIME", "DV", "AMT", "EVID", "MDV") if c in table]:
-        numbers = pd.to_numeric(table[column], errors="coerce")
-        wrong = np.flatnonzero(numbers.isna() & table[column].notna())
-        if len(wrong):
-            value = table[column].iloc[wrong[0]]
-            raise DataError(f"Column '{column}' is not a number in row {wrong[0]}: {value!r}.")
-        table[column] = numbers
-    dose = table["AMT"].fillna(0) > 0
-    doses = table[dose].groupby("ID", sort=False)
-    counts = doses.size().reindex(table["ID"].unique(), fill_value=0)
-    if (counts != 1).any():
-        who = counts[counts != 1]
-        raise DataError(
-            f"Individual '{who.index[0]}' has {who.iloc[0]} doses; exactly one row with AMT above zero is "
-            "accepted for each individual. Several doses need a curve of your own."
-        )
-    first = table[dose].set_index("ID")
-    seen = table[~dose & ~(table["MDV"].eq(1) if "MDV" in table else False)]
-    seen = seen.assign(TIME=seen["TIME"] - seen["ID"].map(first["TIME"]), AMT=seen["ID"].map(first["AMT"]))
+    covariates = [covariates] if isinstance(covariates, str) else list(covariates)
+    table = table_of(frame).replace(".", np.nan).reset_index(drop=True)
+    check_columns(table, [*NEEDED, *covariates])
+    for column in [c for c in ("TIME", "DV", "AMT", *USED, *ONE_VALUE, *REFUSED) if c in table]:
+        table[column] = numbers(table, column)
+    for column in USED:
+        if column not in table:
+            table[column] = np.nan
+    _check_supported(table)
+    event = table["EVID"].fillna((table["AMT"].fillna(0) > 0).astype(float))
+    doses = _expanded(table[event == 1])
+    seen = table[(event == 0) & ~table["MDV"].eq(1)].copy()
+    first = doses.groupby("ID", sort=False)["TIME"].min()
+    without = [who for who in table["ID"].unique() if who not in first.index]
+    if without:
+        raise DataError(f"Individual '{without[0]}' has no dose; one row with AMT above zero is needed.")
+    seen["TIME"] -= seen["ID"].map(first)
     early = np.flatnonzero(seen["TIME"] < 0)
     if len(early):
         row = seen.iloc[early[0]]
         raise DataError(
             f"Individual '{row['ID']}' is observed {-row['TIME']:g} before its dose; leave it out."
         )
-    return LongitudinalData.from_frame(seen, "ID", "TIME", "DV", ["AMT", *covariates])
+    counts = doses.groupby("ID").size()
+    single = bool((counts == 1).all() and (doses["duration"] == 0).all())
+    if single:
+        seen["AMT"] = seen["ID"].map(doses.set_index("ID")["AMT"])
+    kept = [*(["AMT"] if single else []), *covariates]
+    censoring, limit = _censored(seen)
+    data = LongitudinalData.from_frame(seen, "ID", "TIME", "DV", kept, censoring, limit)
+    doses = doses.assign(TIME=doses["TIME"] - doses["ID"].map(first))
+    return data if single else data.with_doses(Doses.of(doses, data.labels))
+
+
+def _check_supported(table: pd.DataFrame) -> None:
+    for column, what in REFUSED.items():
+        if column in table and (table[column].fillna(0) != 0).any():
+            row = int(np.flatnonzero(table[column].fillna(0) != 0)[0])
+            raise DataError(f"Row {row}: {what} is not supported.")
+    observed = table[table["AMT"].fillna(0) == 0]
+    for column, what in ONE_VALUE.items():
+        if column in table and observed[column].dropna().nunique() > 1:
+            raise DataError(
+                f"Column '{column}' tells several {what} apart among the observations; one is supported: "
+                f"frame[frame['{column}'] == ...]."
+            )
+    for column, allowed in {"EVID": (0, 1, 2), "MDV": (0, 1), "CENS": (-1, 0, 1)}.items():
+        others = np.flatnonzero(table[column].notna() & ~table[column].isin(allowed))
+        if len(others):
+            raise DataError(
+                f"Column '{column}' is {table[column].iloc[others[0]]:g} in row {others[0]}; supported are "
+                f"{', '.join(map(str, allowed))}."
+            )
+    dose, amount = table["EVID"].eq(1), table["AMT"].fillna(0) > 0
+    for wrong, why in (
+        (dose & ~amount, "is a dose (EVID 1) without AMT above zero"),
+        (amount & table["EVID"].isin((0, 2)), "has AMT above zero and is no dose by EVID"),
+        (table["RATE"].fillna(0) < 0, "has a modelled rate or duration (RATE below zero), not supported"),
+        (table["AMT"].fillna(0) < 0, "has AMT below zero"),
+        (table["ADDL"].fillna(0).gt(0) & ~(table["II"].fillna(0) > 0), "has ADDL without II above zero"),
+    ):
+        if wrong.any():
+            raise DataError(f"Row {int(np.flatnonzero(wrong)[0])} {why}.")
+
+
+def _expanded(doses: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per dose: ID, TIME, AMT and the duration of an infusion, 0 of a bolus."""
+    rate = doses["RATE"].fillna(0)
+    duration = (doses["AMT"] / rate.where(rate > 0)).fillna(doses["TINF"]).fillna(0)
+    again = doses["ADDL"].fillna(0).astype(int) + 1
+    rows = doses.assign(duration=duration).loc[doses.index.repeat(again)]
+    number = rows.groupby(level=0).cumcount()
+    rows["TIME"] += number * rows["II"].fillna(0)
+    return rows[["ID", "TIME", "AMT", "duration"]].sort_values(["ID", "TIME"], kind="stable")
+
+
+def _censored(seen: pd.DataFrame) -> tuple[str | None, str | None]:
+    """Write the columns that say how observations are censored; return their names, None where none is."""
+    side = seen["CENS"].fillna(0)
+    if not (side != 0).any():
+        return None, None
+    bounded = side.eq(1) & seen["LIMIT"].notna()
+    seen["censored"] = np.select([bounded, side == 1, side == -1], ["interval", "left", "right"], "")
+    seen["upper"] = seen["DV"]
+    seen.loc[bounded, "DV"] = seen.loc[bounded, "LIMIT"]
+    return "censored", "upper"

@@ -160,17 +160,19 @@ def fixed_effects_system(
     """
     left, right = state.beta.new_zeros(size, size), state.beta.new_zeros(size)
     phi, weights = problem.of_individuals(particles.phi, particles.summary, step.weights, state.sigma)
-    sigma, problem = problem.own_sigma(state.sigma), problem.individuals
-    for rows in problem.chunks(phi.shape[1] * (len(state.beta) + 1)):
-        prediction, slopes = problem.jacobian(phi[rows], state.beta, rows, only_beta=True)
-        response, mask = problem.data.response[rows, None], problem.data.mask[rows, None]
-        residual, scale = problem.residual.working(response, prediction, sigma, problem.bounds(rows, 1))
-        residual = torch.where(mask & torch.isfinite(residual), residual, 0.0).flatten()
-        slope = torch.where(mask & torch.isfinite(scale), scale, 0.0)[..., None] * slopes[..., :size]
-        slope = torch.where(torch.isfinite(slope), slope, 0.0)
-        weighted = (slope * weights[rows, :, None, None]).flatten(0, 2)
-        left += weighted.mT @ slope.flatten(0, 2)
-        right += weighted.mT @ residual
+    sigma, whole = problem.own_sigma(state.sigma), problem.individuals
+    for index, people in whole.by_length or [(torch.arange(len(whole)), whole)]:
+        for rows in people.chunks(phi.shape[1] * (len(state.beta) + 1)):
+            some = index[rows]
+            prediction, slopes = people.jacobian(phi[some], state.beta, rows, only_beta=True)
+            response, mask = people.data.response[rows, None], people.data.mask[rows, None]
+            residual, scale = people.residual.working(response, prediction, sigma, people.bounds(rows, 1))
+            residual = torch.where(mask & torch.isfinite(residual), residual, 0.0).flatten()
+            slope = torch.where(mask & torch.isfinite(scale), scale, 0.0)[..., None] * slopes[..., :size]
+            slope = torch.where(torch.isfinite(slope), slope, 0.0)
+            weighted = (slope * weights[some, :, None, None]).flatten(0, 2)
+            left += weighted.mT @ slope.flatten(0, 2)
+            right += weighted.mT @ residual
     return left, right
 
 

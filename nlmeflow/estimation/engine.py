@@ -14,7 +14,8 @@ from typing import cast
 
 import torch
 
-from nlmeflow.errors import ModelError
+from nlmeflow.data import LongitudinalData
+from nlmeflow.errors import EstimationError
 from nlmeflow.estimation.em import Result, Schedule, State, em, evaluate
 from nlmeflow.estimation.laplace import gaussian_start
 from nlmeflow.estimation.likelihood import DataLikelihood
@@ -43,6 +44,7 @@ class Task:
 
     folds : which individuals are held out together; when None, each law that needs folds draws its own.
     memory : fits and draws that several laws of one task share.
+    everyone : the data with the individuals that have no observation; the problem is of the others.
     """
 
     problem: Problem
@@ -52,6 +54,7 @@ class Task:
     folds: Folds | None = None
     report: Report = silent
     memory: Memory = field(default_factory=Memory)
+    everyone: LongitudinalData | None = None
 
 
 class Algorithm(Specification):
@@ -63,17 +66,7 @@ class Algorithm(Specification):
 
 
 def fit_law(law: Specification, task: Task) -> Result:
-    """Fit a law to a task's data, once.
-
-    Raises
-    ------
-    ModelError : it is not the specification of a law.
-
-    """
-    if not isinstance(law, Specification):
-        raise ModelError(
-            f"{law!r} is not the specification of a law; try nf.Gaussian(), nf.Mixture() or nf.Flow()."
-        )
+    """Fit a law to a task's data, once."""
     return task.memory.once(("fit", law, task.folds), lambda: road(law, task))
 
 
@@ -97,17 +90,22 @@ def gaussian_em(law: Gaussian, task: Task, schedule: Schedule) -> Result:
     """First values, Laplace, and EM of a Gaussian law on particles."""
     problem = task.problem
     task.report("Laplace")
-    start = gaussian_start(problem, first_values(task), law)
+    try:
+        start = gaussian_start(problem, first_values(task), law)
+    except (EstimationError, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
+        start = gaussian_start(problem, first_values(task, thorough=True), law)
     proposal = Proposal(start.laplace.mode, start.laplace.factor, start.law, start.law.inflated(2.0))
     state = State(start.law, start.beta, start.sigma)
     return em(problem, state, proposal, schedule, generator(derive(task.seed, Stream.GAUSSIAN)), task.report)
 
 
-def first_values(task: Task) -> dict[str, float]:
+def first_values(task: Task, thorough: bool = False) -> dict[str, float]:
     """Return first values of all parameters of the curve, on the unconstrained scale."""
     task.report("first values")
     people, seed = task.problem.individuals, derive(task.seed, Stream.FIRST_VALUES)
-    return task.memory.once("first values", lambda: pooled_start(people, task.start, seed))
+    return task.memory.once(
+        ("first values", thorough), lambda: pooled_start(people, task.start, seed, thorough)
+    )
 
 
 def careful_gaussian(task: Task) -> Result:

@@ -180,8 +180,7 @@ def _check_slopes(problem: Problem, sizes: Tensor) -> None:
     for name, size in zip(problem.random, sizes.tolist(), strict=True):
         if not size > 0:
             raise EstimationError(
-                f"Parameter '{name}' does not move the curve at the data's times (first values); "
-                f"give it a first value with fit(..., start={{'{name}': ...}}) or fix it."
+                f"Parameter '{name}' does not move the curve at the data's times, at the first values found."
             )
 
 
@@ -221,14 +220,15 @@ def _update(
 
 
 def _check(problem: Problem, law: GaussianLaw, beta: Tensor, sigma: Tensor) -> None:
+    """Raise EstimationError when a parameter is no number, or e^200 of any unit away."""
     values = dict(zip(problem.random, law.mean.tolist(), strict=True))
     values |= dict(zip(problem.beta_names, beta.tolist(), strict=True))
-    values |= dict(zip(problem.residual.names, sigma.tolist(), strict=True))
     scales = {name: problem.curve[name].scale.name for name in problem.curve.names}
     for name, value in values.items():
-        far = 200.0 if scales.get(name, "identity") != "identity" else float("inf")  # e^200 of any unit
+        far = 200.0 if scales.get(name, "identity") != "identity" else float("inf")
         if not abs(value) < far:
-            raise EstimationError(
-                f"Parameter '{name}' became {value} while looking for a start; give first values "
-                "with fit(..., start={...})."
-            )
+            raise EstimationError(f"Parameter '{name}' ran off while a start was sought.")
+    if not bool(torch.isfinite(sigma).all() and (sigma > 0).all()):
+        raise EstimationError(
+            "The residual error vanished while a start was sought: curves pass through the data."
+        )

@@ -24,6 +24,7 @@ from nlmeflow.seeds import integer
 
 NARROW, WIDE = 1.15, 2.5  # inflation of the individual's own scale
 SHARES = (0.7, 0.2, 0.05, 0.05)  # narrow, wide, law, broad
+LONG = 25.0  # observations of an individual beyond which it has fewer particles
 BLOCK = 10_000  # individuals whose density is computed at a time
 
 
@@ -129,8 +130,10 @@ def envelope(law: Law, particles: Particles, step: Expectation) -> GaussianLaw:
     return GaussianLaw.of(particles.phi, step.weights).inflated(2.0)
 
 
-def default_particles(n_individuals: int, grouped: bool) -> int:
+def default_particles(n_individuals: int, grouped: bool, n_observations: float = 0.0) -> int:
     """Return the particles per individual: 200,000 in all, between a least number and 16,384.
+
+    With more than 25 observations of an individual on average fewer, so that predictions stay as many.
 
     The least number is 512, and 256 (128) above 5,000 (20,000) individuals: the more there are, the
     less each one's Monte-Carlo error matters, and predictions of all particles are kept in memory.
@@ -138,8 +141,9 @@ def default_particles(n_individuals: int, grouped: bool) -> int:
     """
     if grouped:
         return 256
+    total = 200_000 * min(1.0, LONG / max(n_observations, 1.0))
     least = 512 if n_individuals <= 5000 else 256 if n_individuals <= 20_000 else 128
-    return int(min(16384, max(least, 2 ** round(math.log2(200_000 / n_individuals)))))
+    return int(min(16384, max(least, 2 ** round(math.log2(total / n_individuals)))))
 
 
 def _allocate(n: int) -> list[int]:

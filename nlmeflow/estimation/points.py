@@ -24,6 +24,11 @@ EM_STEPS = 30  # of the residual parameters in each
 class Placing(Protocol):
     """A specification that places points, from an earlier law when there is one."""
 
+    tolerance: float | None
+
+    def bound(self, training: TrainingSet, law: DiscreteLaw) -> float:
+        """Return the log-likelihood that any law could still add, at most."""
+
     def learn(self, training: TrainingSet, start: DiscreteLaw | None = None) -> DiscreteLaw:
         """Return the law."""
 
@@ -32,7 +37,8 @@ def settle_points(law: Placing, problem: Problem, state: State, training: Traini
     """Maximise over points and x = (log sigma, beta) in turn, x by Anderson steps.
 
     The likelihood of the best points is a function of x whose ascent by plain EM is slow: points
-    follow the residual error and the residual error the points.
+    follow the residual error and the residual error the points. It has converged when both rest and the
+    bound on what any law could still add, at the final sigma, is under the specification's tolerance.
     """
     accelerator, trace, converged = Anderson(), [], False
     found: DiscreteLaw | None = None
@@ -58,6 +64,12 @@ def settle_points(law: Placing, problem: Problem, state: State, training: Traini
         )
         state = replace(moved, sigma=log_sigma.exp(), beta=beta)
     assert found is not None
+    if converged and law.tolerance is not None:
+        data = DataLikelihood(problem, state.beta, state.sigma, log_marginal)
+        last = TrainingSet(replace(training.draws, points=data), training.seed, report=training.report)
+        if law.bound(last, found) > law.tolerance:  # sigma moved a little after the points were placed
+            found = law.learn(last, found)
+            converged = law.bound(last, found) <= law.tolerance
     state = replace(state, law=found)
     particles, step = on_points(problem, state)
     centre, covariance = moments(particles.phi, step.weights)

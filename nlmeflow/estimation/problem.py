@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -12,10 +13,12 @@ from nlmeflow.data import LongitudinalData
 from nlmeflow.errors import ModelError
 from nlmeflow.laws.gaussian import GaussianLaw
 from nlmeflow.laws.law import Law
+from nlmeflow.numerics import TINY
 from nlmeflow.residuals.censoring import Bounds
 from nlmeflow.residuals.residual import Residual, Summary
 
 CHUNK = 4_000_000  # predictions held at a time
+RAGGED = 2.5  # times the mean length: a longest series that is computed apart
 
 
 @dataclass(frozen=True)
@@ -55,13 +58,20 @@ class Problem:
         random = tuple(name for name in curve.names if name not in fixed)
         if not random:
             raise ModelError("Every parameter is fixed; a mixed-effects model needs a random one.")
-        residual.check(data.response, data.mask)
+        wrong = torch.nonzero(data.mask & residual.outside(data.response))
+        if len(wrong):
+            raise ModelError(
+                f"{residual.domain}; {data.about(*wrong[0].tolist())}. Leave such rows out, or take "
+                "nf.Additive() or nf.Combined()."
+            )
         if data.bounds is not None and not residual.takes_bounds:
             raise ModelError(
                 "Censored observations are accepted with nf.Additive(), nf.Proportional() or "
                 f"nf.LogAdditive(), not with nf.{type(residual).__name__}()."
             )
-        inputs = {name: _input(data, name) for name in curve.inputs}
+        _check_doses(data, curve)
+        given = () if data.doses is None else (curve.dose, curve.duration)
+        inputs = {name: _input(data, name) for name in curve.inputs if name not in given}
         kept = tuple(name for name in curve.names if name in fixed)
         ordered = tuple(sorted(effects, key=lambda effect: effect.parameter in random))
         matrix = design(ordered, random + kept, data.covariates) if ordered else None
@@ -148,10 +158,22 @@ class Problem:
         time = self.data.time[rows]
         time = time.reshape(len(time), *[1] * extra, time.shape[-1])
         x = {k: v[rows].reshape(-1, *[1] * (extra + 1)) for k, v in self.inputs.items()}
-        value = self.curve(time, psi, x)
-        if not isinstance(value, Tensor):
-            raise ModelError(f"The curve returned {type(value).__name__}, not a torch tensor.")
+        value = self.curve(time, psi, x) if self.data.doses is None else self._superposed(time, psi, x, rows)
         return value.expand(*phi.shape[:-1], time.shape[-1])
+
+    def _superposed(self, time: Tensor, psi: dict[str, Tensor], x: dict[str, Tensor], rows: slice) -> Tensor:
+        """Return the sum of the curves of all doses, each from its own time on."""
+        assert self.data.doses is not None
+        doses, total, extra = self.data.doses[rows], torch.zeros_like(time), time.ndim - 1
+        for k in range(doses.time.shape[1]):
+            start, amount, duration = (
+                part[:, k].reshape(-1, *[1] * extra) for part in (doses.time, doses.amount, doses.duration)
+            )
+            inputs = {self.curve.dose: amount, self.curve.duration: duration.clamp_min(TINY)}
+            since = time - start
+            value = self.curve(since.clamp_min(0.0), psi, x | {n: v for n, v in inputs.items() if n})
+            total = total + torch.where(since > 0, value, 0.0)
+        return total
 
     def jacobian(
         self, phi: Tensor, beta: Tensor, rows: slice = slice(None), only_beta: bool = False
@@ -180,14 +202,32 @@ class Problem:
         size = max(1, CHUNK // (width * self.data.time.shape[1]))
         return [slice(start, start + size) for start in range(0, len(self), size)]
 
+    @cached_property
+    def by_length(self) -> list[tuple[Tensor, "Problem"]]:
+        """Individuals with series of about the same length together, where some are much longer than others.
+
+        Empty where they are not: all are one padded table, in which the longest series sets the price.
+        """
+        counts = self.data.counts.clamp_min(1)
+        even = float(counts.max()) < RAGGED * float(counts.double().mean())
+        if even or not self.residual.sums_up or self.data.bounds is not None:
+            return []
+        size = counts.double().log2().floor()
+        groups = [torch.nonzero(size == value)[:, 0] for value in size.unique()]
+        return [(index, self.subset(index)) for index in groups]
+
     def summary(self, phi: Tensor, beta: Tensor) -> Summary:
         """Return the error model's summary of predictions at particles (N, M, d), in chunks."""
+        if self.by_length:
+            found = Summary.joined([part.summary(phi[index], beta) for index, part in self.by_length])
+            back = torch.cat([index for index, _ in self.by_length]).argsort()
+            return found.map(lambda values: values[back])
         parts = []
         for rows in self.chunks(phi.shape[1]):
             prediction = self.predict(phi[rows], beta, rows)
             response, mask = self.data.response[rows, None], self.data.mask[rows, None]
             parts.append(self.residual.summary(response, prediction, mask, self.bounds(rows, 1)))
-        return parts[0].joined(parts)
+        return Summary.joined(parts)
 
     def bounds(self, rows: slice = slice(None), extra: int = 0) -> Bounds | None:
         """Return the bounds of censored observations, with axes for particles, or None."""
@@ -199,6 +239,22 @@ class Problem:
     def log_likelihood(self, phi: Tensor, beta: Tensor, sigma: Tensor) -> Tensor:
         """Return log p(y_i | phi): (N, M, d) -> (N, M)."""
         return self.residual.log_likelihood(self.summary(phi, beta), sigma)
+
+
+def _check_doses(data: LongitudinalData, curve: Curve) -> None:
+    """Raise ModelError when the curve cannot take the doses of the data."""
+    if data.doses is None:
+        return
+    if curve.dose is None:
+        raise ModelError(
+            "The data have several doses, or infusions; take a curve that superposes them, "
+            'nf.curves.oral("AMT"), nf.curves.infusion("AMT", "TINF"), or nf.Curve(..., dose="AMT").'
+        )
+    infused = (data.doses.duration > 0) & (data.doses.amount > 0)
+    if curve.duration is None and bool(infused.any()):
+        raise ModelError('The data have infusions; take nf.curves.infusion("AMT", "TINF").')
+    if curve.duration is not None and not bool(infused[data.doses.amount > 0].all()):
+        raise ModelError("The curve is an infusion, and a dose of the data has no RATE or TINF.")
 
 
 def _input(data: LongitudinalData, name: str) -> Tensor:

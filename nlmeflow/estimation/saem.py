@@ -59,10 +59,11 @@ class SAEM(Algorithm):
                 "law is nf.Gaussian(...), or one flow that SAEM trains: name it, "
                 f"nf.Flow(kind='spline', base='gaussian'); got {self.law!r}."
             )
-        check_whole("burn_in", self.burn_in, 1)
-        check_whole("iterations", self.iterations, 1)
-        if self.chains is not None:
-            check_whole("chains", self.chains, 1)
+        check_whole(self, 1, "burn_in", "iterations", "chains")
+
+    @property
+    def bounded(self) -> bool:  # type: ignore[override]
+        return self.law.bounded
 
     @property
     def name(self) -> str:  # type: ignore[override]

@@ -11,20 +11,29 @@ import torch
 from torch import Tensor
 
 from nlmeflow.curves import Parameter
-from nlmeflow.errors import EstimationError
+from nlmeflow.errors import EstimationError, ModelError
 from nlmeflow.estimation.problem import Problem
+from nlmeflow.numerics import TINY
 
 N_COMBINATIONS = 4096
 N_LOOKED_AT = 200
 N_POLISHED = 12
 N_INDIVIDUALS = 40
+POOR = 0.5  # share of the spread of the responses that a start should leave unexplained at most
+SWEEPS = 3
 STEPS = (1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
 
 
-def pooled_start(problem: Problem, given: dict[str, float], seed: int) -> dict[str, float]:
-    """Return first values of all structural parameters on the unconstrained scale."""
+def pooled_start(
+    problem: Problem, given: dict[str, float], seed: int, thorough: bool = False
+) -> dict[str, float]:
+    """Return first values of all structural parameters on the unconstrained scale.
+
+    thorough : also try every candidate of each parameter in turn, which otherwise is done where the best
+        start explains little.
+    """
     names = problem.curve.names
-    pooled = replace(problem, random=names, fixed=(), effects=(), design=None)
+    pooled = whole = replace(problem, random=names, fixed=(), effects=(), design=None)
     if len(problem) > N_INDIVIDUALS:
         random = torch.Generator().manual_seed(seed)
         pooled = pooled.subset(torch.randperm(len(problem), generator=random)[:N_INDIVIDUALS])
@@ -33,14 +42,38 @@ def pooled_start(problem: Problem, given: dict[str, float], seed: int) -> dict[s
     losses = _losses(pooled, points)
     if not bool(torch.isfinite(losses).any()):
         raise EstimationError(_no_start(problem, points))
+    check_zeros(whole, points[torch.isfinite(losses)][:5], points.new_zeros(0))
     best = _promising(pooled, points, losses)
-    polished, losses = _polish(pooled, points[best], losses[best])
+    polished, polished_losses = _polish(pooled, points[best], losses[best])
+    if thorough or float(polished_losses.min()) > POOR * _spread(pooled):
+        points, losses = _swept(pooled, choices, points, losses)
+        best = _promising(pooled, points, losses)
+        more, more_losses = _polish(pooled, points[best], losses[best])
+        polished, polished_losses = torch.cat([polished, more]), torch.cat([polished_losses, more_losses])
+    losses = polished_losses
     natural = problem.curve.natural(polished[losses.argmin()])
     usual = problem.curve.conventional({name: float(value) for name, value in natural.items()})
     return {
         name: float(problem.curve[name].scale.unconstrained(torch.tensor(value, dtype=torch.float64)))
         for name, value in usual.items()
     }
+
+
+def check_zeros(problem: Problem, points: Tensor, beta: Tensor) -> None:
+    """Raise ModelError where the curve is zero whatever its parameters and the error model cannot use that.
+
+    points (K, d): parameters at which the curve is looked at.
+    """
+    prediction = problem.predict(points.expand(len(problem), *points.shape), beta)
+    zero = (prediction == 0).all(1) & problem.data.mask
+    wrong = torch.nonzero(problem.residual.unusable(problem.data.response, zero))
+    if len(wrong):
+        example = problem.data.about(*wrong[0].tolist())
+        raise ModelError(
+            f"The curve is exactly zero for {len(wrong)} observations, for example {example}: "
+            f"nf.{type(problem.residual).__name__}() gives them no likelihood, or an unbounded one. Leave "
+            "these rows out, or take nf.Additive()."
+        )
 
 
 def _choices(problem: Problem, parameter: Parameter, given: float | None) -> Tensor:
@@ -83,6 +116,24 @@ def _combinations(choices: list[Tensor], seed: int) -> Tensor:
     return torch.stack(columns, 1)
 
 
+def _spread(problem: Problem) -> float:
+    """Return the sum of squares of the responses around their mean."""
+    seen = problem.data.response[problem.data.mask]
+    return float((seen - seen.mean()).square().sum())
+
+
+def _swept(problem: Problem, choices: list[Tensor], points: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
+    """Try every candidate of each parameter in turn, the others as in the best points so far."""
+    for _ in range(SWEEPS):
+        for k, choice in enumerate(choices):
+            kept = losses.argsort()[:N_POLISHED]
+            moved = points[kept].repeat_interleave(len(choice), 0)
+            moved[:, k] = choice.repeat(len(kept))
+            points = torch.cat([points[kept], moved])
+            losses = torch.cat([losses[kept], _losses(problem, moved)])
+    return points, losses
+
+
 def _promising(problem: Problem, points: Tensor, losses: Tensor) -> Tensor:
     """Return positions of the best combinations that differ and can be polished.
 
@@ -122,9 +173,10 @@ def _polish(problem: Problem, points: Tensor, losses: Tensor, steps: int = 40) -
         slopes = torch.where(problem.data.mask[:, None, :, None] & torch.isfinite(slopes), slopes, 0.0)
         hessian = torch.einsum("isjk,isjl->skl", slopes, slopes)
         gradient = torch.einsum("isjk,isj->sk", slopes, _residuals(problem, prediction))
-        diagonal = hessian.diagonal(dim1=-2, dim2=-1)
-        lift = damping[:, None] * diagonal + 1e-12 * diagonal.amax(-1, keepdim=True) + 1e-300
-        step = torch.linalg.solve_ex(hessian + torch.diag_embed(lift), gradient)[0]
+        scale = hessian.diagonal(dim1=-2, dim2=-1).clamp_min(TINY).rsqrt()  # of parameters of any unit
+        system = hessian * scale[:, :, None] * scale[:, None]
+        lift = (damping + 1e-12)[:, None].expand_as(scale)
+        step = scale * torch.linalg.solve_ex(system + torch.diag_embed(lift), scale * gradient)[0]
         tried = points + torch.where(torch.isfinite(step), step, 0.0)
         tried_losses = _losses(problem, tried)
         better = tried_losses < losses

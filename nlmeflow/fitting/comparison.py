@@ -1,6 +1,6 @@
 """Comparison of laws by how well they predict individuals that they have not seen."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,7 +14,7 @@ from nlmeflow.fitting.fit import Fit
 from nlmeflow.fitting.model import Model
 from nlmeflow.laws.averaging import stacking_weights
 from nlmeflow.laws.draws import Folds
-from nlmeflow.laws.specification import Specification
+from nlmeflow.laws.specification import Specification, specified
 from nlmeflow.laws.stacked import StackedLaw
 from nlmeflow.running import estimating, show_progress
 from nlmeflow.seeds import Stream, derive
@@ -79,7 +79,7 @@ def compare(
         genotype, say). Without it individuals are. A model with two levels always holds out its groups.
     """
     task = model.task(data, seed)
-    labels = list(task.problem.labels) if model.within else _groups(data, groups)
+    labels = list(task.problem.labels) if model.within else _groups(task.problem.data, groups)
     task = replace(task, folds=_folds(labels, folds, seed))
     return compare_task(model, task, laws, labels, progress)
 
@@ -115,8 +115,9 @@ def compare_task(
     return Comparison(fits, frame, pd.Series(list(labels), index=frame.index), stacked, shares)
 
 
-def _named(laws: Sequence[Specification]) -> dict[str, Specification]:
-    names = [getattr(law, "name", type(law).__name__) for law in laws]
+def _named(laws: Iterable[Specification] | Specification) -> dict[str, Specification]:
+    laws = [specified(law) for law in (laws if isinstance(laws, Iterable) else [laws])]
+    names = [law.name for law in laws]
     twice = {name for name in names if names.count(name) > 1}
     if not laws or twice:
         raise ModelError(f"Give laws of different names; got {', '.join(names) or 'none'}.")

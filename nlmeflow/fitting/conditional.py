@@ -93,6 +93,7 @@ def conditional_flow(
     """
     if model.within:
         raise ModelError("Conditional flows are learned of models with one level.")
+    data = data.observed
     effects = effects_of({"phi": read_terms(on)}, data.covariates)
     raw = _matrix(effects, data.covariates)
     centre, scale = raw.mean(0), raw.std(0)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nlmeflow.data import LongitudinalData
-from nlmeflow.errors import ModelError
+from nlmeflow.errors import ModelError, whole
 from nlmeflow.estimation.likelihood import DataLikelihood, Marginal, around, locate
 from nlmeflow.fitting import tables
 from nlmeflow.fitting.bands import Bands
@@ -24,13 +24,17 @@ from nlmeflow.running import estimating
 from nlmeflow.seeds import Stream, derive, generator
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Fit(Fitted):
     """A fitted model.
 
     law : the population law on the unconstrained scale; fixed : natural values of the parameters
     without variability; residual : residual parameters by name.
     """
+
+    def __repr__(self) -> str:
+        end = "converged" if self.converged else "not converged"
+        return f"Fit({self.law.title or type(self.law).__name__}, {self.data!r}, {end}); see summary()"
 
     def log_likelihood(self, data: LongitudinalData | None = None) -> tables.Estimate:
         """Return the marginal log-likelihood and its Monte-Carlo standard error; of other data when given."""
@@ -139,6 +143,7 @@ class Fit(Fitted):
 
     def population(self, n: int = 1000, seed: int = 0) -> pd.DataFrame:
         """Draw n individuals, each of a new group when there are groups, on the natural scale."""
+        n = whole("n", n, 1)
         with estimating():
             phi = self.law.sample(n, seed)
             for name, sd in self.within.items():

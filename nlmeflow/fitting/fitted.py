@@ -24,7 +24,8 @@ from nlmeflow.running import estimating
 from nlmeflow.seeds import Stream, derive, generator
 
 FARTHEST = 1e100  # natural value at which a parameter has run off
-NOTHING = 1e-3  # residual error, as a share of that without a curve, that is next to none
+NOTHING = 1e-3  # residual error, as a share of that without a curve, to which a fit that goes on has shrunk
+VANISHED = 1e-6  # and the share that is none, also where a fit has ended
 
 
 @dataclass(eq=False)
@@ -57,11 +58,12 @@ class Fitted:
         trace = pd.DataFrame([asdict(r) if isinstance(r, Record) else r for r in result.trace])
         state, place = result.state, result.proposal
         check_finite(model, state)
-        if not result.converged:
-            check_residual(task.problem, state)
-        numbers = state.law, state.beta, state.sigma, place.centre, place.factor
+        check_residual(task.problem, state, VANISHED if result.converged else NOTHING)
+        data = task.everyone or task.problem.data
+        where = spread_out(model, data, task, place)
+        numbers = state.law, state.beta, state.sigma, *where
         run = task.seed, task.particles, result.converged, trace, task.problem.effects
-        return cls(model, task.problem.data, law, *numbers, *run)
+        return cls(model, data, law, *numbers, *run)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -112,6 +114,15 @@ class Fitted:
     def state(self) -> State:
         """What was estimated, as the engine keeps it."""
         return State(self.law, self.beta, self.sigma)
+
+    @property
+    def seen(self) -> Tensor:
+        """Which individuals, or groups where there are two levels, have an observation: (N,) of bool."""
+        seen = self.data.counts > 0
+        if not self.model.within:
+            return seen
+        member = torch.from_numpy(self.data.grouped()[0])
+        return torch.zeros(int(member.max()) + 1).index_add(0, member, seen.float()) > 0
 
     @property
     def n_parameters(self) -> int:
@@ -180,6 +191,20 @@ class Fitted:
             return conditional_modes(self.problem(), self.state, phi, weights)
 
 
+def spread_out(
+    model: Structure, data: LongitudinalData, task: Task, place: Proposal
+) -> tuple[Tensor, Tensor]:
+    """Return where particles of all are drawn (N, d), (N, d, d): of those without data where the law is."""
+    if len(data) == len(task.problem.data):
+        return place.centre, place.factor
+    labels = model.problem(data, task.problem.effects).labels
+    gaussian = place.broad
+    centre, factor = gaussian.mean.repeat(len(labels), 1), gaussian.factor.repeat(len(labels), 1, 1)
+    known = torch.tensor([labels.index(label) for label in task.problem.labels])
+    centre[known], factor[known] = place.centre, place.factor
+    return centre, factor
+
+
 def check_finite(model: Structure, state: State) -> None:
     """Raise EstimationError when a parameter ran off to where the curve's own units end."""
     law = GaussianLaw.like(state.law)
@@ -197,13 +222,13 @@ def check_finite(model: Structure, state: State) -> None:
             )
 
 
-def check_residual(problem: Problem, state: State) -> None:
-    """Raise EstimationError when a fit did not end because its residual error shrinks without end."""
+def check_residual(problem: Problem, state: State, least: float) -> None:
+    """Raise EstimationError when the residual error is under a share of that without a curve."""
     data, people = problem.data, problem.individuals
     pooled = data.response[data.mask].mean().expand_as(data.response)
     whole = people.residual.start(data.response, pooled, data.mask)
     sigma = problem.own_sigma(state.sigma)
-    if not people.residual.given and bool((sigma < NOTHING * whole).all()):
+    if not people.residual.given and bool((sigma < least * whole).all()):
         last = ", ".join(f"{value:.2g}" for value in sigma.tolist())
         raise EstimationError(
             f"The residual error shrinks without end (last {last}): curves pass through all observations. "

@@ -6,24 +6,24 @@ from dataclasses import dataclass, replace
 import torch
 
 from nlmeflow.data import LongitudinalData
-from nlmeflow.errors import EstimationError, ModelError
+from nlmeflow.errors import EstimationError, ModelError, whole
 from nlmeflow.estimation.engine import Task, fit_law
 from nlmeflow.estimation.groups import GroupedProblem
 from nlmeflow.estimation.particles import default_particles
 from nlmeflow.estimation.problem import Problem
 from nlmeflow.fitting.fit import Fit
 from nlmeflow.fitting.structure import Structure
+from nlmeflow.fitting.suspicions import suspicions
 from nlmeflow.laws.draws import Folds
 from nlmeflow.laws.gaussian import Gaussian
-from nlmeflow.laws.specification import Specification
+from nlmeflow.laws.specification import Specification, specified
 from nlmeflow.running import estimating, show_progress
 from nlmeflow.seeds import generator
 
-BROKEN = (
-    "The estimation broke down, at a matrix that cannot be inverted. Usual causes: observations that lie "
-    "exactly on curves, so that there is no residual error (give it, as in nf.Additive(sigma=0.1)); single "
-    "observations a thousand times the others; a parameter that the data do not determine (name it in "
-    "fixed=(...), or give a first value with fit(..., start={...}))."
+BROKEN = "The estimation broke down, at a matrix that cannot be inverted."
+CAUSES = (
+    "Usual causes: observations that lie exactly on curves, so that there is no residual error (give it, as "
+    "in nf.Additive(sigma=0.1)); a parameter that the data do not determine (name it in fixed=(...))"
 )
 
 
@@ -52,16 +52,25 @@ class Model(Structure):
     ) -> Task:
         """Return a fitting task, which several laws may share; folds : who is held out with whom."""
         generator(seed)
+        if not isinstance(data, LongitudinalData):
+            raise ModelError(
+                f"The data are an nf.LongitudinalData, got {type(data).__name__}; make them with "
+                "nf.LongitudinalData.from_frame(frame, individual=..., time=..., response=...)."
+            )
+        if start is not None and not isinstance(start, Mapping):
+            raise ModelError(f"start holds first values by parameter, such as {{'{self.random[0]}': 1.0}}.")
         start = dict(start or {})
         for name, value in start.items():
             self.curve[name].scale.check(name, value)
-        if particles is not None and particles < 64:
-            raise ModelError(f"particles is at least 64, got {particles}.")
-        problem = self.problem(data)
+        particles = None if particles is None else whole("particles", particles, 64)
         _check_varies(data)
-        _check_identifiable(problem)
-        size = particles or default_particles(len(problem), bool(self.within))
-        return Task(problem, start, seed, size, folds)
+        problem = self.problem(data.observed)
+        if len(problem) < 2:
+            raise ModelError("A population needs at least two individuals (or groups); the data have one.")
+        size = particles or default_particles(
+            len(problem), bool(self.within), float(data.counts.double().mean())
+        )
+        return Task(problem, start, int(seed), size, folds, everyone=data)
 
     def fit(
         self,
@@ -107,16 +116,30 @@ class Model(Structure):
 
     def fit_task(self, task: Task, law: Specification, progress: bool | None = None) -> Fit:
         """Fit a law to a task made by `task`; what earlier laws of the task computed is used."""
-        if self.within and isinstance(law, Specification) and not law.levels:
+        law = specified(law)
+        if self.within and not law.levels:
             raise ModelError(
                 "A model with two levels is fitted with a law of its groups, nf.Gaussian(), "
                 f"nf.Mixture(), nf.SNP(), nf.Transformed() or nf.Flow(); got {law!r}."
             )
+        _check_identifiable(task.problem, law)
         with estimating(), show_progress(law, progress) as report:
             try:
                 return Fit.of(self, law, fit_law(law, replace(task, report=report)), task)
             except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-                raise EstimationError(BROKEN) from error
+                raise EstimationError(_explained(BROKEN, task)) from error
+            except EstimationError as error:
+                raise EstimationError(_explained(str(error), task)) from error
+
+
+def _explained(message: str, task: Task) -> str:
+    """Return an error's message with what is striking in the data, or else with the usual causes."""
+    assert task.everyone is not None
+    found = suspicions(task.everyone)
+    if found:
+        return " ".join([message, *found])
+    advice = "." if task.start else "; a bad start (give first values with fit(..., start={...}))."
+    return message if "sigma=" in message or "start={" in message else f"{message} {CAUSES}{advice}"
 
 
 def _check_varies(data: LongitudinalData) -> None:
@@ -127,22 +150,27 @@ def _check_varies(data: LongitudinalData) -> None:
         raise ModelError(f"The response is {float(seen[0]):g} in all {len(seen)} rows: nothing varies.")
 
 
-def _check_identifiable(problem: Problem) -> None:
-    if len(problem) < 2:
-        raise ModelError("A population needs at least two individuals (or groups); the data have one.")
+def _check_identifiable(problem: Problem, law: Specification) -> None:
+    """Raise ModelError where residual error and population cannot both be estimated.
+
+    With no more observations than parameters that vary, the likelihood of a law that can put points is
+    unbounded. A Gaussian law's is not; it needs somebody who was measured twice.
+    """
     if isinstance(problem, GroupedProblem):
         _check_levels(problem)
         return
     most = int(problem.data.counts.max())
-    if most <= problem.dim and not problem.residual.given:
-        names = ", ".join(problem.random)
-        raise ModelError(
-            f"Every individual has at most {most} observation{'s' if most != 1 else ''}, and "
-            f"{problem.dim} parameter{'s' if problem.dim != 1 else ''} vary between individuals "
-            f"({names}): the residual error and the population cannot both be estimated. Give the "
-            "residual parameters, for example nf.Additive(sigma=0.1), or name more parameters in "
-            "fixed=(...)."
-        )
+    if most > (1 if law.bounded else problem.dim) or problem.residual.given:
+        return
+    names = ", ".join(problem.random)
+    other = "" if law.bounded else ", or take nf.Gaussian(), whose likelihood has a maximum"
+    raise ModelError(
+        f"Every individual has at most {most} observation{'s' if most != 1 else ''}, and "
+        f"{problem.dim} parameter{'s' if problem.dim != 1 else ''} vary between individuals "
+        f"({names}): the residual error and the population cannot both be estimated. Give the "
+        "residual parameters, for example nf.Additive(sigma=0.1), or name more parameters in "
+        f"fixed=(...){other}."
+    )
 
 
 def _check_levels(problem: GroupedProblem) -> None:

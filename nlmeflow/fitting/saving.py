@@ -10,9 +10,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from safetensors.torch import save_file
 
+from nlmeflow.errors import DataError, ModelError
 from nlmeflow.fitting.fitted import Fitted
 from nlmeflow.fitting.structure import Structure
 from nlmeflow.records import Tensors, encode
@@ -23,6 +25,8 @@ FORMAT = 4
 def save(fit: Fitted, path: str | Path) -> None:
     """Write a fit; see `Fit.save`."""
     path = Path(path)
+    if path.is_dir():
+        raise DataError(f"'{path}' is a folder; give the name of a file, such as '{path / 'fit'}'.")
     tensors: Tensors = {
         "beta": fit.beta,
         "sigma": fit.sigma,
@@ -34,15 +38,17 @@ def save(fit: Fitted, path: str | Path) -> None:
     }
     if fit.data.bounds is not None:
         tensors |= {"data.low": fit.data.bounds[0], "data.high": fit.data.bounds[1]}
+    if (doses := fit.data.doses) is not None:
+        tensors |= {f"doses.{name}": getattr(doses, name) for name in ("time", "amount", "duration")}
     header = {
         "format": FORMAT,
         "model": _model_header(fit.model),
         "law": encode(fit.law, "law", tensors),
         "specification": encode(fit.specification, "specification", tensors),
         "data": {
-            "labels": [_plain(label) for label in fit.data.labels],
+            "labels": write_column(pd.Series(list(fit.data.labels)), "individual"),
             "names": fit.data.names,
-            "covariates": _table(fit.data.covariates.reset_index(drop=True)),
+            "covariates": write_table(fit.data.covariates),
             "n_missing": fit.data.n_missing,
             "group": fit.data.group,
         },
@@ -50,27 +56,74 @@ def save(fit: Fitted, path: str | Path) -> None:
         "seed": fit.seed,
         "particles": fit.particles,
         "converged": fit.converged,
-        "trace": _table(fit.trace),
+        "trace": write_table(fit.trace),
+        "refreshes": len(fit.trace),
     }
     tensors = {key: value.detach().clone().contiguous() for key, value in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     try:
-        save_file(tensors, temporary, metadata={"nlmeflow": json.dumps(header)})
+        save_file(tensors, temporary, metadata={"nlmeflow": json.dumps(header, default=_number)})
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
 
 
-def _table(frame: pd.DataFrame) -> Any:
-    return json.loads(frame.to_json(orient="split", double_precision=15))
+def _number(value: object) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise ModelError(f"A {type(value).__name__} cannot be saved.")
 
 
-def _plain(label: Any) -> Any:
-    value = label.item() if hasattr(label, "item") else label
-    return value if isinstance(value, str | int | float | bool) else str(value)
+def write_table(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return a table's columns as JSON, each with its type; the index is left out."""
+    return [{"name": name, **write_column(frame[name], name)} for name in frame.columns]
+
+
+def write_column(column: pd.Series, name: object) -> dict[str, Any]:
+    """Return the values and the type of a column as JSON, to the bit; dates as text.
+
+    Raises
+    ------
+    ModelError : a cell holds something else than a number, a word, True or False, a date or nothing.
+
+    """
+    about: dict[str, Any] = {"dtype": str(column.dtype)}
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        levels = write_column(pd.Series(column.cat.categories), name)
+        return {"dtype": "category", "codes": column.cat.codes.tolist(), "levels": levels} | {
+            "ordered": bool(column.cat.ordered)
+        }
+    values = [None if pd.isna(value) else value for value in column.tolist()]
+    if column.dtype.kind in "Mm":
+        return about | {"values": [None if value is None else value.isoformat() for value in values]}
+    wrong = next((v for v in values if v is not None and not isinstance(v, str | int | float | bool)), None)
+    if wrong is not None:
+        raise ModelError(f"Column '{name}' holds a {type(wrong).__name__}, which cannot be saved.")
+    return about | {"values": values}
+
+
+def read_column(about: dict[str, Any]) -> pd.Series:
+    """Return the column that `write_column` put away."""
+    if about["dtype"] == "category":
+        kind = pd.CategoricalDtype(read_column(about["levels"]), ordered=about["ordered"])
+        return pd.Series(pd.Categorical.from_codes(about["codes"], dtype=kind))
+    if about["dtype"].startswith("datetime64"):
+        return pd.Series(pd.to_datetime(about["values"], format="ISO8601")).astype(about["dtype"])
+    if about["dtype"].startswith("timedelta64"):
+        return pd.Series(pd.to_timedelta(about["values"])).astype(about["dtype"])
+    column: pd.Series = pd.Series(about["values"], dtype=about["dtype"])
+    return column
+
+
+def read_table(columns: list[dict[str, Any]], size: int) -> pd.DataFrame:
+    """Return the table of so many rows that `write_table` put away."""
+    return pd.DataFrame({about["name"]: read_column(about) for about in columns}, index=range(size))
 
 
 def _model_header(model: Structure) -> dict[str, Any]:

@@ -7,12 +7,13 @@ from typing import Any
 import pandas as pd
 from safetensors import SafetensorError, safe_open
 
-from nlmeflow.curves import LIBRARY, Curve, bounded
-from nlmeflow.data import LongitudinalData
+from nlmeflow.curves import LIBRARY, Curve
+from nlmeflow.curves.curve import named
+from nlmeflow.data.longitudinal import Doses, LongitudinalData
 from nlmeflow.errors import DataError, ModelError
 from nlmeflow.fitting.fit import Fit
 from nlmeflow.fitting.model import Model
-from nlmeflow.fitting.saving import FORMAT
+from nlmeflow.fitting.saving import FORMAT, read_column, read_table, write_column, write_table
 from nlmeflow.records import Tensors, decode
 
 
@@ -44,18 +45,21 @@ def load(path: str | Path, curve: Curve | None = None) -> Fit:
 
 def _read_fit(header: dict[str, Any], tensors: Tensors, model: Model) -> Fit:
     about = header["data"]
-    covariates = pd.DataFrame(**about["covariates"])
-    covariates.index = pd.Index(about["labels"])
+    labels = read_column(about["labels"])
+    covariates = read_table(about["covariates"], len(labels))
+    covariates.index = pd.Index(labels, name=about["names"][0])
+    doses = [tensors[key] for key in ("doses.time", "doses.amount", "doses.duration") if key in tensors]
     data = LongitudinalData(
         tensors["data.time"],
         tensors["data.response"],
         tensors["data.mask"],
-        labels=tuple(about["labels"]),
+        labels=tuple(labels.tolist()),
         covariates=covariates,
         names=tuple(about["names"]),
         n_missing=about["n_missing"],
         group=about["group"],
         bounds=(tensors["data.low"], tensors["data.high"]) if "data.low" in tensors else None,
+        doses=Doses(*doses) if doses else None,
     )
     return Fit(
         model,
@@ -69,7 +73,7 @@ def _read_fit(header: dict[str, Any], tensors: Tensors, model: Model) -> Fit:
         header["seed"],
         header["particles"],
         header["converged"],
-        pd.DataFrame(**header["trace"]),
+        read_table(header["trace"], header["refreshes"]),
         decode(header["effects"], tensors),
     )
 
@@ -80,7 +84,7 @@ def _read_model(header: dict[str, Any], curve: Curve | None) -> Model:
         if recipe is None:
             raise ModelError("This fit has a curve of its own: give it again, load(path, curve=...).")
         curve = LIBRARY[recipe["name"]](**recipe["arguments"])
-        curve = curve.with_transforms(**{name: _transform(scale) for name, scale in parameters})
+        curve = curve.with_transforms(**{name: named(scale) for name, scale in parameters})
     names = [[p.name, p.scale.name] for p in curve.parameters]
     if names != parameters:
         raise ModelError(f"The fit was made with parameters {parameters}; this curve has {names}.")
@@ -88,19 +92,18 @@ def _read_model(header: dict[str, Any], curve: Curve | None) -> Model:
     return Model(curve, residual, tuple(header["fixed"]), header["covariates"], tuple(header["within"]))
 
 
-def _transform(name: str) -> Any:
-    if name.startswith("logit("):
-        lower, upper = name.removeprefix("logit(").removesuffix(")").split(",")
-        return bounded(float(lower), float(upper))
-    return name
-
-
 def upgraded(header: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
     """Return a file of format 3 as one of format 4: laws, specifications and effects name their classes."""
     residual = dict(header["model"]["residual"])
     model = header["model"] | {"residual": {"class": residual.pop("kind"), **residual}}
     effects = [{"class": "Effect", **effect} for effect in header["effects"]]
-    changed = {"format": FORMAT, "model": model, "effects": effects}
+    about, trace = header["data"], pd.DataFrame(**header["trace"])
+    data = about | {
+        "labels": write_column(pd.Series(about["labels"]), "individual"),
+        "covariates": write_table(pd.DataFrame(**about["covariates"])),
+    }
+    changed = {"format": FORMAT, "model": model, "effects": effects, "data": data}
+    changed |= {"trace": write_table(trace), "refreshes": len(trace)}
     changed["specification"] = _specification_of_3(header["specification"])
     return header | changed | {"law": _law_of_3(header["law"], "law")}, tensors
 

@@ -7,14 +7,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nlmeflow.covariates import Effect, Terms, check_term, effects_of, read_terms
+from nlmeflow.covariates import Effect, Terms, check_design, check_term, effects_of, read_terms
 from nlmeflow.curves import Curve
 from nlmeflow.data import LongitudinalData
-from nlmeflow.errors import ModelError
+from nlmeflow.errors import ModelError, whole
 from nlmeflow.estimation.groups import GroupedProblem
 from nlmeflow.estimation.problem import Problem
 from nlmeflow.laws.law import Law
 from nlmeflow.residuals import Additive, Residual
+from nlmeflow.running import estimating
 from nlmeflow.seeds import Stream, derive, generator
 
 
@@ -31,6 +32,10 @@ class Structure:
     def __post_init__(self) -> None:
         if not isinstance(self.curve, Curve):
             raise ModelError(f"curve is an nf.Curve, got {type(self.curve).__name__}.")
+        with estimating():
+            self.curve.probe()
+        if isinstance(self.residual, type) and issubclass(self.residual, Residual):
+            object.__setattr__(self, "residual", self.residual())
         if not isinstance(self.residual, Residual):
             raise ModelError(f"residual is an error model such as nf.Additive(), got {self.residual!r}.")
         names = (self.fixed,) if isinstance(self.fixed, str) else tuple(self.fixed)
@@ -58,9 +63,11 @@ class Structure:
 
     def problem(self, data: LongitudinalData, effects: Sequence[Effect] | None = None) -> Problem:
         """Return the estimation problem for a data set, checked; with the effects of a fit when given."""
-        if effects is None:
-            effects = effects_of(self.covariates, data.covariates)
+        given = effects is not None
+        effects = effects_of(self.covariates, data.covariates) if effects is None else effects
         problem = Problem.build(data, self.curve, self.residual, self.fixed, effects)
+        if problem.design is not None and not given:
+            check_design(problem.design, problem.effects, problem.random + problem.fixed)
         return GroupedProblem.of(problem, tuple(self.within)) if self.within else problem
 
     def simulate(
@@ -79,6 +86,9 @@ class Structure:
         missing = set(self.fixed) - set(fixed)
         if missing or set(fixed) - set(self.fixed):
             raise ModelError(f"Give values of the fixed parameters: {', '.join(self.fixed) or 'none'}.")
+        n = whole("n", n, 1)
+        if not bool((np.asarray(sigma, dtype=float) > 0).all()):
+            raise ModelError(f"sigma holds positive residual parameters, got {sigma!r}.")
         phi = law.sample(n, derive(seed, Stream.SIMULATED_LAW))
         time = torch.as_tensor(np.asarray(times), dtype=phi.dtype).expand(n, -1)
         mean = self.mean_response(phi, time, **fixed)

@@ -80,7 +80,7 @@ def criteria(fit: Fitted) -> pd.Series:
             f"A {type(fit.law).__name__} has no number of parameters to count; compare it by "
             "held-out likelihood, nf.compare."
         )
-    deviance, n = -2 * fit.marginal.total, len(fit.problem())
+    deviance, n = -2 * fit.marginal.total, int(fit.seen.sum())
     common = fit.problem().common + fit.n_scales
     population = fit.n_parameters - common
     corrected = population * np.log(n) + common * np.log(fit.data.n_observations)
@@ -91,7 +91,7 @@ def criteria(fit: Fitted) -> pd.Series:
 def shrinkage(fit: Fitted) -> dict[str, float]:
     """Return the values of `Fit.shrinkage`."""
     means, _ = moments(*fit.latent)
-    shrunk = 1 - means.var(0) / fit.gaussian.sd.square()
+    shrunk = 1 - means[fit.seen].var(0) / fit.gaussian.sd.square()
     return dict(zip(fit.names, shrunk.tolist(), strict=True))
 
 
@@ -102,7 +102,7 @@ def standard_errors(fit: Fitted) -> pd.DataFrame:
             f"Standard errors are those of a Gaussian law's parameters; this is a {type(fit.law).__name__}. "
             "fit.bands() gives the uncertainty of its density."
         )
-    with one_thread():
+    with one_thread(), torch.enable_grad():
         with torch.no_grad():
             particles = fit.drawn()
         chart = Chart(fit.problem(), fit.state)
@@ -116,17 +116,16 @@ def standard_errors(fit: Fitted) -> pd.DataFrame:
                     "boundary, nf.Gaussian('diagonal') has fewer parameters."
                 )
             values, covariance = delta_covariance(chart, information)
-    errors = covariance.diagonal().sqrt()
-    rows = []
-    for (kind, name), value, error in zip(reported_names(chart), values, errors, strict=True):
-        row = {"kind": kind, "parameter": name, "value": float(value), "standard error": float(error)}
-        if kind in ("mean", "fixed"):
-            scale = fit.model.curve[name].scale
-            place = value.detach().clone().requires_grad_(True)
-            natural = scale.natural(place)
-            (slope,) = torch.autograd.grad(natural, place)
-            row |= {"natural": float(natural.detach()), "natural error": float(slope.abs() * error)}
-        rows.append(row)
+        errors = covariance.diagonal().sqrt()
+        rows = []
+        for (kind, name), value, error in zip(reported_names(chart), values, errors, strict=True):
+            row = {"kind": kind, "parameter": name, "value": float(value), "standard error": float(error)}
+            if kind in ("mean", "fixed"):
+                place = value.detach().clone().requires_grad_(True)
+                natural = fit.model.curve[name].scale.natural(place)
+                (slope,) = torch.autograd.grad(natural, place)
+                row |= {"natural": float(natural.detach()), "natural error": float(slope.abs() * error)}
+            rows.append(row)
     frame = pd.DataFrame(rows).set_index(["kind", "parameter"])
     half = NORMAL_95 * frame["standard error"]
     return frame.assign(lower=frame["value"] - half, upper=frame["value"] + half)

@@ -145,6 +145,7 @@ class Gaussian(Specification):
 
     name: ClassVar[str] = "gaussian"
     by_em: ClassVar[bool] = True
+    bounded: ClassVar[bool] = True
     covariance: Covariance = "full"
     prior: float = 0.0
 

@@ -115,8 +115,8 @@ class SmoothNPMLE(Specification):
     def __post_init__(self) -> None:
         if self.bandwidth is not None and not 0 < self.bandwidth < 10:
             raise ModelError(f"bandwidth lies between 0 and 10 standard deviations, got {self.bandwidth!r}.")
-        check_whole("points", self.points, 1)
-        check_whole("folds", self.folds, 2)
+        check_whole(self, 1, "points")
+        check_whole(self, 2, "folds")
 
     def learn(self, training: TrainingSet) -> KernelLaw:
         """Return the weights of highest likelihood of kernels whose width held-out individuals choose."""

@@ -243,9 +243,7 @@ class Mixture(Specification):
     shrinkage: float | None = None
 
     def __post_init__(self) -> None:
-        if self.components is not None:
-            check_whole("components", self.components, 1)
-        check_whole("max_components", self.max_components, 1)
+        check_whole(self, 1, "components", "max_components")
         if not 0 < self.floor < 1:
             raise ModelError(f"floor lies between 0 and 1, got {self.floor!r}.")
         if self.shrinkage is not None and not 0 <= self.shrinkage < float("inf"):

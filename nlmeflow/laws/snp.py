@@ -171,13 +171,10 @@ class SNP(Specification):
     prior: float = 0.0
 
     def __post_init__(self) -> None:
+        check_whole(self, 0, "order", "max_order")
         for name in ("order", "max_order"):
-            value = getattr(self, name)
-            if value is None and name == "order":
-                continue
-            check_whole(name, value, 0)
-            if value > HIGHEST:
-                raise ModelError(f"{name} is at most {HIGHEST}, got {value}.")
+            if (getattr(self, name) or 0) > HIGHEST:
+                raise ModelError(f"{name} is at most {HIGHEST}, got {getattr(self, name)}.")
         check_prior(self.prior)
 
     @property

@@ -30,6 +30,7 @@ class Specification(Saved, ABC):
     name : the key of the law in tables and figures.
     levels : whether the law may be that of groups in a model with two levels.
     by_em : a Gaussian law, which EM on particles of the data estimates from end to end.
+    bounded : the likelihood has a maximum also where nobody has more observations than parameters.
     of_points : the law is made of points, and sigma and beta move in turn with them.
     n_laws : how many laws it averages, each of which has a share of the prior in `compare`.
     """
@@ -37,6 +38,7 @@ class Specification(Saved, ABC):
     name: ClassVar[str] = ""
     levels: ClassVar[bool] = True
     by_em: ClassVar[bool] = False
+    bounded: ClassVar[bool] = False
     of_points: ClassVar[bool] = False
 
     @property
@@ -74,6 +76,23 @@ class Specification(Saved, ABC):
     def refit(self, training: TrainingSet, weights: Tensor) -> Sequence[Law]:
         """Return one law for each row of individual weights (R, N), from where all individuals put it."""
         return reweighted(self.learn(training), training.draws, weights)
+
+
+def specified(law: object) -> Specification:
+    """Return a specification as it is, and the default one of its class.
+
+    Raises
+    ------
+    ModelError : it is not the specification of a law.
+
+    """
+    if isinstance(law, type) and issubclass(law, Specification):
+        law = law()
+    if not isinstance(law, Specification):
+        raise ModelError(
+            f"{law!r} is not the specification of a law; try nf.Gaussian(), nf.Mixture() or nf.Flow()."
+        )
+    return law
 
 
 def bic(law: Law, value: float, n: int) -> float:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nlmeflow.errors import check_whole
+from nlmeflow.errors import whole
 from nlmeflow.fitting.fit import Fit
 from nlmeflow.laws.draws import resample
 from nlmeflow.seeds import Stream, derive, generator
@@ -22,7 +22,7 @@ def to_arviz(fit: Fit, draws: int = 500, seed: int = 0) -> Any:
         import arviz
     except ImportError:
         raise ImportError("to_arviz needs the package arviz: pip install arviz") from None
-    check_whole("draws", draws, 1)
+    draws = whole("draws", draws, 1)
     phi, weights = fit.conditional
     drawn = resample(phi, weights, draws, generator(derive(seed, Stream.EXPORTED_DRAWS)))
     order = torch.argsort(

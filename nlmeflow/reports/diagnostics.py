@@ -12,8 +12,9 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from nlmeflow.errors import ModelError, check_whole
+from nlmeflow.errors import ModelError, whole
 from nlmeflow.fitting.fit import Fit
+from nlmeflow.laws.affine import safe_cholesky
 from nlmeflow.running import estimating
 from nlmeflow.seeds import Stream, derive, generator
 
@@ -26,7 +27,7 @@ def simulate(fit: Fit, replicates: int = 200, seed: int = 0) -> Tensor:
 
     Returns responses (replicates, N, n), in the places where the data have observations.
     """
-    check_whole("replicates", replicates, 1)
+    replicates = whole("replicates", replicates, 1)
     if fit.data.bounds is not None:
         raise ModelError("There are no predictive checks of censored data; draw with fit.population.")
     problem = fit.problem()
@@ -84,15 +85,23 @@ def _bins(time: np.ndarray, bins: int | None) -> np.ndarray:
     distinct, code = np.unique(time, return_inverse=True)
     if bins is None and len(distinct) <= MOST_TIMES:
         return code
-    count = MOST_TIMES if bins is None else bins
-    check_whole("bins", count, 1)
+    count = MOST_TIMES if bins is None else whole("bins", bins, 1)
     edges = np.unique(np.quantile(time, np.linspace(0, 1, count + 1)))
     found = np.clip(np.searchsorted(edges, time, side="right") - 1, 0, max(len(edges) - 2, 0))
     return np.unique(found, return_inverse=True)[1]
 
 
+def who_column(fit: Fit, *ours: str) -> str:
+    """Return the user's name of the column of individuals; "label" where it would be one of ours."""
+    name = fit.data.names[0]
+    return "label" if name in ours else name
+
+
 def npde(fit: Fit, replicates: int = 1000, seed: int = 0) -> pd.DataFrame:
     """Return normalised prediction distribution errors, one row per observation.
+
+    Individuals are in a column of the user's name, or "label" where that name is one of the others.
+    Replicates are raised to eight times the observations of an individual, for the sake of their covariance.
 
     Observations of an individual are decorrelated by the Cholesky factor of their simulated covariance;
     pde is the share of simulated values below, npde its normal score. Under the true model they are
@@ -100,7 +109,8 @@ def npde(fit: Fit, replicates: int = 1000, seed: int = 0) -> pd.DataFrame:
     half the shares: with the same for both, observations look more spread out than simulations, because
     the covariance was made for the latter.
     """
-    check_whole("replicates", replicates, 100)
+    replicates = max(whole("replicates", replicates, 100), 8 * int(fit.data.counts.max()))
+    who = who_column(fit, "time", "predicted", "pde", "npde")
     simulated = simulate(fit, replicates, seed).numpy()
     rows = []
     for i, label in enumerate(fit.data.labels):
@@ -110,14 +120,14 @@ def npde(fit: Fit, replicates: int = 1000, seed: int = 0) -> pd.DataFrame:
         draws, seen = simulated[:, i, mask], fit.data.response[i].numpy()[mask]
         first, second = draws[: replicates // 2], draws[replicates // 2 :]
         mean = first.mean(0)
-        factor = np.linalg.cholesky(np.atleast_2d(np.cov(first.T)))
+        factor = safe_cholesky(torch.from_numpy(np.atleast_2d(np.cov(first.T)))).numpy()
         white = np.linalg.solve(factor, (second - mean).T)
         below = (white < np.linalg.solve(factor, seen - mean)[:, None]).sum(1)
         pde = (below + 0.5) / (len(second) + 1)
         rows.append(
             pd.DataFrame(
                 {
-                    fit.data.names[0]: label,
+                    who: label,
                     "time": fit.data.time[i].numpy()[mask],
                     "predicted": mean,
                     "pde": pde,
@@ -148,6 +158,7 @@ def predictions(fit: Fit) -> pd.DataFrame:
 
     population: mean prediction under the population law (with the individual's covariates); individual: the
     curve's conditional mean given the individual's data; residual: the standardised residual of the latter.
+    Individuals are in a column of the user's name, or "label" where that name is one of these.
     """
     with estimating():
         problem = fit.problem()
@@ -162,10 +173,10 @@ def predictions(fit: Fit) -> pd.DataFrame:
         individual = (share[..., None] * problem.predict(chosen, fit.beta)).sum(1)
         residual, _ = people.residual.working(people.data.response, individual, sigma, people.bounds())
     row, column = torch.nonzero(fit.data.mask, as_tuple=True)
-    names = fit.data.names
+    who = who_column(fit, "time", "observed", "population", "individual", "residual")
     return pd.DataFrame(
         {
-            names[0]: [fit.data.labels[i] for i in row.tolist()],
+            who: [fit.data.labels[i] for i in row.tolist()],
             "time": fit.data.time[row, column].numpy(),
             "observed": fit.data.response[row, column].numpy(),
             "population": population[row, column].numpy(),

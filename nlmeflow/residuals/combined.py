@@ -42,6 +42,11 @@ class Combined(Residual):
     def given(self) -> bool:
         return self.a is not None
 
+    def unusable(self, response: Tensor, zero: Tensor) -> Tensor:
+        """Return zeros of the curve where all responses are zero too: the likelihood rises as a falls."""
+        bounded = self.given or bool((zero & (response != 0)).any())
+        return torch.zeros_like(zero) if bounded else zero
+
     def start(self, response: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:
         if self.a is not None and self.b is not None:
             return response.new_tensor([self.a, self.b])

@@ -7,7 +7,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from nlmeflow.errors import ModelError
 from nlmeflow.numerics import LOG_2PI
 from nlmeflow.residuals.censoring import Bounds, censored, log_between, scaled, truncated
 from nlmeflow.residuals.residual import Residual, Summary, check_given, noise
@@ -37,6 +36,7 @@ class OneScale(Residual):
     sigma: float | None = None
     names: ClassVar[tuple[str, ...]] = ("sigma",)
     takes_bounds: ClassVar[bool] = True
+    sums_up: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_given(self.sigma, "sigma")
@@ -128,6 +128,9 @@ class Additive(OneScale):
 class Proportional(OneScale):
     """Proportional error, y = f (1 + sigma e), e standard normal; sigma has no unit."""
 
+    def unusable(self, response: Tensor, zero: Tensor) -> Tensor:
+        return zero
+
     def error(self, response: Tensor, prediction: Tensor) -> Tensor:
         return (response - prediction) / prediction
 
@@ -148,14 +151,13 @@ class LogAdditive(OneScale):
     it may be compared with other error models.
     """
 
-    def check(self, response: Tensor, mask: Tensor) -> None:
-        wrong = torch.nonzero(mask & (response <= 0))
-        if len(wrong):
-            row, column = wrong[0].tolist()
-            raise ModelError(
-                f"The log-additive error needs positive responses; individual number {row + 1} has "
-                f"{response[row, column]:g}. Leave such rows out, or use Additive() or Combined()."
-            )
+    domain: ClassVar[str] = "The log-additive error needs positive responses"
+
+    def outside(self, response: Tensor) -> Tensor:
+        return response <= 0
+
+    def unusable(self, response: Tensor, zero: Tensor) -> Tensor:
+        return zero
 
     def error(self, response: Tensor, prediction: Tensor) -> Tensor:
         return response.clamp_min(torch.finfo(response.dtype).tiny).log() - prediction.log()

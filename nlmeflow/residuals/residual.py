@@ -44,18 +44,30 @@ class Residual(Saved, ABC):
     """The error model y = f + error, f the prediction, with residual parameters `sigma` (r,).
 
     takes_bounds : whether observations may be censored.
+    sums_up : whether its summary of predictions has lost the axis of times.
     """
 
     names: ClassVar[tuple[str, ...]]
     takes_bounds: ClassVar[bool] = False
+    sums_up: ClassVar[bool] = False
 
     @property
     @abstractmethod
     def given(self) -> bool:
         """Whether the user fixed the residual parameters."""
 
-    def check(self, response: Tensor, mask: Tensor) -> None:
-        """Raise ModelError when the responses are outside the model's domain; here every number is inside."""
+    domain: ClassVar[str] = ""
+
+    def outside(self, response: Tensor) -> Tensor:
+        """Return which responses are outside the model's domain, in words `domain`; here none is."""
+        return torch.zeros_like(response, dtype=torch.bool)
+
+    def unusable(self, response: Tensor, zero: Tensor) -> Tensor:
+        """Return observations whose likelihood is unbounded, or none, because the curve is zero there.
+
+        zero : where the curve is zero whatever its parameters. Here none.
+        """
+        return torch.zeros_like(zero)
 
     @abstractmethod
     def start(self, response: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:

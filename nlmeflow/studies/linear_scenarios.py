@@ -12,7 +12,7 @@ from scipy import stats
 from scipy.stats.distributions import rv_frozen
 
 from nlmeflow.data import LongitudinalData
-from nlmeflow.errors import ModelError, check_whole
+from nlmeflow.errors import ModelError, whole
 
 SPAN = 1.0  # the times divide (0, 1]
 
@@ -61,8 +61,8 @@ def load(name: str, n: int = 200, times: int = 6, sigma: float = 0.5, seed: int 
     """
     if name not in LAWS:
         raise ModelError(f"No scenario '{name}'; there are {', '.join(LAWS)}.")
-    check_whole("n", n, 2)
-    check_whole("times", times, 3)
+    n = whole("n", n, 2)
+    times = whole("times", times, 3)
     random = np.random.default_rng([list(LAWS).index(name), times, seed])
     slopes = LAWS[name].sample(n, random)
     intercepts = random.standard_normal(n)

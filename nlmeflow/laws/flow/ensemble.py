@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from nlmeflow.errors import ModelError, check_whole
 from nlmeflow.laws.averaging import held_out_average, prior_weights, stacking_weights
 from nlmeflow.laws.draws import Folds, PosteriorDraws, TrainingSet, cross_scores
 from nlmeflow.laws.em import climb, reweighted
-from nlmeflow.laws.flow.network import RATES, Kind, Network
+from nlmeflow.laws.flow.network import RATES, Kind, Network, widths
 from nlmeflow.laws.flow.training import NOISE, GradientFlow, Settings, retrain, train
 from nlmeflow.laws.gaussian import Gaussian, GaussianLaw, population
 from nlmeflow.laws.law import Law
@@ -167,19 +167,21 @@ class Flow(Specification):
     def __post_init__(self) -> None:
         if self.base not in ("gaussian", "mixture", None):
             raise ModelError(f"base is 'gaussian', 'mixture' or None, got {self.base!r}.")
-        check_whole("folds", self.folds, 2)
-        if self.noise < 0 or (self.rate is not None and self.rate <= 0) or self.steps < 1:
-            raise ModelError("noise is not negative, rate is positive, steps is at least 1.")
+        check_whole(self, 2, "folds")
+        check_whole(self, 1, "steps", "layers")
+        object.__setattr__(self, "hidden", widths(self.hidden))
+        object.__setattr__(self, "kind", _names(self.kind))
+        if self.noise < 0 or (self.rate is not None and self.rate <= 0):
+            raise ModelError("noise is not negative, and rate is positive.")
         for base in self.bases():
             self.networks(base)
 
     def networks(self, base: Base) -> tuple[Network, ...]:
         """Return the networks to train on a base."""
-        hidden = tuple(self.hidden)
         if self.kind is None and base == "mixture":
-            return (Network("quadratic", self.layers or 1, hidden),)  # the base has most of the shape
+            return (Network("quadratic", self.layers or 1, self.hidden),)  # the base has most of the shape
         kinds: tuple[Kind, ...] = ("quadratic", "spline") if self.kind is None else _as_tuple(self.kind)
-        return tuple(Network(kind, self.layers, hidden) for kind in kinds)
+        return tuple(Network(kind, self.layers, self.hidden) for kind in kinds)
 
     def bases(self) -> tuple[Base, ...]:
         """Return the bases to train on."""
@@ -258,3 +260,8 @@ class Flow(Specification):
 
 def _as_tuple(kind: Kind | tuple[Kind, ...]) -> tuple[Kind, ...]:
     return (kind,) if isinstance(kind, str) else tuple(kind)
+
+
+def _names(kind: Any) -> Any:
+    """Return a list of kinds as a tuple, so that the specification can be a key."""
+    return tuple(kind) if isinstance(kind, list) else kind

@@ -16,7 +16,7 @@ from zuko.flows.autoregressive import MaskedAutoregressiveTransform
 from zuko.flows.coupling import GeneralCouplingTransform
 from zuko.transforms import MonotonicAffineTransform, MonotonicRQSTransform
 
-from nlmeflow.errors import ModelError, check_whole
+from nlmeflow.errors import ModelError, check_whole, whole
 from nlmeflow.laws.flow.quadratic import Quadratic
 from nlmeflow.records import Saved
 from nlmeflow.seeds import integer
@@ -28,6 +28,13 @@ RATES: dict[Kind, float] = {"realnvp": 0.01, "autoregressive": 0.01, "spline": 0
 LOG_SCALE_BOUND = 2.0  # an affine layer scales by at most e^2
 BINS = 8  # of a spline
 BOX = 5.0  # outside, a spline is the identity
+
+
+def widths(hidden: Any) -> tuple[int, ...]:
+    """Return the widths of the layers of a network as a tuple, or raise ModelError."""
+    if not isinstance(hidden, tuple | list) or not hidden:
+        raise ModelError(f"hidden lists the widths of the layers, such as (32, 32); got {hidden!r}.")
+    return tuple(whole("a width in hidden", width, 1) for width in hidden)
 
 
 @dataclass(frozen=True)
@@ -49,9 +56,8 @@ class Network(Saved):
             raise ModelError(f"kind is one of {', '.join(KINDS)}; got {self.kind!r}.")
         if self.layers is None:
             object.__setattr__(self, "layers", LAYERS[self.kind])
-        check_whole("layers", self.layers, 1)
-        if not self.hidden or any(width < 1 for width in self.hidden):
-            raise ModelError(f"hidden lists the widths of the layers, such as (32, 32); got {self.hidden!r}.")
+        check_whole(self, 1, "layers")
+        object.__setattr__(self, "hidden", widths(self.hidden))
 
     def build(self, dim: int, random: torch.Generator) -> "Transport":
         """Return a map at the identity whose other weights are drawn from `random`."""

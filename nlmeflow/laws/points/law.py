@@ -65,10 +65,14 @@ class DiscreteLaw(Law):
         return self.smoothed()
 
     def frame(self, names: tuple[str, ...]) -> pd.DataFrame:
-        """Return points and weights, the heaviest first; names of the coordinates."""
+        """Return points and weights, the heaviest first; names of the coordinates.
+
+        The weights are in a column "weight", or "weight of the point" where a coordinate has that name.
+        """
         order = self.weights.argsort(descending=True)
         columns = {name: self.support[order, k].numpy() for k, name in enumerate(names)}
-        return pd.DataFrame({**columns, "weight": self.weights[order].numpy()})
+        key = "weight of the point" if "weight" in names else "weight"
+        return pd.DataFrame({**columns, key: self.weights[order].numpy()})
 
     def smoothed(self, bandwidth: float | None = None) -> KernelLaw:
         """Return Gaussian kernels at the points, with `bandwidth` times the law's own covariance factor.

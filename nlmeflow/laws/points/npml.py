@@ -55,6 +55,12 @@ class PointSpecification(Specification):
     def place(self, training: TrainingSet, start: DiscreteLaw | None) -> DiscreteLaw:
         """Return a discrete law; `start` is an earlier one to go on from."""
 
+    def bound(self, training: TrainingSet, law: DiscreteLaw) -> float:
+        """Return sup D(phi; G), found from the candidates: what any law could still add to the likelihood."""
+        draws = training.draws
+        places = torch.cat([law.support, candidates(training)])
+        return float(peaks(draws.data.log_psi, draws.score(law), places, scale_of(draws))[1].max())
+
     def learn(self, training: TrainingSet, start: DiscreteLaw | None = None) -> DiscreteLaw:
         """Place points, and again from these and those where D is highest, until sup D is small."""
         draws, data = training.draws, training.draws.data
@@ -109,8 +115,7 @@ class NPEM(PointSpecification):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_whole("grid", self.grid, 1)
-        check_whole("iterations", self.iterations, 1)
+        check_whole(self, 1, "grid", "iterations")
 
     def place(self, training: TrainingSet, start: DiscreteLaw | None) -> DiscreteLaw:
         grid = _sobol(training, self.grid, Stream.NPEM_GRID) if start is None else start.support
@@ -137,7 +142,7 @@ class NPAG(PointSpecification):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_whole("grid", self.grid, 1)
+        check_whole(self, 1, "grid")
 
     def place(self, training: TrainingSet, start: DiscreteLaw | None) -> DiscreteLaw:
         draws, data = training.draws, training.draws.data
@@ -179,8 +184,8 @@ class ParticleNPML(PointSpecification):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_whole("particles", self.particles, 2)
-        check_whole("steps", self.steps, 1)
+        check_whole(self, 2, "particles")
+        check_whole(self, 1, "steps")
 
     def place(self, training: TrainingSet, start: DiscreteLaw | None) -> DiscreteLaw:
         draws, data = training.draws, training.draws.data
@@ -225,7 +230,7 @@ class NPonEBE(PointSpecification):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_whole("extended", self.extended, 0)
+        check_whole(self, 0, "extended")
 
     def place(self, training: TrainingSet, start: DiscreteLaw | None) -> DiscreteLaw:
         draws, wide = training.draws, population(training.draws).inflated(1.5)

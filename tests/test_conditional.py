@@ -1,4 +1,4 @@
-"""Laws whose shape follows a covariate: they integrate to one, and find what was simulated."""
+"""nlmeflow.fitting.conditional, nlmeflow.laws.flow.conditional: what follows a covariate is found."""
 
 import numpy as np
 import pandas as pd
@@ -6,42 +6,6 @@ import pytest
 import torch
 
 import nlmeflow as nf
-from nlmeflow.laws.flow.conditional import ConditionalFlow, GivenLaw
-from nlmeflow.laws.gaussian import GaussianLaw
-from nlmeflow.laws.mixture import MixtureLaw
-from nlmeflow.seeds import generator
-
-
-def some_law(dim, seed=0):
-    """A conditional flow with weights far from the identity."""
-    random = generator(seed)
-    identity = torch.eye(dim, dtype=torch.float64)
-    means = torch.randn(2, dim, generator=random, dtype=torch.float64)
-    base = MixtureLaw(torch.tensor([0.3, 0.7]).double(), means, 0.6 * identity.expand(2, -1, -1), identity)
-    gaussian = GaussianLaw(torch.ones(dim).double(), 1.5 * identity)
-    flow = ConditionalFlow(gaussian, torch.full((dim, 2), 0.4).double(), base, (8,), random)
-    with torch.no_grad():
-        for weight in flow.parameters():
-            weight.add_(0.3 * torch.randn(weight.shape, generator=random, dtype=torch.float64))
-    flow.requires_grad_(False)
-    return GivenLaw(flow, torch.tensor([0.5, -1.0], dtype=torch.float64))
-
-
-def test_it_integrates_to_one_at_a_value_of_the_covariates():
-    grid = torch.linspace(-14, 16, 400, dtype=torch.float64)
-    cell = float(grid[1] - grid[0])
-    assert float(some_law(1).log_prob(grid[:, None]).exp().sum()) * cell == pytest.approx(1, abs=2e-3)
-    points = torch.cartesian_prod(grid, grid)
-    assert float(some_law(2).log_prob(points).exp().sum()) * cell**2 == pytest.approx(1, abs=2e-3)
-
-
-def test_it_samples_what_it_scores():
-    law, grid = some_law(1), torch.linspace(-14, 16, 3000, dtype=torch.float64)
-    cumulated = law.log_prob(grid[:, None]).exp().cumsum(0) * float(grid[1] - grid[0])
-    drawn = law.sample(20_000, 1)[:, 0]
-    for level in (0.1, 0.5, 0.9):
-        place = grid[int((cumulated < level).sum())]
-        assert float((drawn < place).double().mean()) == pytest.approx(level, abs=0.012)
 
 
 def plants(share_high, n=150, seed=0):
@@ -67,6 +31,7 @@ def share_early(law):
     return float((law.sample(4000, 0)[:, 0] < 50.5).double().mean())
 
 
+@pytest.mark.slow
 def test_shares_of_two_strategies_that_follow_a_treatment_are_found():
     model, data = plants(0.85)
     found = nf.conditional_flow(model, data, on="nitrogen", seed=1, progress=False)
@@ -83,6 +48,7 @@ def test_shares_of_two_strategies_that_follow_a_treatment_are_found():
         found.law(age=3)
 
 
+@pytest.mark.slow
 def test_a_covariate_without_effect_costs_little():
     model, data = plants(0.5, n=100, seed=3)
     found = nf.conditional_flow(model, data, on="nitrogen", seed=1, progress=False)

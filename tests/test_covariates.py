@@ -1,4 +1,4 @@
-"""Covariates as shifts of the law: against a linear mixed model, a simulation, published values."""
+"""nlmeflow.covariates: shifts of the law, against a linear mixed model, a simulation, published values."""
 
 import numpy as np
 import pandas as pd
@@ -79,6 +79,7 @@ def allometry():
     return model.fit_laws(oral(150), laws, seed=1, progress=False)
 
 
+@pytest.mark.slow
 def test_effects_come_out_under_every_law(allometry):
     """Truth .75, 1, .2; standard errors near .1, .06 and .03."""
     for name, fit in allometry.items():
@@ -89,6 +90,7 @@ def test_effects_come_out_under_every_law(allometry):
     assert gaussian.converged
 
 
+@pytest.mark.slow
 def test_individuals_carry_their_covariates(allometry):
     fit = allometry["gaussian"]
     weight = np.log(fit.data.covariates["weight"] / 70)
@@ -102,6 +104,7 @@ def test_individuals_carry_their_covariates(allometry):
     assert again["CL_mean"].to_numpy() == pytest.approx(table["CL_mean"].to_numpy()[:30], abs=0.02)
 
 
+@pytest.mark.slow
 def test_a_fit_with_covariates_is_saved_and_read(allometry, tmp_path):
     fit = allometry["gaussian"]
     fit.save(tmp_path / "fit")

@@ -1,3 +1,5 @@
+"""nlmeflow.curves: derivatives, closed forms, transforms, twins, and what is refused by name."""
+
 import numpy as np
 import pytest
 import torch

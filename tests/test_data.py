@@ -1,3 +1,5 @@
+"""nlmeflow.data.longitudinal, nlmeflow.data.checks: long tables read, sorted, masked, and refused by name."""
+
 import numpy as np
 import pandas as pd
 import pytest

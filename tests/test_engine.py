@@ -1,4 +1,4 @@
-"""The likelihood against quadrature, and the properties that the engine promises."""
+"""nlmeflow.estimation.likelihood, .particles, .engine: the likelihood against quadrature, honest errors."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Tables of other programs read, draws handed on."""
+"""nlmeflow.data.nonmem, nlmeflow.reports.arviz: tables of other programs read, draws handed on."""
 
 import numpy as np
 import pandas as pd

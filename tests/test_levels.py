@@ -1,4 +1,4 @@
-"""Individuals within groups: against linear mixed models with two levels, and a simulation."""
+"""nlmeflow.estimation.groups: against linear mixed models with two levels, and a simulation."""
 
 import numpy as np
 import pandas as pd
@@ -113,6 +113,7 @@ def test_saved_and_read(fit, tmp_path):
     assert "intercept within" in str(again.summary())
 
 
+@pytest.mark.slow
 def test_a_mixture_of_groups_is_found_behind_variation_within():
     random = np.random.default_rng(3)
     late = random.random(40) < 0.5
@@ -137,6 +138,7 @@ def test_a_mixture_of_groups_is_found_behind_variation_within():
     assert min(density[0], density[2]) > density[1] + 1
 
 
+@pytest.mark.slow
 def test_a_flow_of_groups_agrees_with_the_gaussian_on_gaussian_groups(fit):
     flow = fit.model.fit(fit.data, nf.Flow(steps=30, hidden=(8,), folds=3), seed=1, progress=False)
     assert flow.converged

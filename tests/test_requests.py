@@ -161,7 +161,12 @@ def test_a_curve_that_is_not_torch_is_found_when_the_model_is_built(function):
     [
         (lambda: MODEL.fit(plants()), "LongitudinalData.from_frame"),
         (lambda: fitted(plants(), start=[1, 2]), "start holds first values by parameter"),
-        (lambda: MODEL.simulate(nf.laws.GaussianLaw(torch.zeros(1), torch.eye(1)), [1], 3, 1, -1.0, A=1, s=3), "sigma"),
+        (
+            lambda: MODEL.simulate(
+                nf.laws.GaussianLaw(torch.zeros(1), torch.eye(1)), [1], 3, 1, -1.0, A=1, s=3
+            ),
+            "sigma",
+        ),
         (lambda: nf.Flow(hidden=8), "hidden lists the widths"),
         (lambda: nf.Mixture(2.5), "components is a whole number"),
     ],
@@ -359,3 +364,43 @@ def test_every_kind_of_covariate_comes_back_from_a_file(tmp_path):
     assert again.data == fit.data
     with pytest.raises(nf.DataError, match="is a folder"):
         fit.save(tmp_path)
+
+
+# summaries
+
+
+def decays(n=60):
+    """Return decays whose offset B does not vary: its variance is at the boundary."""
+    random = np.random.default_rng(5)
+    t = np.array([0.0, 100, 300, 500, 800, 1200, 1600])
+    top, k = 750 * np.exp(0.08 * random.normal(size=n)), 0.0017 * np.exp(0.12 * random.normal(size=n))
+    y = top[:, None] * (1 - 0.94 * np.exp(-k[:, None] * t)) + random.normal(0, 27, (n, 7))
+    frame = pd.DataFrame({"plant": np.repeat(range(n), 7), "day": np.tile(t, n), "y": y.ravel()})
+    curve = nf.Curve(
+        lambda t, p: p["A"] * (1 - p["B"] * torch.exp(-p["k"] * t)),
+        [nf.Parameter(name, "log") for name in ("A", "B", "k")],
+    )
+    return frame, curve
+
+
+def test_at_a_boundary_the_other_standard_errors_remain():
+    """Those of a model in which B does not vary at all, nearly; what is at the boundary is named."""
+    frame, curve = decays(80)
+    data = read(frame)
+    held = nf.Model(curve, fixed=("B",)).fit(data, seed=1, progress=False).standard_errors()
+    fit = nf.Model(curve).fit(data, seed=1, progress=False)
+    table = fit.standard_errors()
+    errors = table["standard error"].astype(float)
+    assert table.attrs["boundary"]
+    assert "at the boundary" in str(fit.summary())
+    for row in (("mean", "A"), ("mean", "k"), ("sd", "A"), ("residual", "sigma")):
+        assert errors[row] == pytest.approx(float(held.loc[row, "standard error"]), rel=0.25)
+    blank = [f"{kind} {name}" for kind, name in errors.index[errors.isna()]]
+    assert blank == table.attrs["boundary"]
+
+
+def test_small_values_are_printed_with_their_digits():
+    frame, curve = decays()
+    fit = fitted(frame, nf.Model(curve, fixed=("B",)), law=nf.Gaussian("diagonal"))
+    shown = f"{float(fit.law.mean[1].exp()):.5g}"
+    assert shown in str(fit.summary())

@@ -1,3 +1,5 @@
+"""nlmeflow.residuals: densities, updates that maximise, slopes, and what is refused."""
+
 import pytest
 import torch
 from scipy import stats

@@ -1,3 +1,5 @@
+"""nlmeflow.studies.scenarios, nlmeflow.laws.metrics: the benchmark as described, measures as known."""
+
 import numpy as np
 import pytest
 import torch

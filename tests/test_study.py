@@ -20,6 +20,7 @@ def stamped(scenario, replicate, fails=9):
     return [{"law": "clock", "kl": float(time_ns() % 10**9)}]
 
 
+@pytest.mark.slow  # it starts processes
 def test_a_study_goes_on_where_it_stopped_and_leaves_failures_out(tmp_path, capsys):
     path = tmp_path / "rows.csv"
     jobs = [{"replicate": replicate, "scenario": "L1"} for replicate in (0, 1, 9)]

@@ -12,17 +12,24 @@ gives the same matrix by conditional moments).
 import torch
 from torch import Tensor
 
+from nlmeflow.errors import EstimationError
 from nlmeflow.estimation.em import State
 from nlmeflow.estimation.particles import Particles
 from nlmeflow.estimation.problem import Problem
 from nlmeflow.laws.affine import Affine, normal_log_prob
+from nlmeflow.numerics import TINY
+
+FLAT = 1e-6  # eigenvalue of the information, its diagonal scaled to one, under which there is no peak
+EMPTY = 1e-4  # information of an individual about a coordinate of Omega that is none
+MOVES = 0.1  # share of itself by which a parameter moves with a held coordinate
+PERFECT = 0.99  # correlation that is one, but for rounding
 
 
 class Chart:
     """Coordinates around a Gaussian fit: mu, the factor of Omega, beta, log sigma; zero is the fit.
 
-    Means in units of the population's factor, the factor by its logarithmic diagonal and what is below it
-    (left out when Omega is diagonal), beta as it is, sigma by its logarithm (left out when given).
+    Means in units of the population's standard deviations, the factor by its logarithmic diagonal and what is
+    below it (left out when Omega is diagonal), beta as it is, sigma by its logarithm (left out when given).
     """
 
     def __init__(self, problem: Problem, state: State) -> None:
@@ -42,10 +49,14 @@ class Chart:
     def at(self, vector: Tensor) -> tuple[Affine, Tensor, Tensor]:
         """Return (mu, factor), beta and sigma at coordinates (size,)."""
         place, beta, log_scale = vector.split(self.sizes)
-        full = self.problem.dim * (self.problem.dim - 1) // 2
+        dim = self.problem.dim
+        full = dim * (dim - 1) // 2
         place = torch.cat([place, place.new_zeros(full - self.below)])
         sigma = self.state.sigma * log_scale.exp() if self.scales else self.state.sigma
-        return self.normal.moved(place), self.state.beta + beta, sigma
+        shift, scale = place.split([dim, len(place) - dim])
+        factor = self.normal.moved(torch.cat([torch.zeros_like(shift), scale])).factor
+        sd = self.normal.factor.square().sum(1).sqrt()
+        return Affine(self.normal.mean + sd * shift, factor), self.state.beta + beta, sigma
 
     def log_likelihood(self, vector: Tensor, particles: Particles, rows: slice) -> Tensor:
         """Return the sum of log p(y_i) over some individuals; particles phi are those of eta + X gamma."""
@@ -104,10 +115,61 @@ def reported_names(chart: Chart) -> list[tuple[str, str]]:
     return [*[("mean", n) for n in names], *[("sd", n) for n in names], *correlations, *beta, *residual]
 
 
-def delta_covariance(chart: Chart, information: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the reported values and their covariance, by the delta method."""
+def inside(chart: Chart, information: Tensor) -> tuple[Tensor, list[int]]:
+    """Return the coordinates in which the likelihood has a peak, and those of Omega held at its boundary.
+
+    A coordinate of Omega of which the data say nothing is held; and while the information has an eigenvalue
+    that is not positive (its diagonal scaled to one), the one that weighs most in its eigenvector: a variance
+    of zero, a correlation of one.
+
+    Raises
+    ------
+    EstimationError : there is no peak although all of Omega is held.
+
+    """
+    kept = list(range(len(information)))
+    held: list[int] = []
+    while True:
+        part = information[kept][:, kept]
+        scale = part.diagonal().abs().clamp_min(TINY).rsqrt()
+        values, vectors = torch.linalg.eigh(scale[:, None] * part * scale)
+        of_omega = [k for k, name in enumerate(kept) if chart.problem.dim <= name < chart.sizes[0]]
+        empty = [k for k in of_omega if float(part[k, k]) < EMPTY * len(chart.problem)]
+        if float(values[0]) > FLAT and not empty:
+            return torch.tensor(kept), held
+        if not of_omega:
+            raise EstimationError(
+                "The observed information is not positive definite: the likelihood has no peak here. Fewer "
+                "parameters may vary, fixed=(...)."
+            )
+        worst = empty[0] if empty else of_omega[int(vectors[of_omega, 0].abs().argmax())]
+        held.append(kept.pop(worst))
+
+
+def at_boundary(chart: Chart, held: list[int]) -> list[tuple[str, str]]:
+    """Return (kind, name) of the reported parameters that held coordinates put at a boundary.
+
+    Standard deviations and correlations that move with a held coordinate, and correlations of one.
+    """
     zero = torch.zeros(chart.size, dtype=torch.float64)
     with torch.enable_grad():
         jacobian = torch.autograd.functional.jacobian(lambda vector: reported(chart, vector), zero)
-    covariance = jacobian @ torch.linalg.solve(information, jacobian.mT)
+    values, slopes = reported(chart, zero), jacobian[:, held].abs().amax(1)
+    found = []
+    for (kind, name), value, slope in zip(
+        reported_names(chart), values.tolist(), slopes.tolist(), strict=True
+    ):
+        moves = slope > MOVES * (value if kind == "sd" else 1.0)
+        if (kind == "sd" and moves) or (kind == "correlation" and (moves or abs(value) > PERFECT)):
+            found.append((kind, name))
+    return found
+
+
+def delta_covariance(chart: Chart, information: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the reported values and their covariance, by the delta method; other coordinates are known."""
+    zero = torch.zeros(chart.size, dtype=torch.float64)
+    with torch.enable_grad():
+        jacobian = torch.autograd.functional.jacobian(lambda vector: reported(chart, vector), zero)
+    jacobian = jacobian[:, kept]
+    covariance = jacobian @ torch.linalg.solve(information[kept][:, kept], jacobian.mT)
     return reported(chart, zero), covariance

@@ -9,11 +9,20 @@ import torch
 from torch import Tensor
 
 from nlmeflow.errors import EstimationError, ModelError
-from nlmeflow.estimation.information import Chart, delta_covariance, observed_information, reported_names
+from nlmeflow.estimation.information import (
+    Chart,
+    at_boundary,
+    delta_covariance,
+    inside,
+    observed_information,
+    reported_names,
+)
 from nlmeflow.fitting.fitted import Fitted
 from nlmeflow.numerics import NORMAL_95, moments
 from nlmeflow.running import one_thread
 
+DIGITS = "{:.5g}".format  # of printed numbers, so that small ones can be read
+FEW = 20.0  # effective particles of an individual under which its likelihood is not to be trusted
 LARGE = 2000  # individuals beyond which standard errors are left to `Fit.standard_errors`
 
 
@@ -108,17 +117,13 @@ def standard_errors(fit: Fitted) -> pd.DataFrame:
         chart = Chart(fit.problem(), fit.state)
         information = observed_information(chart, particles)
         with torch.no_grad():
-            lowest = float(torch.linalg.eigvalsh(information)[0])
-            if not lowest > 0:
-                raise EstimationError(
-                    "The observed information is not positive definite: the likelihood has no peak here "
-                    "(a variance of zero or a correlation of one). nf.Gaussian(prior=1) keeps off that "
-                    "boundary, nf.Gaussian('diagonal') has fewer parameters."
-                )
-            values, covariance = delta_covariance(chart, information)
+            kept, held = inside(chart, information)
+            boundary = [] if not held else at_boundary(chart, held)
+            values, covariance = delta_covariance(chart, information, kept)
         errors = covariance.diagonal().sqrt()
         rows = []
         for (kind, name), value, error in zip(reported_names(chart), values, errors, strict=True):
+            error = error if (kind, name) not in boundary else torch.nan
             row = {"kind": kind, "parameter": name, "value": float(value), "standard error": float(error)}
             if kind in ("mean", "fixed"):
                 place = value.detach().clone().requires_grad_(True)
@@ -128,6 +133,7 @@ def standard_errors(fit: Fitted) -> pd.DataFrame:
             rows.append(row)
     frame = pd.DataFrame(rows).set_index(["kind", "parameter"])
     half = NORMAL_95 * frame["standard error"]
+    frame.attrs["boundary"] = [f"{kind} {name}" for kind, name in boundary]
     return frame.assign(lower=frame["value"] - half, upper=frame["value"] + half)
 
 
@@ -143,7 +149,7 @@ class Summary:
         """Collect what a statistician asks first."""
         curve, gaussian = fit.model.curve, fit.gaussian
         shrunk = shrinkage(fit)
-        errors = _errors(fit)
+        errors, boundary = _errors(fit)
         rows = []
         for k, name in enumerate(fit.names):
             typical = curve[name].scale.natural(gaussian.mean[k])
@@ -167,29 +173,31 @@ class Summary:
             rows.append([f"{name} within", "within", np.nan, np.nan, np.nan, value, error, np.nan, ""])
         head = ["parameter", "scale", "typical", "mean", "s.e.", "sd", "s.e. of sd", "shrinkage", "unit"]
         frame = pd.DataFrame(rows, columns=head).set_index("parameter")
-        return cls(frame, _numbers(fit))
+        at = {"at the boundary": ", ".join(boundary)} if boundary else {}
+        return cls(frame, _numbers(fit) | at)
 
     def __str__(self) -> str:
         numbers = "\n".join(f"{key:<22} {value}" for key, value in self.numbers.items())
-        return f"{self.parameters.round(4).to_string(na_rep='')}\n\n{numbers}"
+        return f"{self.parameters.to_string(na_rep='', float_format=DIGITS)}\n\n{numbers}"
 
     def __repr__(self) -> str:
         return str(self)
 
     def _repr_html_(self) -> str:
         numbers = pd.Series(self.numbers, name="").to_frame().to_html()
-        return self.parameters.round(4).to_html(na_rep="") + numbers
+        return self.parameters.to_html(na_rep="", float_format=DIGITS) + numbers
 
 
-def _errors(fit: Fitted) -> dict[tuple[str, str], float]:
-    """Return standard errors by kind and name, none where there are none or where they take long."""
+def _errors(fit: Fitted) -> tuple[dict[tuple[str, str], float], list[str]]:
+    """Return standard errors by kind and name, none where they take long, and parameters at the boundary."""
     if fit.law.normal is None or len(fit.data) > LARGE:
-        return {}
+        return {}, []
     try:
-        table = standard_errors(fit)["standard error"]
+        table = standard_errors(fit)
     except EstimationError:
-        return {}
-    return dict(zip(table.index.to_flat_index(), table.astype(float), strict=True))
+        return {}, []
+    errors = table["standard error"].astype(float)
+    return dict(zip(errors.index.to_flat_index(), errors, strict=True)), table.attrs["boundary"]
 
 
 def _numbers(fit: Fitted) -> dict[str, str]:
@@ -208,4 +216,6 @@ def _numbers(fit: Fitted) -> dict[str, str]:
         pass  # a law whose parameters cannot be counted
     numbers["effective particles"] = f"{float(ess.min()):.0f} least, {float(ess.median()):.0f} median"
     numbers["converged"] = "yes" if fit.converged else "no: see fit.trace"
+    if fit.law.has_density and (float(ess.min()) < FEW or estimate.error > 1):
+        numbers["warning"] = "the log-likelihood is uncertain; fit again with more particles, particles=..."
     return numbers

@@ -1,0 +1,130 @@
+"""nlmeflow.fitting.saving, nlmeflow.fitting.storage: fits saved and read, also of the former format."""
+
+import json
+import struct
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors import safe_open
+
+import nlmeflow as nf
+from nlmeflow.laws import (
+    DiscreteLaw,
+    GaussianLaw,
+    KernelLaw,
+    MixtureLaw,
+    SNPLaw,
+    StackedLaw,
+    TransformedLaw,
+)
+
+SAVED = Path(__file__).resolve().parent / "saved"
+
+
+@pytest.mark.parametrize("name", ["gaussian_fit", "mixture_fit", "flow_fit"])
+def test_save_and_load(name, request, tmp_path, senescence):
+    fit = request.getfixturevalue(name)
+    path = tmp_path / "folder" / "fit"
+    fit.save(path)
+    again = nf.load(path)
+    assert again.log_likelihood() == fit.log_likelihood()
+    phi = fit.law.sample(20, 1)
+    assert torch.equal(again.law.log_prob(phi), fit.law.log_prob(phi))
+    assert torch.equal(again.law.sample(20, 3), fit.law.sample(20, 3))
+    assert again.specification == fit.specification
+    assert again.data.labels == fit.data.labels
+    pd.testing.assert_frame_equal(again.individuals(), fit.individuals())
+    pd.testing.assert_frame_equal(again.trace, fit.trace)
+    assert str(again.summary()) == str(fit.summary())
+
+
+def test_a_failed_save_leaves_the_old_file(gaussian_fit, tmp_path, monkeypatch):
+    path = tmp_path / "fit"
+    gaussian_fit.save(path)
+    before = path.read_bytes()
+    monkeypatch.setattr(
+        "nlmeflow.fitting.saving.save_file", lambda *a, **k: (_ for _ in ()).throw(OSError("full"))
+    )
+    with pytest.raises(OSError, match="full"):
+        gaussian_fit.save(path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["fit"]
+
+
+def test_damaged_and_foreign_files_are_refused(gaussian_fit, tmp_path):
+    path = tmp_path / "fit"
+    gaussian_fit.save(path)
+    whole = path.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"hello", whole[:8] + b"\x00" * 50 + whole[58:]):
+        path.write_bytes(damaged)
+        with pytest.raises(nf.DataError, match="damaged"):
+            nf.load(path)
+    size = struct.unpack("<Q", whole[:8])[0]
+    header = json.loads(whole[8 : 8 + size])
+    header["__metadata__"] = {"other": "thing"}
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + whole[8 + size :])
+    with pytest.raises(nf.DataError, match="not a fit"):
+        nf.load(path)
+    with pytest.raises(FileNotFoundError, match="No fit at"):
+        nf.load(tmp_path / "absent")
+
+
+def test_a_curve_of_ones_own_is_given_again(tmp_path, senescence):
+    def own(t, psi):
+        return psi["A"] / (1 + torch.exp((t - psi["tau"]) / psi["s"]))
+
+    parameters = [nf.Parameter("A", "log"), nf.Parameter("tau"), nf.Parameter("s", "log")]
+    curve = nf.Curve(own, parameters)
+    fit = nf.Model(curve, fixed=("A",)).fit(senescence, seed=1, progress=False)
+    fit.save(tmp_path / "fit")
+    with pytest.raises(nf.ModelError, match="curve of its own"):
+        nf.load(tmp_path / "fit")
+    with pytest.raises(nf.ModelError, match="was made with parameters"):
+        nf.load(tmp_path / "fit", curve=nf.curves.linear())
+    assert nf.load(tmp_path / "fit", curve=curve).log_likelihood() == fit.log_likelihood()
+
+
+# Files of format 3, fits of scenario L2 (design R, n 60, seed 1): class, log-likelihood, mean log-density.
+FORMER = {
+    "gaussian": (GaussianLaw, 1417.020884902244, -2.772606692162095),
+    "mixture": (MixtureLaw, 1440.963261231117, -2.4824002943211774),
+    "snp": (SNPLaw, 1439.2815063637136, -2.4091508752758766),
+    "boxcox": (TransformedLaw, 1417.9110246855594, -2.7981608597290935),
+    "smooth": (KernelLaw, 1441.4596633333033, -2.7329980849309576),
+    "npml": (DiscreteLaw, 1489.6319854217768, None),
+    "flow": (StackedLaw, 1440.7017606003717, -2.433387417402397),
+    "realnvp": (StackedLaw, 1439.739339846235, -2.4130861926217566),
+    "saem": (GaussianLaw, 1417.0172525295447, -2.772161418594639),
+    "twostage": (KernelLaw, 1428.2732655392028, -2.6002545033405875),
+}
+
+
+def test_every_file_of_the_former_format_is_known():
+    assert {path.stem for path in SAVED.glob("*.fit")} == set(FORMER)
+
+
+def format_of(path):
+    with safe_open(str(path), framework="pt") as file:
+        return json.loads(file.metadata()["nlmeflow"])["format"]
+
+
+@pytest.mark.parametrize("name", FORMER)
+def test_a_file_of_the_former_format_is_read_and_saved_in_the_new_one(name, tmp_path):
+    kind, value, density = FORMER[name]
+    former = nf.load(SAVED / f"{name}.fit")
+    former.save(tmp_path / "fit")
+    assert [format_of(path) for path in (SAVED / f"{name}.fit", tmp_path / "fit")] == [3, 4]
+    again = nf.load(tmp_path / "fit")
+    phi = nf.scenarios.load("L2", "R", 60, 1).law.sample(500, 5)
+    for fit in (former, again):
+        assert type(fit.law) is kind
+        if density is not None:
+            assert float(fit.law.log_prob(phi).mean()) == pytest.approx(density, abs=1e-9)
+    assert again.log_likelihood().value == pytest.approx(value, abs=0.02)
+    assert torch.equal(again.law.sample(20, 1), former.law.sample(20, 1))
+    assert again.specification == former.specification
+    assert again.data.labels == former.data.labels
+    pd.testing.assert_frame_equal(again.trace, former.trace)

@@ -69,7 +69,8 @@ def pynlme_decay(phi: np.ndarray, x: np.ndarray, v: np.ndarray | None = None) ->
     """Return the decay curve in pynlme's convention."""
     phi = np.atleast_2d(phi)
     t = np.asarray(x)[:, 0]
-    return phi[:, 0] / (1 + np.exp((t - phi[:, 1]) / phi[:, 2]))
+    curve: np.ndarray = phi[:, 0] / (1 + np.exp((t - phi[:, 1]) / phi[:, 2]))
+    return curve
 
 
 def timed(run: Callable[..., Any], *arguments: Any, **options: Any) -> tuple[Any, float]:
@@ -128,13 +129,16 @@ def small_sets() -> pd.DataFrame:
 
     def orange(phi: np.ndarray, x: np.ndarray, v: np.ndarray | None = None) -> np.ndarray:
         phi = np.atleast_2d(phi)
-        return phi[:, 0] / (1 + np.exp(-(np.asarray(x)[:, 0] - phi[:, 1]) / phi[:, 2]))
+        curve: np.ndarray = phi[:, 0] / (1 + np.exp(-(np.asarray(x)[:, 0] - phi[:, 1]) / phi[:, 2]))
+        return curve
 
     def oral(phi: np.ndarray, x: np.ndarray, v: np.ndarray | None = None) -> np.ndarray:
         ka, clearance, volume = np.atleast_2d(phi).T
         t, dose = np.asarray(x)[:, 0], np.asarray(x)[:, 1]
         ke = clearance / volume
-        return dose * ka / (volume * (ka - ke)) * (np.exp(-ke * t) - np.exp(-ka * t))
+        scale = dose * ka / (volume * (ka - ke))
+        curve: np.ndarray = scale * (np.exp(-ke * t) - np.exp(-ka * t))
+        return curve
 
     import pynlme
 

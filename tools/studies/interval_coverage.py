@@ -92,8 +92,8 @@ def scores(seed: int, censored: bool) -> tuple[nf.Fit, Truth]:
     frame["kind"] = np.select(kinds, ["left", "right", "interval"], "")
     frame["end"] = high
     frame["y"] = np.select(kinds, [0.1, 0.9, low if censored else (low + high) / 2], frame["y"])
-    columns = {"censoring": "kind", "limit": "end"} if censored else {}
-    data = nf.LongitudinalData.from_frame(frame, "plant", "day", "y", **columns)
+    kind, end = ("kind", "end") if censored else (None, None)
+    data = nf.LongitudinalData.from_frame(frame, "plant", "day", "y", censoring=kind, limit=end)
     fit = decline().fit(data, nf.Gaussian("diagonal"), seed=seed, particles=512, progress=False)
     return fit, DECLINE | {("residual", "sigma"): ERROR}
 

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from nlmeflow.numerics import lbfgs
 
-LOOKED_AT = 2000  # candidates, the best ones, among which those to be refined are chosen
-POLISHED = 24  # of them refined by L-BFGS
+LOOKED_AT = 4000  # candidates, the best ones, among which those to be refined are chosen
+POLISHED = 60  # of them refined by L-BFGS
 APART = 0.5  # scales between any two of these
 
 

@@ -84,6 +84,7 @@ def test_the_fit_is_a_maximum(fit):
         assert replace(fit, law=fit.law.inflated(scale)).log_likelihood().value < best
 
 
+@pytest.mark.slow
 def test_saturation_ignored_misleads():
     """Averages over simulated data: truth 70, 20 and 8."""
     taken, ignored = [], []

@@ -49,8 +49,13 @@ def state_and_problem(senescence, law, dim):
     return State(law, beta, tensor([0.05])), model.problem(few)
 
 
-@pytest.mark.parametrize("dim", [1, 2])
-@pytest.mark.parametrize("name", ["gaussian", "mixture", "flow", "stacked"])
+NAMES = ["gaussian", "mixture", "flow", "stacked"]
+SLOW = [pytest.param(name, 2, marks=pytest.mark.slow) for name in ("flow", "stacked")]
+
+
+@pytest.mark.parametrize(
+    ("name", "dim"), [*[(name, 1) for name in NAMES], ("gaussian", 2), ("mixture", 2), *SLOW]
+)
 def test_likelihood_agrees_with_brute_force(senescence, name, dim):
     state, problem = state_and_problem(senescence, laws(dim)[name], dim)
     proposal = locate(problem, state, 2048, generator(1))

@@ -234,6 +234,7 @@ def test_bands_of_a_gaussian_cover_its_density():
     assert 0.83 < float(torch.stack(inside).mean()) < 0.95
 
 
+@pytest.mark.slow
 def test_bands_of_mixture_and_flow_hold_their_estimate():
     draws = known("L2", 150)
     for law in (nf.Mixture(), SMALL):

@@ -106,12 +106,18 @@ def test_scores_of_the_fitted_data_are_its_log_likelihood(gaussian_fit, senescen
     )
 
 
-def test_summary_says_what_is_asked_first(gaussian_fit, flow_fit):
+def test_summary_says_what_is_asked_first(gaussian_fit):
     text = str(gaussian_fit.summary())
     for word in ("tau", "days", "sigma", "log-likelihood", "±", "AIC", "BIC", "effective particles"):
         assert word in text
-    assert "BIC" not in str(flow_fit.summary())  # a network's weights are not parameters to count
     assert "converged" in gaussian_fit.summary()._repr_html_()
+
+
+@pytest.mark.slow
+def test_weights_of_a_network_are_not_counted(flow_fit):
+    assert "BIC" not in str(flow_fit.summary())
+    with pytest.raises(nf.ModelError, match="compare"):
+        flow_fit.criteria()
 
 
 def test_residual_parameters_may_be_given(senescence, gaussian_fit):

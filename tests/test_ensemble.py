@@ -185,7 +185,6 @@ def test_tasks_and_training_sets_cannot_be_changed():
             held.seed = 2
 
 
-@pytest.mark.xfail(strict=True, reason="the folds, a key of what is remembered, can be replaced")
 def test_folds_cannot_be_changed():
     with pytest.raises(AttributeError):
         Folds.random(10, 2, 1).of = torch.zeros(10).long()

@@ -21,6 +21,7 @@ def test_same_seed_same_numbers(model, senescence, gaussian_fit, flow_fit):
     assert torch.equal(flow.law.log_prob(phi), flow_fit.law.log_prob(phi))
 
 
+@pytest.mark.slow
 def test_fits_of_one_task_are_those_of_single_fits(model, senescence, gaussian_fit, mixture_fit):
     both = model.fit_laws(senescence, {"g": nf.Gaussian(), "m": nf.Mixture(2)}, seed=1, progress=False)
     assert torch.equal(both["g"].law.mean, gaussian_fit.law.mean)

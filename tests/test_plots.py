@@ -42,18 +42,18 @@ def test_contour_levels_enclose_what_they_say():
         assert height == pytest.approx(1 - mass, abs=0.01)  # of a bivariate normal, relative to its top
 
 
-def test_figures_have_labels_with_units(mixture_fit, flow_fit):
+def test_figures_have_labels_with_units(gaussian_fit, mixture_fit):
     figure, axes = plt.subplots(2, 2)
     ax = nf.plots.population(mixture_fit, ax=axes[0, 0])
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("tau (days)", "log s (days)")
     ax = nf.plots.marginals(
-        {"mixture": mixture_fit.law, "flow": flow_fit.law}, mixture_fit, "tau", axes[0, 1]
+        {"mixture": mixture_fit.law, "gaussian": gaussian_fit.law}, mixture_fit, "tau", axes[0, 1]
     )
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("tau (days)", "density (1/days)")
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["mixture", "flow"]
-    ax = nf.plots.trajectories(flow_fit, ["p3", "p5"], ax=axes[1, 0])
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["mixture", "gaussian"]
+    ax = nf.plots.trajectories(gaussian_fit, ["p3", "p5"], ax=axes[1, 0])
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("day", "greenness")
     assert len(ax.lines) == 4
-    ax = nf.plots.convergence(flow_fit, ax=axes[1, 1])
+    ax = nf.plots.convergence(gaussian_fit, ax=axes[1, 1])
     assert "nats" in ax.get_ylabel()
     plt.close(figure)

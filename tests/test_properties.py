@@ -1,6 +1,7 @@
 """nlmeflow.estimation, from data to fit: what holds for every model, design and unit, on random ones."""
 
 import math
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -82,7 +83,7 @@ def test_on_random_designs_the_likelihood_is_the_exact_one(dim, n, times, missin
 @given(time=st.floats(-6, 6), size=st.floats(-6, 6))
 def test_units_of_time_and_response_change_nothing_but_the_units(time, size):
     frame, (tau, s) = declines(), (10.0**time, 10.0**size)
-    fit = senescence(frame)
+    fit = in_days()
     other = senescence(frame.assign(t=frame["t"] * tau, y=frame["y"] * s))
     assert float(other.law.mean[0]) == pytest.approx(float(fit.law.mean[0]) * tau, rel=1e-4)
     assert float(other.law.mean[1]) == pytest.approx(float(fit.law.mean[1]) + math.log(tau), abs=1e-3)
@@ -106,11 +107,20 @@ def senescence(frame):
     return model.fit(read(frame), seed=1, particles=512, progress=False)
 
 
+@cache
+def in_days():
+    return senescence(declines())
+
+
+@cache
+def in_order():
+    return fitted(curves(2, 12, 6, seed=3), 2)
+
+
 @FEW
 @given(seed=st.integers(0, 10**6))
 def test_order_of_rows_and_individuals_does_not_matter(seed):
-    frame = curves(2, 12, 6, seed=3)
-    fit, other = fitted(frame, 2), fitted(frame.sample(frac=1, random_state=seed), 2)
+    fit, other = in_order(), fitted(curves(2, 12, 6, seed=3).sample(frac=1, random_state=seed), 2)
     assert torch.allclose(other.law.mean, fit.law.mean, atol=2e-3)
     assert torch.allclose(other.law.sd, fit.law.sd, rtol=5e-3)
     error = math.hypot(fit.log_likelihood().error, other.log_likelihood().error)

@@ -133,11 +133,11 @@ class PosteriorDraws:
         return PosteriorDraws(self.phi[:, keep], self.log_reference[:, keep], self.points)
 
 
+@dataclass(frozen=True, eq=False)
 class Folds:
     """Which individuals are held out together: `of` (N,), the number of each individual's fold."""
 
-    def __init__(self, of: Tensor) -> None:
-        self.of = of
+    of: Tensor
 
     @classmethod
     def random(cls, n: int, number: int, seed: int) -> "Folds":

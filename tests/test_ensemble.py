@@ -161,9 +161,9 @@ def test_sigma_of_a_flow_is_the_most_likely_one_under_laws_that_have_not_seen_th
 def test_a_flow_fitted_without_folds_does_not_tell_a_comparison_with_folds():
     """What a task remembers of its own folds is nothing to a comparison on others."""
     scenario = nf.scenarios.load("L2", "R", 30, 1)
-    flow = nf.Flow(kind="quadratic", base="mixture", steps=15, folds=2)
+    flow = nf.Flow(kind="quadratic", base="mixture", steps=15, folds=3)
     laws, labels = [nf.Gaussian(), flow], scenario.data.labels
-    folds, others = Folds.random(30, 4, 9), Folds.random(30, 4, 10)
+    folds, others = Folds.random(30, 3, 9), Folds.random(30, 3, 10)
     used, fresh = (scenario.model.task(scenario.data, seed=1) for _ in range(2))
     scenario.model.fit_task(used, flow, progress=False)
     after, alone, differently = (

@@ -101,7 +101,7 @@ def test_shrunken_covariances_lie_between_their_own_and_the_pooled_variances():
 
 @pytest.mark.parametrize(
     "law",
-    [nf.Gaussian(), nf.Mixture(), nf.SNP(), SMALL],
+    [nf.Gaussian(), nf.Mixture(), nf.SNP(), pytest.param(SMALL, marks=pytest.mark.slow)],
     ids=["gaussian", "mixture", "snp", "flow"],
 )
 def test_held_out_scores_are_those_of_laws_that_have_not_seen_the_fold(law):
@@ -118,7 +118,7 @@ def test_held_out_scores_are_those_of_laws_that_have_not_seen_the_fold(law):
     assert float(honest[outside].mean()) < float(seen[outside].mean()) - 10
 
 
-@pytest.mark.parametrize("law", [nf.SNP(), SMALL], ids=["snp", "flow"])
+@pytest.mark.parametrize("law", [nf.SNP(), pytest.param(SMALL, marks=pytest.mark.slow)], ids=["snp", "flow"])
 def test_the_scores_are_those_of_the_laws_without_each_fold(law):
     """A flow's own scores stop its training where the other folds say: nearly the same."""
     folds = Folds.random(90, 3, 1)

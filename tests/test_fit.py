@@ -132,7 +132,10 @@ def test_residual_parameters_may_be_given(senescence, gaussian_fit):
     assert given.log_likelihood().value < gaussian_fit.log_likelihood().value - 20
 
 
-@pytest.mark.parametrize("residual", [nf.Proportional(), nf.Combined(), nf.LogAdditive()])
+@pytest.mark.parametrize(
+    "residual",
+    [nf.Proportional(), nf.LogAdditive(), pytest.param(nf.Combined(), marks=pytest.mark.slow)],
+)
 def test_other_error_models_recover_their_parameters(residual):
     law = nf.laws.GaussianLaw(torch.tensor([0.5, 1.0, 3.4]).double(), torch.eye(3).double() * 0.2)
     sigma = [0.2, 0.1] if isinstance(residual, nf.Combined) else 0.1
@@ -194,6 +197,7 @@ def test_bad_requests_are_refused_by_name(senescence, model):
     fails(nf.ModelError, ["covariate 'dose'", "covariates=['dose']"], lambda: dose.fit(senescence))
 
 
+@pytest.mark.slow
 def test_comparison_is_paired_and_grouped(model):
     frame = senescence_frame(60, seed=3)
     frame["line"] = "l" + (frame["plant"].str[1:].astype(int) % 12).astype(str)

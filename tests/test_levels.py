@@ -61,6 +61,7 @@ def test_a_linear_model_agrees_with_statsmodels(fit):
     assert errors[("mean", "slope")] == pytest.approx(exact.bse["t"], rel=0.03)
 
 
+@pytest.mark.slow
 def test_one_parameter_may_vary_within_groups_and_a_covariate_between_individuals():
     frame = lines(within=(0.6, 0.0), effect=0.8, seed=5)
     found = two_levels(frame, within="intercept", covariates={"intercept": "treated"})

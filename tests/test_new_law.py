@@ -91,8 +91,8 @@ def comparison(model, data):
 
 
 @pytest.fixture(scope="module")
-def fit(model, data):
-    return model.fit(data, Student(), seed=1, progress=False)
+def fit(comparison):
+    return comparison.fits["student"]
 
 
 def test_its_density_is_that_of_scipy():
@@ -112,15 +112,22 @@ def test_it_is_fitted_and_beats_the_gaussian_where_tails_are_heavy(fit, comparis
     assert fit.residual["sigma"] == pytest.approx(0.04, rel=0.15)
 
 
-def test_it_is_compared_beside_the_gaussian(fit, comparison):
+def test_it_is_compared_beside_the_gaussian(comparison):
     table = comparison.table()
     assert list(table.index) == ["gaussian", "student"]
     assert np.isfinite(comparison.scores.to_numpy()).all()
     assert table.loc["student", "gain"] > 0
     assert comparison.weights["student"] > 0.5
     phi = comparison.stacked.sample(20, 1)
-    assert torch.equal(comparison.fits["student"].law.log_prob(phi), fit.law.log_prob(phi))
     assert torch.isfinite(comparison.stacked.log_prob(phi)).all()
+
+
+@pytest.mark.slow
+def test_a_fit_alone_is_that_of_the_comparison(model, data, fit):
+    alone = model.fit(data, Student(), seed=1, progress=False)
+    phi = fit.law.sample(20, 1)
+    assert torch.equal(alone.law.log_prob(phi), fit.law.log_prob(phi))
+    assert alone.log_likelihood() == fit.log_likelihood()
 
 
 def test_it_has_tables(fit):

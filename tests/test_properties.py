@@ -222,6 +222,7 @@ def test_curves_through_all_observations_leave_no_residual_error():
         fitted(frame.assign(y=a + b * frame["t"]), 2)
 
 
+@pytest.mark.slow
 def test_a_linearisation_that_runs_away_is_repeated_in_short_steps():
     hopeless = nf.scenarios.load("P1", "H", 60, 1)  # two observations with 30 % error
     model = nf.Model(hopeless.model.curve, nf.LogAdditive(sigma=0.3))

@@ -100,6 +100,7 @@ def test_smooth_npmle_solves_its_convex_problem():
     assert float(law.weights.sum()) == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_two_stage_is_too_wide_and_ebes_are_too_narrow():
     """The warning examples, in a sparse design: variances of the rate against the truth's, .25^2."""
     scenario = nf.scenarios.load("L1", "S", 200, 0)
@@ -111,11 +112,12 @@ def test_two_stage_is_too_wide_and_ebes_are_too_narrow():
     assert spread["two-stage"] > 1.5 * 0.25**2
 
 
-RELATIVES = [nf.SNP(max_order=1), nf.Transformed(), nf.SmoothNPMLE(), nf.TwoStage(), nf.EBEDensity()]
+QUICK = [nf.Transformed(), nf.TwoStage(), nf.EBEDensity()]
+SLOW = [nf.SNP(max_order=1), nf.SmoothNPMLE(), nf.SAEM()]
 
 
 @pytest.mark.parametrize(
-    "law", [*RELATIVES, pytest.param(nf.SAEM(), marks=pytest.mark.slow)], ids=lambda law: law.name
+    "law", [*QUICK, *[pytest.param(law, marks=pytest.mark.slow) for law in SLOW]], ids=lambda law: law.name
 )
 def test_every_relative_is_compared_saved_and_read(law, tmp_path):
     scenario = nf.scenarios.load("P2", "R", 40, 0)

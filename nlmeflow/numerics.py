@@ -21,6 +21,11 @@ def moments(phi: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (weights[..., None] * centred).mT @ centred
 
 
+def log_mean(values: Tensor, axis: int = -1) -> Tensor:
+    """Return log mean exp of values along an axis."""
+    return values.logsumexp(axis) - math.log(values.shape[axis])
+
+
 def median_sd(phi: Tensor, weights: Tensor) -> Tensor:
     """Return the median over individuals of their weighted standard deviations, (d,)."""
     return moments(phi, weights)[1].diagonal(dim1=-2, dim2=-1).sqrt().median(0).values

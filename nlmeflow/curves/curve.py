@@ -210,16 +210,18 @@ class Curve:
 
     def with_transforms(self, **transforms: str | Transform) -> "Curve":
         """Return the same curve with other scales: `curve.with_transforms(Asym="log")`."""
-        for name in transforms:
-            self[name]
-        parameters = [replace(p, transform=transforms.get(p.name, p.transform)) for p in self.parameters]
-        return replace(self, parameters=parameters)
+        return self._with("transform", transforms)
 
     def with_starts(self, **starts: float) -> "Curve":
         """Return the same curve with first values on the natural scale."""
-        for name in starts:
+        return self._with("start", starts)
+
+    def _with(self, what: str, values: Mapping[str, Any]) -> "Curve":
+        for name in values:
             self[name]
-        parameters = [replace(p, start=starts.get(p.name, p.start)) for p in self.parameters]
+        parameters = [
+            replace(p, **{what: values[p.name]}) if p.name in values else p for p in self.parameters
+        ]
         return replace(self, parameters=parameters)
 
 

@@ -165,14 +165,10 @@ def fixed_effects_system(
         for rows in people.chunks(phi.shape[1] * (len(state.beta) + 1)):
             some = index[rows]
             prediction, slopes = people.jacobian(phi[some], state.beta, rows, only_beta=True)
-            response, mask = people.data.response[rows, None], people.data.mask[rows, None]
-            residual, scale = people.residual.working(response, prediction, sigma, people.bounds(rows, 1))
-            residual = torch.where(mask & torch.isfinite(residual), residual, 0.0).flatten()
-            slope = torch.where(mask & torch.isfinite(scale), scale, 0.0)[..., None] * slopes[..., :size]
-            slope = torch.where(torch.isfinite(slope), slope, 0.0)
+            residual, slope = people.standardised(prediction, slopes[..., :size], sigma, rows)
             weighted = (slope * weights[some, :, None, None]).flatten(0, 2)
             left += weighted.mT @ slope.flatten(0, 2)
-            right += weighted.mT @ residual
+            right += weighted.mT @ residual.flatten()
     return left, right
 
 

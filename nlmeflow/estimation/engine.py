@@ -23,7 +23,7 @@ from nlmeflow.estimation.particles import Particles, Proposal, draw
 from nlmeflow.estimation.points import Placing, settle_points
 from nlmeflow.estimation.problem import Problem
 from nlmeflow.estimation.start import pooled_start
-from nlmeflow.laws.draws import Folds, PosteriorDraws, TrainingSet, expectation, resample
+from nlmeflow.laws.draws import Folds, PosteriorDraws, TrainingSet, expectation, resample, shuffled
 from nlmeflow.laws.gaussian import CAREFUL, Gaussian, GaussianLaw
 from nlmeflow.laws.law import Law
 from nlmeflow.laws.mixture import Mixture, redrawn
@@ -156,9 +156,7 @@ def posterior_draws(
 ) -> PosteriorDraws:
     """Return n draws of each individual's phi given its data under a reference law, from particles."""
     step = expectation(particles.log_ratio(problem, state.sigma), reference.log_prob(particles.phi))
-    phi = resample(particles.phi, step.weights, n, random)
-    order = torch.argsort(torch.rand(phi.shape[:2], generator=random), dim=1)
-    phi = phi.gather(1, order[..., None].expand_as(phi))
+    phi = shuffled(resample(particles.phi, step.weights, n, random), random)
     data = DataLikelihood(problem, state.beta, state.sigma, step.log_likelihood)
     return PosteriorDraws(phi, reference.log_prob(phi), data)
 

@@ -14,7 +14,6 @@ under which all ratios would be equal if the curve were linear. All this is hidd
 not know of it.
 """
 
-import math
 from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
@@ -23,12 +22,13 @@ import torch
 from torch import Tensor
 
 from nlmeflow.errors import ModelError
-from nlmeflow.estimation.laplace import GaussianStart, Laplace, gaussian_start, linearise, modes
+from nlmeflow.estimation.laplace import GaussianStart, Laplace, gaussian_start, linearise, modes, redamped
 from nlmeflow.estimation.particles import NARROW
 from nlmeflow.estimation.problem import Problem
 from nlmeflow.laws.affine import normal_log_prob, safe_cholesky
 from nlmeflow.laws.gaussian import Gaussian, GaussianLaw
 from nlmeflow.laws.law import Law
+from nlmeflow.numerics import log_mean
 from nlmeflow.residuals.censoring import Bounds
 from nlmeflow.residuals.residual import Residual, Summary
 from nlmeflow.seeds import derive, generator
@@ -94,8 +94,7 @@ class WithinResidual(Residual):
 
     def log_likelihood(self, summary: WithinSummary, sigma: Tensor) -> Tensor:
         """Return log p(y_g | mu) of groups, (G, L)."""
-        ratios = self.log_ratios(summary, sigma)
-        each = ratios.logsumexp(-1) - math.log(ratios.shape[-1])
+        each = log_mean(self.log_ratios(summary, sigma))
         return each.new_zeros(self.size, each.shape[1]).index_add(0, self.member, each)
 
     def weights(self, summary: WithinSummary, weights: Tensor, sigma: Tensor) -> Tensor:
@@ -328,7 +327,7 @@ def _local(
         mu = torch.where(better[:, None], tried_mu, mu)
         b = torch.where(better[member][:, None], tried_b, b)
         value = torch.where(better, new, value)
-        damping = torch.where(better, damping / 10, (damping * 10).clamp_min(1e-2)).clamp(1e-8, 1e8)
+        damping = redamped(damping, better)
         if change < 1e-3:
             break
     curvature, _, gain, _, inner = solve(mu, b, torch.zeros_like(damping))

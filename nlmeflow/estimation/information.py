@@ -103,6 +103,14 @@ def reported(chart: Chart, vector: Tensor) -> Tensor:
     return torch.cat([frame.mean, sd, kept, beta, sigma if chart.scales else sigma[:0]])
 
 
+def reported_slopes(chart: Chart) -> tuple[Tensor, Tensor]:
+    """Return `reported` at the fit, and its derivatives in the chart's coordinates."""
+    zero = torch.zeros(chart.size, dtype=torch.float64)
+    with torch.enable_grad():
+        slopes = torch.autograd.functional.jacobian(lambda vector: reported(chart, vector), zero)
+    return reported(chart, zero), slopes
+
+
 def reported_names(chart: Chart) -> list[tuple[str, str]]:
     """Return (kind, name) of each of `reported`."""
     names = chart.problem.random
@@ -146,18 +154,16 @@ def inside(chart: Chart, information: Tensor) -> tuple[Tensor, list[int]]:
         held.append(kept.pop(worst))
 
 
-def at_boundary(chart: Chart, held: list[int]) -> list[tuple[str, str]]:
+def at_boundary(chart: Chart, held: list[int], values: Tensor, slopes: Tensor) -> list[tuple[str, str]]:
     """Return (kind, name) of the reported parameters that held coordinates put at a boundary.
 
-    Standard deviations and correlations that move with a held coordinate, and correlations of one.
+    Standard deviations and correlations that move with a held coordinate, and correlations of one. values,
+    slopes : of `reported_slopes`.
     """
-    zero = torch.zeros(chart.size, dtype=torch.float64)
-    with torch.enable_grad():
-        jacobian = torch.autograd.functional.jacobian(lambda vector: reported(chart, vector), zero)
-    values, slopes = reported(chart, zero), jacobian[:, held].abs().amax(1)
     found = []
+    largest = slopes[:, held].abs().amax(1)
     for (kind, name), value, slope in zip(
-        reported_names(chart), values.tolist(), slopes.tolist(), strict=True
+        reported_names(chart), values.tolist(), largest.tolist(), strict=True
     ):
         moves = slope > MOVES * (value if kind == "sd" else 1.0)
         if (kind == "sd" and moves) or (kind == "correlation" and (moves or abs(value) > PERFECT)):
@@ -165,11 +171,8 @@ def at_boundary(chart: Chart, held: list[int]) -> list[tuple[str, str]]:
     return found
 
 
-def delta_covariance(chart: Chart, information: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the reported values and their covariance, by the delta method; other coordinates are known."""
-    zero = torch.zeros(chart.size, dtype=torch.float64)
-    with torch.enable_grad():
-        jacobian = torch.autograd.functional.jacobian(lambda vector: reported(chart, vector), zero)
-    jacobian = jacobian[:, kept]
-    covariance = jacobian @ torch.linalg.solve(information[kept][:, kept], jacobian.mT)
-    return reported(chart, zero), covariance
+def delta_covariance(information: Tensor, kept: Tensor, slopes: Tensor) -> Tensor:
+    """Return the covariance of the reported values, by the delta method; other coordinates are known."""
+    slopes = slopes[:, kept]
+    covariance: Tensor = slopes @ torch.linalg.solve(information[kept][:, kept], slopes.mT)
+    return covariance

@@ -51,13 +51,8 @@ class Linear:
 def linearise(problem: Problem, phi: Tensor, beta: Tensor, sigma: Tensor) -> Linear:
     """Return the model around phi (N, d) as a linear one with errors of variance one."""
     prediction, slopes = problem.jacobian(phi, beta)
-    mask, response = problem.data.mask, problem.data.response
-    bounds = problem.bounds()
-    residual, scale = problem.residual.working(response, prediction, sigma, bounds)
-    residual = torch.where(mask & torch.isfinite(residual), residual, 0.0)
-    slope = slopes * scale[..., None]
-    slope = torch.where(mask[..., None] & torch.isfinite(slope), slope, 0.0)
-    summary = problem.residual.summary(response, prediction, mask, bounds)
+    residual, slope = problem.standardised(prediction, slopes, sigma)
+    summary = problem.residual.summary(problem.data.response, prediction, problem.data.mask, problem.bounds())
     return Linear(residual, slope, problem.residual.log_likelihood(summary, sigma))
 
 
@@ -81,8 +76,12 @@ def _newton(
     tried = phi + step
     better = _objective(problem, tried, law, beta, sigma) <= objective + 1e-9
     phi = torch.where(better[:, None], tried, phi)
-    damping = torch.where(better, damping / 10, (damping * 10).clamp_min(1e-2)).clamp(1e-8, 1e8)
-    return phi, torch.linalg.inv(hessian), damping
+    return phi, torch.linalg.inv(hessian), redamped(damping, better)
+
+
+def redamped(damping: Tensor, better: Tensor) -> Tensor:
+    """Return the damping of Levenberg and Marquardt after steps that were taken, or refused."""
+    return torch.where(better, damping / 10, (damping * 10).clamp_min(1e-2)).clamp(1e-8, 1e8)
 
 
 @singledispatch

@@ -15,10 +15,10 @@ from nlmeflow.estimation.laplace import Laplace, modes
 from nlmeflow.estimation.particles import Particles, Proposal, adapted, draw
 from nlmeflow.estimation.problem import CHUNK, Problem
 from nlmeflow.laws.affine import safe_cholesky
-from nlmeflow.laws.draws import Expectation, expectation
+from nlmeflow.laws.draws import Expectation, expectation, heaviest
 from nlmeflow.laws.gaussian import GaussianLaw
 from nlmeflow.laws.law import Law
-from nlmeflow.numerics import TINY, lbfgs, moments
+from nlmeflow.numerics import TINY, lbfgs, log_mean, moments
 from nlmeflow.seeds import Seed, generator
 
 LEAST_BATCHES, MOST_BATCHES = 8, 64
@@ -63,7 +63,7 @@ def marginal(
         if len(batches) < LEAST_BATCHES:
             continue
         logs = torch.stack(batches)
-        mean = logs.logsumexp(0) - math.log(len(logs))
+        mean = log_mean(logs, 0)
         relative = (logs - mean).exp()
         result = Marginal(mean, relative.std(0) / math.sqrt(len(logs)))
         if result.error < tolerance or len(batches) >= MOST_BATCHES:
@@ -123,8 +123,7 @@ def conditional_modes(
     def log_joint(at: Tensor) -> Tensor:
         return problem.log_likelihood(at, state.beta, state.sigma) + state.law.log_prob(at)
 
-    heavy = weights.topk(min(MODE_CANDIDATES, weights.shape[1]), dim=1).indices
-    candidates = phi.gather(1, heavy[..., None].expand(-1, -1, phi.shape[-1]))
+    candidates, _ = heaviest(phi, weights, MODE_CANDIDATES)
     with torch.no_grad():
         best = log_joint(candidates).argmax(1)
     first = candidates[torch.arange(len(candidates)), best][:, None]

@@ -44,10 +44,13 @@ def settle_points(law: Placing, problem: Problem, state: State, training: Traini
     found: DiscreteLaw | None = None
     best, plain = -torch.inf, state
     log_marginal = training.draws.data.log_marginal  # type: ignore[attr-defined]
-    for _ in range(REST):
+
+    def at(state: State) -> TrainingSet:
         data = DataLikelihood(problem, state.beta, state.sigma, log_marginal)
-        draws = replace(training.draws, points=data)
-        tried = law.learn(TrainingSet(draws, training.seed, report=training.report), found)
+        return TrainingSet(replace(training.draws, points=data), training.seed, report=training.report)
+
+    for _ in range(REST):
+        tried = law.learn(at(state), found)
         before, moved, gain = _residuals(problem, replace(state, law=tried))
         if before < best - 1e-3 and state is not plain:
             accelerator.forget()
@@ -65,8 +68,7 @@ def settle_points(law: Placing, problem: Problem, state: State, training: Traini
         state = replace(moved, sigma=log_sigma.exp(), beta=beta)
     assert found is not None
     if converged and law.tolerance is not None:
-        data = DataLikelihood(problem, state.beta, state.sigma, log_marginal)
-        last = TrainingSet(replace(training.draws, points=data), training.seed, report=training.report)
+        last = at(state)
         if law.bound(last, found) > law.tolerance:  # sigma moved a little after the points were placed
             found = law.learn(last, found)
             converged = law.bound(last, found) <= law.tolerance

@@ -197,6 +197,23 @@ class Problem:
         value, slopes = torch.func.jvp(predict, (copies, betas), (d_phi, d_beta))[:2]
         return value[..., 0, :], slopes.mT
 
+    def standardised(
+        self, prediction: Tensor, slopes: Tensor, sigma: Tensor, rows: slice = slice(None)
+    ) -> tuple[Tensor, Tensor]:
+        """Return residuals (..., n) and slopes (..., n, k) in units of the error's scale, zero where unseen.
+
+        prediction (N, n) or (N, M, n) with its derivatives: the linear model whose errors have variance one.
+        """
+        extra = prediction.ndim - 2
+        response, mask = (
+            part[rows].reshape(-1, *[1] * extra, part.shape[1])
+            for part in (self.data.response, self.data.mask)
+        )
+        residual, scale = self.residual.working(response, prediction, sigma, self.bounds(rows, extra))
+        slope = slopes * scale[..., None]
+        residual = torch.where(mask & torch.isfinite(residual), residual, 0.0)
+        return residual, torch.where(mask[..., None] & torch.isfinite(slope), slope, 0.0)
+
     def chunks(self, width: int) -> list[slice]:
         """Return slices of individuals small enough that `width` particles each fit in memory."""
         size = max(1, CHUNK // (width * self.data.time.shape[1]))

@@ -16,6 +16,7 @@ from nlmeflow.estimation.information import (
     inside,
     observed_information,
     reported_names,
+    reported_slopes,
 )
 from nlmeflow.fitting.fitted import Fitted
 from nlmeflow.numerics import NORMAL_95, moments
@@ -118,8 +119,9 @@ def standard_errors(fit: Fitted) -> pd.DataFrame:
         information = observed_information(chart, particles)
         with torch.no_grad():
             kept, held = inside(chart, information)
-            boundary = [] if not held else at_boundary(chart, held)
-            values, covariance = delta_covariance(chart, information, kept)
+            values, slopes = reported_slopes(chart)
+            boundary = [] if not held else at_boundary(chart, held, values, slopes)
+            covariance = delta_covariance(information, kept, slopes)
         errors = covariance.diagonal().sqrt()
         rows = []
         for (kind, name), value, error in zip(reported_names(chart), values, errors, strict=True):

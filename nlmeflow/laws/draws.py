@@ -55,12 +55,28 @@ def expectation(log_ratio: Tensor, log_law: Tensor) -> Expectation:
     return Expectation((log_weight - total).exp(), total[:, 0] - math.log(log_weight.shape[1]))
 
 
+def taken(phi: Tensor, index: Tensor) -> Tensor:
+    """Return those of each individual's phi (N, M, d) that stand at index (N, n): (N, n, d)."""
+    return phi.gather(1, index[..., None].expand(-1, -1, phi.shape[-1]))
+
+
 def resample(phi: Tensor, weights: Tensor, n: int, random: torch.Generator) -> Tensor:
     """Draw n of each individual's weighted phi (N, M, d): (N, n, d). Systematic, one offset each."""
     offset = torch.rand(len(weights), 1, generator=random, dtype=weights.dtype)
     places = (torch.arange(n, dtype=weights.dtype) + offset) / n
     index = torch.searchsorted(weights.cumsum(1), places).clamp_max(weights.shape[1] - 1)
-    return phi.gather(1, index[..., None].expand(-1, -1, phi.shape[-1]))
+    return taken(phi, index)
+
+
+def shuffled(phi: Tensor, random: torch.Generator) -> Tensor:
+    """Return each individual's phi (N, M, d) in an order of its own: systematic draws come sorted."""
+    return taken(phi, torch.argsort(torch.rand(phi.shape[:2], generator=random), dim=1))
+
+
+def heaviest(phi: Tensor, weights: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Return the n heaviest of each individual's phi (N, M, d), all when fewer, and their weights (N, n)."""
+    heavy = weights.topk(min(n, weights.shape[1]), dim=1)
+    return taken(phi, heavy.indices), heavy.values
 
 
 class LikelihoodAtPoints(Protocol):

@@ -16,10 +16,10 @@ from nlmeflow.errors import ModelError, check_whole
 from nlmeflow.laws.affine import lower_inverse
 from nlmeflow.laws.draws import Folds, PosteriorDraws, TrainingSet
 from nlmeflow.laws.gaussian import GaussianLaw, population
-from nlmeflow.laws.law import Components, Law
+from nlmeflow.laws.law import Components, Law, sample_components
 from nlmeflow.laws.mixing import solve_weights
 from nlmeflow.laws.specification import Specification
-from nlmeflow.numerics import LOG_2PI, TINY, moments
+from nlmeflow.numerics import LOG_2PI, TINY, log_mean, moments
 from nlmeflow.seeds import Seed, Stream, derive, generator
 
 BANDWIDTHS = (0.1, 0.15, 0.2, 0.3, 0.4, 0.55)
@@ -84,10 +84,7 @@ class KernelLaw(Law):
         return self.log_joint(phi).logsumexp(0)
 
     def sample(self, n: int, seed: Seed) -> Tensor:
-        random = generator(seed)
-        which = torch.multinomial(self.weights, n, replacement=True, generator=random)
-        noise = torch.randn(n, self.dim, 1, generator=random, dtype=self.points.dtype)
-        return self.points[which] + (self.factor @ noise).squeeze(-1)
+        return sample_components(self.components, n, seed)
 
     def update(self, phi: Tensor, weights: Tensor) -> Self:
         """Return one EM step of the weights."""
@@ -141,7 +138,7 @@ def _kernel_table(draws: PosteriorDraws, points: Tensor, factor: Tensor) -> Tens
     parts = []
     for some in points.split(64):
         joint = KernelLaw.at(some, factor).log_joint(draws.phi) + math.log(len(some))
-        parts.append((joint - draws.log_reference).logsumexp(-1).mT - math.log(draws.phi.shape[1]))
+        parts.append(log_mean(joint - draws.log_reference).mT)
     return torch.cat(parts, 1)
 
 

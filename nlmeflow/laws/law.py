@@ -16,10 +16,18 @@ from nlmeflow.errors import ModelError
 from nlmeflow.laws.affine import Affine
 from nlmeflow.numerics import moments
 from nlmeflow.records import Saved
-from nlmeflow.seeds import Seed
+from nlmeflow.seeds import Seed, generator
 
 MOMENT_DRAWS = 20_000
 Components = tuple[Tensor, Tensor, Tensor]
+
+
+def sample_components(components: Components, n: int, seed: Seed) -> Tensor:
+    """Draw (n, d) from a finite Gaussian mixture."""
+    (weights, means, factors), random = components, generator(seed)
+    which = torch.multinomial(weights, n, replacement=True, generator=random)
+    noise = torch.randn(n, means.shape[-1], 1, generator=random, dtype=means.dtype)
+    return means[which] + (factors[which] @ noise).squeeze(-1)
 
 
 class Law(Saved, ABC):

@@ -141,8 +141,12 @@ def group_mass(groups: MixtureLaw, estimate: Law, n: int = DRAWS, seed: int = 0)
     that the mixture itself returns its own weights.
     """
     with estimating():
-        joint = groups.log_joint(estimate.sample(n, seed))
-        return joint.softmax(0).mean(1)
+        return group_shares(groups, estimate.sample(n, seed))
+
+
+def group_shares(groups: MixtureLaw, phi: Tensor) -> Tensor:
+    """Return the mean probability (K,) that draws phi (n, d) belong to each group of a mixture."""
+    return groups.log_joint(phi).softmax(0).mean(1)
 
 
 def marginal_ise(truth: Law, estimate: Law, points: int = 481) -> Tensor:

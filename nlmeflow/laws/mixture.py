@@ -18,7 +18,7 @@ from nlmeflow.laws.affine import lower_inverse
 from nlmeflow.laws.draws import Folds, PosteriorDraws, TrainingSet
 from nlmeflow.laws.em import climb
 from nlmeflow.laws.gaussian import GaussianLaw, population
-from nlmeflow.laws.law import Components, Law
+from nlmeflow.laws.law import Components, Law, sample_components
 from nlmeflow.laws.specification import Specification, bic
 from nlmeflow.numerics import LOG_2PI, moments
 from nlmeflow.seeds import Seed, derive, generator, integer
@@ -122,10 +122,7 @@ class MixtureLaw(Law):
         return self.log_joint(phi).softmax(0).movedim(0, -1)
 
     def sample(self, n: int, seed: Seed) -> Tensor:
-        random = generator(seed)
-        component = torch.multinomial(self.weights, n, replacement=True, generator=random)
-        noise = torch.randn(n, self.dim, 1, generator=random, dtype=self.means.dtype)
-        return self.means[component] + (self.factors[component] @ noise).squeeze(-1)
+        return sample_components(self.components, n, seed)
 
     def update(self, phi: Tensor, weights: Tensor) -> Self:
         """Return one EM step: exact maximiser given the memberships, under the floor."""

@@ -3,11 +3,10 @@
 from typing import Any
 
 import numpy as np
-import torch
 
 from nlmeflow.errors import whole
 from nlmeflow.fitting.fit import Fit
-from nlmeflow.laws.draws import resample
+from nlmeflow.laws.draws import resample, shuffled
 from nlmeflow.seeds import Stream, derive, generator
 
 
@@ -25,10 +24,7 @@ def to_arviz(fit: Fit, draws: int = 500, seed: int = 0) -> Any:
     draws = whole("draws", draws, 1)
     phi, weights = fit.conditional
     drawn = resample(phi, weights, draws, generator(derive(seed, Stream.EXPORTED_DRAWS)))
-    order = torch.argsort(
-        torch.rand(drawn.shape[:2], generator=generator(derive(seed, Stream.EXPORTED_ORDER))), dim=1
-    )
-    drawn = drawn.gather(1, order[..., None].expand_as(drawn))  # systematic draws come sorted
+    drawn = shuffled(drawn, generator(derive(seed, Stream.EXPORTED_ORDER)))
     natural = fit.model.curve.natural(drawn, fit.names)
     posterior = {name: value.mT.numpy()[None] for name, value in natural.items()}
     mask = fit.data.mask.numpy()

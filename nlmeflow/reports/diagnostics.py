@@ -15,6 +15,7 @@ from torch import Tensor
 from nlmeflow.errors import ModelError, whole
 from nlmeflow.fitting.fit import Fit
 from nlmeflow.laws.affine import safe_cholesky
+from nlmeflow.laws.draws import heaviest
 from nlmeflow.running import estimating
 from nlmeflow.seeds import Stream, derive, generator
 
@@ -167,9 +168,8 @@ def predictions(fit: Fit) -> pd.DataFrame:
         population = problem.predict(draws, fit.beta).mean(1)
         phi, weights = fit.conditional
         phi = phi - fit.shift[:, None]
-        heavy = weights.topk(min(256, weights.shape[1]), dim=1)
-        share = heavy.values / heavy.values.sum(1, keepdim=True)
-        chosen = phi.gather(1, heavy.indices[..., None].expand(-1, -1, phi.shape[-1]))
+        chosen, weight = heaviest(phi, weights, 256)
+        share = weight / weight.sum(1, keepdim=True)
         individual = (share[..., None] * problem.predict(chosen, fit.beta)).sum(1)
         residual, _ = people.residual.working(people.data.response, individual, sigma, people.bounds())
     row, column = torch.nonzero(fit.data.mask, as_tuple=True)

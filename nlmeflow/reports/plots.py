@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nlmeflow.fitting.bands import Bands
 from nlmeflow.fitting.fit import Fit
+from nlmeflow.laws.draws import heaviest
 from nlmeflow.laws.law import Law
 from nlmeflow.laws.marginals import marginal_density, span
 from nlmeflow.numerics import moments
@@ -198,9 +199,8 @@ def trajectories(
 
 def _mean_curve(fit: Fit, phi: Tensor, weights: Tensor, times: np.ndarray) -> np.ndarray:
     """Return E[f(t; psi_i) | y_i] over the heaviest particles."""
-    heavy = weights.topk(min(200, len(weights)))
-    curves = fit.predict(phi[heavy.indices], times)
-    return (heavy.values @ curves / heavy.values.sum()).numpy()
+    chosen, weight = heaviest(phi[None], weights[None], 200)
+    return (weight[0] @ fit.predict(chosen[0], times) / weight.sum()).numpy()
 
 
 def saem_paths(fit: Fit, exact: Mapping[str, float] | None = None) -> Figure:

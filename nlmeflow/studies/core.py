@@ -215,7 +215,7 @@ class Look:
 
         structure: Row = {}
         if (groups := self.truth.groups) is not None:
-            mass = groups.log_joint(drawn).softmax(0).mean(1)
+            mass = metrics.group_shares(groups, drawn)
             structure["error of a mass"] = float((mass - groups.weights).abs().max())
         if law.dim == 2:
             structure["marginal ise"] = float(metrics.marginal_ise(self.truth, law, 121).mean())

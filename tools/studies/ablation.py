@@ -23,7 +23,7 @@ from nlmeflow.laws import Law, MixtureLaw, StackedLaw
 from nlmeflow.laws.draws import Folds, PosteriorDraws
 from nlmeflow.laws.em import climb
 from nlmeflow.laws.flow import network as networks
-from nlmeflow.laws.flow.training import DRAWS, Trained, retrain, train
+from nlmeflow.laws.flow.training import DRAWS, Course, Trained
 from nlmeflow.laws.gaussian import population
 from nlmeflow.laws.mixture import redrawn
 from nlmeflow.running import one_thread
@@ -70,13 +70,15 @@ def variants(
     flow = nf.Flow()
     gaussian = population(draws, nf.Gaussian(prior=flow.prior))
 
+    def course(flow: nf.Flow = flow, draws: PosteriorDraws = draws) -> Course:
+        return Course(network, flow.settings(network), draws, gaussian)
+
     def trained(flow: nf.Flow = flow, draws: PosteriorDraws = draws) -> Trained:
-        return train(network, flow.settings(network), draws, gaussian, bases, folds, seed)
+        return course(flow, draws).train(bases, folds, seed)
 
     def unstopped(steps: int) -> list[Law]:
         shares = torch.stack([folds.of != k for k in range(flow.folds)]).double()
-        laws = retrain(network, flow.settings(network), draws, gaussian, bases, shares, steps, seed)
-        return [StackedLaw.average(laws)]
+        return [StackedLaw.average(course().retrain(bases, shares, steps, seed))]
 
     usual = trained()
     everyone = torch.ones(1, len(draws), dtype=torch.float64)
@@ -85,7 +87,7 @@ def variants(
     yield "flow of one fold", list(usual.laws)
     yield (
         "one flow of all individuals",
-        list(retrain(network, flow.settings(network), draws, gaussian, [base], everyone, usual.steps, seed)),
+        list(course().retrain([base], everyone, usual.steps, seed)),
     )
     yield "not stopped, 150 steps", unstopped(150)
     yield "not stopped, 600 steps", unstopped(600)

@@ -20,11 +20,11 @@ from nlmeflow.laws.em import climb
 from nlmeflow.laws.flow.ensemble import Flow
 from nlmeflow.laws.flow.law import standardised
 from nlmeflow.laws.flow.network import RATES, spline_layer
-from nlmeflow.laws.flow.training import DRAWS, Ascent, marginal, noise_width, until_best
+from nlmeflow.laws.flow.training import DRAWS, Ascent, noise_width, until_best
 from nlmeflow.laws.gaussian import GaussianLaw, population
 from nlmeflow.laws.law import Law
 from nlmeflow.laws.mixture import Mixture, MixtureLaw, redrawn
-from nlmeflow.numerics import moments
+from nlmeflow.numerics import log_mean, moments
 from nlmeflow.seeds import Seed, Stream, derive, generator, integer
 
 SHIFT_STEPS, SHIFT_TOLERANCE = 400, 1e-9  # of EM, nats of log-likelihood
@@ -217,7 +217,7 @@ class _Trained:
             shake = torch.randn(place.shape, generator=random, dtype=place.dtype)
             place = place + self.noise * shake @ flow.gaussian.factor.mT
             ratio = self._log_ratio(flow, place, inside) - draws.log_reference[index]
-            total = total - marginal(ratio).mean()
+            total = total - log_mean(ratio).mean()
         return total
 
     def held_out(self) -> Tensor:

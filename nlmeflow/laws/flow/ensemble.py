@@ -13,7 +13,7 @@ from nlmeflow.laws.averaging import held_out_average, prior_weights, stacking_we
 from nlmeflow.laws.draws import Folds, PosteriorDraws, TrainingSet, cross_scores
 from nlmeflow.laws.em import climb, reweighted
 from nlmeflow.laws.flow.network import RATES, Kind, Network, widths
-from nlmeflow.laws.flow.training import NOISE, GradientFlow, Settings, retrain, train
+from nlmeflow.laws.flow.training import NOISE, Course, GradientFlow, Settings
 from nlmeflow.laws.gaussian import Gaussian, GaussianLaw, population
 from nlmeflow.laws.law import Law
 from nlmeflow.laws.mixture import Mixture, redrawn
@@ -74,11 +74,10 @@ def _candidates(law: "Flow", training: TrainingSet, folds: Folds) -> list[Candid
         for k, network in enumerate(law.networks(base)):
             name = f"{network.kind} on {base}"
             training.report(f"flow: {name}")
-            seed, settings = derive(training.seed, Stream.FLOWS, b, k), law.settings(network)
-            trained = train(network, settings, draws, gaussian, on_base.parts, folds, seed)
-            refit = partial(
-                _retrained, network, settings, draws, gaussian, on_base.refit, trained.steps, seed
-            )
+            seed = derive(training.seed, Stream.FLOWS, b, k)
+            course = Course(network, law.settings(network), draws, gaussian)
+            trained = course.train(on_base.parts, folds, seed)
+            refit = partial(_retrained, course, on_base.refit, trained.steps, derive(seed, 1))
             whole, penalty = StackedLaw.average(trained.laws), PENALTIES[network.kind]
             found.append(Candidate(name, whole, trained.laws, trained.scores, refit, penalty))
     return found + [_relative(some, training, folds) for some in law.relatives()]
@@ -114,17 +113,8 @@ def _climbed(law: Law, draws: PosteriorDraws, share: Tensor) -> list[Law]:
     return [climb(law, draws, 40, 0.02, row)[0] for row in share]
 
 
-def _retrained(
-    network: Network,
-    settings: Settings,
-    draws: PosteriorDraws,
-    gaussian: GaussianLaw,
-    bases: Refit,
-    steps: int,
-    seed: int,
-    share: Tensor,
-) -> Sequence[Law]:
-    return retrain(network, settings, draws, gaussian, bases(share), share, steps, derive(seed, 1))
+def _retrained(course: Course, bases: Refit, steps: int, seed: int, share: Tensor) -> Sequence[Law]:
+    return course.retrain(bases(share), share, steps, seed)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ rounding.
 """
 
 import copy
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -26,7 +25,7 @@ from nlmeflow.laws.flow.network import Network, Transport
 from nlmeflow.laws.gaussian import GaussianLaw
 from nlmeflow.laws.law import Law
 from nlmeflow.laws.mixture import MixtureLaw
-from nlmeflow.numerics import LOG_2PI, LOST
+from nlmeflow.numerics import LOG_2PI, LOST, log_mean
 from nlmeflow.seeds import derive, generator
 
 DRAWS = 6  # of each individual in one step
@@ -79,11 +78,6 @@ def noise_width(noise: float, n: int, dim: int) -> float:
     return float(noise * n ** (-1 / (dim + 4)))
 
 
-def marginal(log_ratio: Tensor) -> Tensor:
-    """Return log mean_m exp of log-ratios (..., m): log p(y_i) relative to the reference."""
-    return log_ratio.logsumexp(-1) - math.log(log_ratio.shape[-1])
-
-
 State = TypeVar("State", covariant=True)
 
 
@@ -132,61 +126,44 @@ def _best_look(looks: Tensor) -> int:
     return int(looks.sum(1).argmax())
 
 
-def train(
-    network: Network,
-    settings: Settings,
-    draws: PosteriorDraws,
-    gaussian: GaussianLaw,
-    bases: Sequence[Law],
-    folds: Folds,
-    seed: int,
-) -> Trained:
-    """Train one network on all folds at once, from bases fitted again without each fold."""
-    share = torch.stack([folds.of != k for k in range(len(bases))]).double()
-    flows = _Members(network, settings, draws, gaussian, bases, share, seed)
-    flows.hold_out(folds)
-    best, scores, steps = until_best(
-        flows, flows.ascent(settings.rate), settings.steps, folds, derive(seed, len(bases))
-    )
-    return Trained(flows.laws(best), scores, steps)
+@dataclass(frozen=True)
+class Course:
+    """What the flows of one network have in common: their draws, and the Gaussian that standardises."""
 
+    network: Network
+    settings: Settings
+    draws: PosteriorDraws
+    gaussian: GaussianLaw
 
-def retrain(
-    network: Network,
-    settings: Settings,
-    draws: PosteriorDraws,
-    gaussian: GaussianLaw,
-    bases: Sequence[Law],
-    share: Tensor,
-    steps: int,
-    seed: int,
-) -> tuple[FlowLaw, ...]:
-    """Train one network for each row of individual weights (R, N), all at once, for so many steps."""
-    flows = _Members(network, settings, draws, gaussian, bases, share, seed)
-    ascent, random = flows.ascent(settings.rate), generator(derive(seed, len(bases)))
-    for _ in range(steps):
-        ascent.step(lambda: flows.loss(random))
-    return flows.laws(flows.weights)
+    def train(self, bases: Sequence[Law], folds: Folds, seed: int) -> Trained:
+        """Train a flow without each fold, all at once, from bases fitted again without it."""
+        share = torch.stack([folds.of != k for k in range(len(bases))]).double()
+        flows = _Members(self, bases, share, seed)
+        flows.hold_out(folds)
+        ascent, steps = flows.ascent(), self.settings.steps
+        best, scores, taken = until_best(flows, ascent, steps, folds, derive(seed, len(bases)))
+        return Trained(flows.laws(best), scores, taken)
+
+    def retrain(self, bases: Sequence[Law], share: Tensor, steps: int, seed: int) -> tuple[FlowLaw, ...]:
+        """Train a flow for each row of individual weights (R, N), all at once, for so many steps."""
+        flows = _Members(self, bases, share, seed)
+        ascent, random = flows.ascent(), generator(derive(seed, len(bases)))
+        for _ in range(steps):
+            ascent.step(lambda: flows.loss(random))
+        return flows.laws(flows.weights)
 
 
 class _Members:
     """Flows of one network as one batch: stacked weights, and share (K, N), what each flow is shown."""
 
-    def __init__(
-        self,
-        network: Network,
-        settings: Settings,
-        draws: PosteriorDraws,
-        gaussian: GaussianLaw,
-        bases: Sequence[Law],
-        share: Tensor,
-        seed: int,
-    ) -> None:
+    def __init__(self, course: Course, bases: Sequence[Law], share: Tensor, seed: int) -> None:
+        network, draws, gaussian = course.network, course.draws, course.gaussian
         self.starts = [FlowLaw.start(network, gaussian, b, derive(seed, k)) for k, b in enumerate(bases)]
         first = self.starts[0]
+        self.rate = course.settings.rate
         self.z = first.standardise(draws.phi).float()
         self.log_reference = (draws.log_reference + gaussian.normal.log_volume).float()
-        self.noise = noise_width(settings.noise, len(draws), draws.dim)
+        self.noise = noise_width(course.settings.noise, len(draws), draws.dim)
         weights, _ = stack_module_state([start.transport for start in self.starts])
         self.weights = {n: w.detach().float().requires_grad_(True) for n, w in weights.items()}
         self.module = copy.deepcopy(first.transport).float()
@@ -195,9 +172,9 @@ class _Members:
         self.shown = [torch.nonzero(row > 0)[:, 0] for row in share]
         self.batch = min(BATCH, *(len(shown) for shown in self.shown))
 
-    def ascent(self, rate: float) -> Ascent:
+    def ascent(self) -> Ascent:
         """Return the optimiser of all weights."""
-        return Ascent(list(self.weights.values()), rate, len(self.starts))
+        return Ascent(list(self.weights.values()), self.rate, len(self.starts))
 
     def hold_out(self, folds: Folds) -> None:
         """Set which individuals judge each flow; folds of fewer are filled up, and what fills them masked."""
@@ -222,14 +199,14 @@ class _Members:
         z = self.z[index[..., None], draw]
         z = z + self.noise * torch.randn(z.shape, generator=random, dtype=z.dtype)
         log_ratio = self.log_prob(z.flatten(1, 2)).reshape(draw.shape)
-        value = marginal(log_ratio - self.log_reference[index[..., None], draw])
+        value = log_mean(log_ratio - self.log_reference[index[..., None], draw])
         weight = self.share.gather(1, index)
         return -((weight * value).sum(-1) / weight.sum(-1)).sum()
 
     def held_out(self) -> Tensor:
         z = self.z[self.held, :LOOK_DRAWS]
         log_ratio = self.log_prob(z.flatten(1, 2)).reshape(z.shape[:-1])
-        found = marginal((log_ratio - self.log_reference[self.held, :LOOK_DRAWS]).double())
+        found = log_mean((log_ratio - self.log_reference[self.held, :LOOK_DRAWS]).double())
         scores = torch.zeros(len(self.z), dtype=torch.float64)
         scores[self.held[self.mask]] = found[self.mask]
         return scores

@@ -240,11 +240,15 @@ class NPonEBE(PointSpecification):
 
 def candidates(training: TrainingSet) -> Tensor:
     """Return where points may be: posterior draws, points around each individual's own data, a Sobol set."""
-    draws = training.draws
-    each, seed = max(2, 4000 // len(draws)), derive(training.seed, Stream.POINTS_ALONE)
-    own = draws.data.around(population(draws), each, seed)
-    drawn = draws.thinned(each).phi.flatten(0, 1)
-    return torch.cat([drawn, own, _sobol(training, 2048, Stream.CANDIDATE_POINTS)])
+
+    def make() -> Tensor:
+        draws = training.draws
+        each, seed = max(2, 4000 // len(draws)), derive(training.seed, Stream.POINTS_ALONE)
+        own = draws.data.around(population(draws), each, seed)
+        drawn = draws.thinned(each).phi.flatten(0, 1)
+        return torch.cat([drawn, own, _sobol(training, 2048, Stream.CANDIDATE_POINTS)])
+
+    return training.memory.once("candidates", make)
 
 
 def weighed(data: LikelihoodAtPoints, support: Tensor, dropped: float = DROPPED) -> DiscreteLaw:

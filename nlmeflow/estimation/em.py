@@ -26,7 +26,7 @@ SPELL = 3  # refreshes whose mean log-likelihood is compared with that of as man
 
 @dataclass(frozen=True)
 class State:
-    """What is estimated: the law, the fixed effects beta (p,), the residual parameters (r,)."""
+    """What is estimated: the law, fixed parameters and effects beta (p + q,), residual parameters (r,)."""
 
     law: Law
     beta: Tensor

@@ -38,7 +38,7 @@ class GaussianStart:
 
 @dataclass(frozen=True)
 class Linear:
-    """The standardised linear model at given phi: residuals (N, n), slopes (N, n, d + p).
+    """The standardised linear model at given phi: residuals (N, n), slopes (N, n, d + p + q).
 
     log_likelihood (N,) is that of the model itself, at phi.
     """

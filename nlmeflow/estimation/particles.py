@@ -137,7 +137,7 @@ def default_particles(n_individuals: int, grouped: bool, n_observations: float =
 
     The least number is 512, and 256 (128) above 5,000 (20,000) individuals: the more there are, the
     less each one's Monte-Carlo error matters, and predictions of all particles are kept in memory.
-    Groups have 256: each stands for sixteen times as many predictions of every individual.
+    Groups have 256: each stands for eight times as many predictions of every individual.
     """
     if grouped:
         return 256

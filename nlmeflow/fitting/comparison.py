@@ -27,7 +27,7 @@ class Comparison:
     fits : each law fitted to all the data, by name.
     scores : a frame, one row per individual, one column per law: log p(y_i) under the law fitted
         without the individual's fold, up to a constant of the individual that is the same for all
-        laws (sigma and the fixed effects are those of the mixture fit).
+        laws (sigma and the fixed effects are those of a rough mixture fit).
     groups : what each individual was held out with.
     stacked : the average of the laws by how well they predict held-out individuals. A flow, itself an
         average of many laws, has as many shares of the prior weight; laws made of points have no density and

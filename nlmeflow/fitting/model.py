@@ -86,7 +86,8 @@ class Model(Structure):
         law : specification such as nf.Gaussian() (default), nf.Mixture(), nf.Flow().
         seed : of every random number; the same seed gives the same fit.
         start : first values on the natural scale, by parameter; found from the data when absent.
-        particles : per individual; 200,000 / N, between 512 and 16,384, when absent.
+        particles : per individual; when absent 200,000 / N, at least 512 (fewer with over 5,000 individuals
+            or long series), at most 16,384; 256 for each group where there are two levels.
         progress : show a progress line; by default only in a terminal.
 
         Raises

@@ -103,7 +103,7 @@ def oracle(phi: Tensor, seed: int) -> Law:
 
 
 def ablation(look: "Look", found: list[Candidate]) -> list[Row]:
-    """Return KL and weight of each candidate alone, of the ladder without it, and of other weights."""
+    """Return KL and weight of each candidate alone, of the average without it, and of other weights."""
     log_truth = look.log_truth
     log_laws = torch.stack([look.log_prob(candidate.law) for candidate in found], 1)
     scores, penalty = Table.of(found)
@@ -193,7 +193,7 @@ class Look:
     def measures(self, law: Law, n: int = 10_000) -> Row:
         """Return the headline measures, the number of modes, errors of masses, marginals, three moments.
 
-        Total variation and Hellinger distance by n draws, half from each law (see `nlmeflow.metrics`).
+        Total variation and Hellinger distance by n draws, half from each law (see `nlmeflow.laws.metrics`).
         Errors of moments are root mean squares over the coordinates, in units of the true sds; "error of
         a mass" is the largest over the groups of a true mixture; "marginal ise" the mean over the
         coordinates, in two dimensions only (in three the quadrature takes longer than the fits).

@@ -2,7 +2,7 @@
 
     python -m nlmeflow.studies tools/studies/ablation.yml [--out data/ablation/training.csv]
 
-Each replicate: 200 individuals, rich and sparse design; every network of the ladder, and RealNVP, trained
+Each replicate: 200 individuals, rich and sparse design; every network of the average, and RealNVP, trained
 as `nf.Flow()` trains it, then without one of its remedies; mixtures with their number of components chosen
 by BIC, then without shrinkage, prior and floor. Replicates start at 4: the remedies' constants were chosen
 on 0 to 3. Printed: the KL divergence over that of the law as it is, geometric mean over the scenarios.
@@ -100,7 +100,7 @@ def variants(
 
 
 def mixtures(plain: Law, draws: PosteriorDraws) -> Named:
-    """Yield the mixture as the ladder has it, and without what keeps it smooth."""
+    """Yield the mixture as the average has it, and without what keeps it smooth."""
     assert isinstance(plain, MixtureLaw)
     yield AS_IT_IS, [redrawn(plain, draws, 1.0, 1.0)]
     yield "twice the shrinkage", [redrawn(plain, draws, 2.0, 1.0)]

@@ -6,7 +6,7 @@ import statsmodels.api as sm
 import torch
 
 import nlmeflow as nf
-from nlmeflow.estimation.information import Chart, observed_information
+from nlmeflow.estimation.information import Chart, reported_slopes, scores_and_information
 
 
 def test_theophylline_as_r_has_it(theophylline_fit):
@@ -40,19 +40,63 @@ def test_the_information_is_minus_the_hessian():
     scenario = nf.scenarios.load("L1", "S", 30, 0)
     fit = scenario.model.fit(scenario.data, seed=1, progress=False, particles=256)
     chart, particles = Chart(fit.problem(), fit.state), fit.drawn()
-    information = observed_information(chart, particles, held=10_000)
+    scores, information = scores_and_information(chart, particles, held=10_000)
     step = 1e-3 * torch.eye(chart.size, dtype=torch.float64)
 
     def value(vector):
-        return float(chart.log_likelihood(vector, particles, slice(None)))
+        return chart.log_likelihood(vector, particles, slice(None))
 
-    zero = torch.zeros(chart.size, dtype=torch.float64)
-    found = [(value(e) - 2 * value(zero) + value(-e)) / 1e-6 for e in step]
+    found = [float((value(e) - 2 * value(chart.zero) + value(-e)).sum()) / 1e-6 for e in step]
     assert (-information.diagonal()).numpy() == pytest.approx(found, rel=1e-3)
+    slopes = torch.stack([(value(e) - value(-e)) / 2e-3 for e in step], 1)
+    assert torch.allclose(scores, slopes, rtol=1e-4, atol=1e-4)
 
 
-def test_other_laws_say_where_their_uncertainty_is():
-    scenario = nf.scenarios.load("L2", "R", 40, 0)
+@pytest.fixture(scope="module")
+def sparse():
+    scenario = nf.scenarios.load("L1", "S", 200, 0)
+    return scenario.model.fit(scenario.data, seed=1, progress=False)
+
+
+def test_the_bootstrap_agrees_with_the_sandwich(sparse):
+    """Of a Gaussian fit the bootstrap's covariance is I^-1 (sum_i s_i s_i') I^-1 but for its own error."""
+    chart = Chart(sparse.problem(), sparse.state)
+    scores, information = scores_and_information(chart, sparse.drawn())
+    covariance = torch.linalg.solve(information, torch.linalg.solve(information, scores.mT @ scores).mT)
+    slopes = reported_slopes(chart)[1]
+    exact = (slopes @ covariance @ slopes.mT).diagonal().sqrt()
+    _, errors = sparse.bootstrap(400, progress=False).parameters()
+    assert errors.numpy() == pytest.approx(exact.numpy(), rel=0.12)
+
+
+def test_other_laws_have_standard_errors_from_the_bootstrap():
+    scenario = nf.scenarios.load("L2", "R", 60, 0)
     fit = scenario.model.fit(scenario.data, nf.Mixture(components=2), seed=1, progress=False)
-    with pytest.raises(nf.ModelError, match=r"fit\.bands"):
-        fit.standard_errors()
+    table = fit.standard_errors()
+    kinds = ["mean", "mean", "sd", "sd", "correlation", "fixed", "residual"]
+    assert table.index.get_level_values("kind").tolist() == kinds
+    assert (table["standard error"] > 0).all()
+    sd = table.loc[("sd", "tau"), "value"]
+    assert table.loc[("mean", "tau"), "standard error"] == pytest.approx(sd / 60**0.5, rel=0.2)
+    assert table.loc["sd", "value"].to_numpy() == pytest.approx(fit.gaussian.sd.numpy())
+    printed = fit.summary().parameters
+    assert printed.loc["tau", "s.e."] == table.loc[("mean", "tau"), "standard error"]
+
+
+def test_quantiles_and_shares_have_limits():
+    scenario = nf.scenarios.load("L2", "R", 60, 0)
+    fit = scenario.model.fit(scenario.data, nf.Mixture(components=2), seed=1, progress=False)
+    found = fit.bootstrap(40, progress=False)
+    quantiles = found.quantiles([0.5])
+    median = fit.population(40_000, seed=3)["tau"].median()
+    row = quantiles.loc[("tau", 0.5)]
+    assert row["value"] == pytest.approx(median, rel=0.02) and row["lower"] < median < row["upper"]
+    shares = found.shares()
+    assert len(shares) == 2 and shares["share"].sum() == pytest.approx(1)
+    assert sorted(shares["share"]) == pytest.approx(sorted(fit.law.weights.tolist()), abs=0.03)
+    share = shares.loc[1, "share"]
+    assert shares.loc[1, "standard error"] == pytest.approx((share * (1 - share) / 60) ** 0.5, rel=0.35)
+    with pytest.raises(nf.ModelError, match="between 0 and 1"):
+        found.quantiles([1.5])
+    with pytest.raises(nf.ModelError, match="at least 10"):
+        fit.bootstrap(3)

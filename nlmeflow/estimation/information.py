@@ -1,12 +1,13 @@
-"""The observed information of a Gaussian fit: how sharply the marginal likelihood peaks.
+"""The observed information of a fit: how sharply the marginal likelihood peaks.
 
 With particles phi_im fixed,
 
-    L(theta) = sum_i log sum_m exp[log p(y_i | phi_im; beta, sigma) + log p(phi_im; mu, Omega) - log q_im]
+    L_i(theta) = log sum_m exp[log p(y_i | phi_im; beta, sigma) + log p(phi_im; mu, Omega) - log q_im]
 
-is a smooth function of theta = (mu, factor of Omega, beta, log sigma). Minus its second derivatives at the
-maximum are the observed information; its inverse is the covariance of the estimates (Louis, JRSS B 1982,
-gives the same matrix by conditional moments).
+is a smooth function of theta = (mu, factor of Omega, beta, log sigma). Minus the second derivatives of their
+sum at the maximum are the observed information; its inverse is the covariance of a Gaussian fit's estimates
+(Louis, JRSS B 1982, gives the same matrix by conditional moments). Of other laws mu and Omega are location
+and scale: the law is moved by an affine map, its shape stays.
 """
 
 import torch
@@ -16,7 +17,9 @@ from nlmeflow.errors import EstimationError
 from nlmeflow.estimation.em import State
 from nlmeflow.estimation.particles import Particles
 from nlmeflow.estimation.problem import Problem
-from nlmeflow.laws.affine import Affine, normal_log_prob
+from nlmeflow.laws.affine import Affine
+from nlmeflow.laws.gaussian import GaussianLaw
+from nlmeflow.laws.moved import MovedLaw
 from nlmeflow.numerics import TINY
 
 FLAT = 1e-6  # eigenvalue of the information, its diagonal scaled to one, under which there is no peak
@@ -26,17 +29,16 @@ PERFECT = 0.99  # correlation that is one, but for rounding
 
 
 class Chart:
-    """Coordinates around a Gaussian fit: mu, the factor of Omega, beta, log sigma; zero is the fit.
+    """Coordinates around a fit: mu, the factor of Omega, beta, log sigma; zero is the fit.
 
     Means in units of the population's standard deviations, the factor by its logarithmic diagonal and what is
     below it (left out when Omega is diagonal), beta as it is, sigma by its logarithm (left out when given).
     """
 
     def __init__(self, problem: Problem, state: State) -> None:
-        assert state.law.normal is not None, "a Gaussian law"
-        self.problem, self.state, self.normal = problem, state, state.law.normal
+        self.problem, self.state, self.frame = problem, state, GaussianLaw.like(state.law).normal
         dim = problem.dim
-        self.diagonal = state.law.n_parameters == 2 * dim
+        self.diagonal = state.law.normal is not None and state.law.n_parameters == 2 * dim
         self.below = 0 if self.diagonal else dim * (dim - 1) // 2
         self.scales = 0 if problem.residual.given else len(state.sigma)
         self.sizes = [2 * dim + self.below, len(state.beta), self.scales]
@@ -46,20 +48,28 @@ class Chart:
         """Number of coordinates."""
         return sum(self.sizes)
 
+    @property
+    def zero(self) -> Tensor:
+        """Coordinates of the fit."""
+        return torch.zeros(self.size, dtype=torch.float64)
+
     def at(self, vector: Tensor) -> tuple[Affine, Tensor, Tensor]:
         """Return (mu, factor), beta and sigma at coordinates (size,)."""
         place, beta, log_scale = vector.split(self.sizes)
+        sigma = self.state.sigma * log_scale.exp() if self.scales else self.state.sigma
+        return self.moved(place), self.state.beta + beta, sigma
+
+    def moved(self, place: Tensor) -> Affine:
+        """Return (mu, factor) at the coordinates of the law alone."""
         dim = self.problem.dim
         full = dim * (dim - 1) // 2
-        place = torch.cat([place, place.new_zeros(full - self.below)])
-        sigma = self.state.sigma * log_scale.exp() if self.scales else self.state.sigma
-        shift, scale = place.split([dim, len(place) - dim])
-        factor = self.normal.moved(torch.cat([torch.zeros_like(shift), scale])).factor
-        sd = self.normal.factor.square().sum(1).sqrt()
-        return Affine(self.normal.mean + sd * shift, factor), self.state.beta + beta, sigma
+        shift, scale = place[:dim], torch.cat([place[dim:], place.new_zeros(full - self.below)])
+        factor = self.frame.moved(torch.cat([torch.zeros_like(shift), scale])).factor
+        sd = self.frame.factor.square().sum(1).sqrt()
+        return Affine(self.frame.mean + sd * shift, factor)
 
     def log_likelihood(self, vector: Tensor, particles: Particles, rows: slice) -> Tensor:
-        """Return the sum of log p(y_i) over some individuals; particles phi are those of eta + X gamma."""
+        """Return log p(y_i) of some individuals, (n,), up to a constant; particles phi are eta + X gamma."""
         problem = self.problem
         frame, beta, sigma = self.at(vector)
         summary = particles.summary.map(lambda part: part[rows])
@@ -72,24 +82,45 @@ class Chart:
             part = problem.subset(torch.arange(len(problem))[rows])
             summary = part.summary(eta, beta)
         log_data = problem.residual.log_likelihood(summary, sigma) - particles.log_proposal[rows]
-        log_law = normal_log_prob(eta, frame.mean, frame.factor)
-        return (log_data + log_law).logsumexp(1).sum()
+        log_law = MovedLaw(self.state.law, self.frame, frame).log_prob(eta)
+        return (log_data + log_law).logsumexp(1)
 
 
-def observed_information(chart: Chart, particles: Particles, held: int = 2_000_000) -> Tensor:
-    """Return minus the second derivatives of the log-likelihood in the chart's coordinates, (size, size)."""
-    total = torch.zeros(chart.size, chart.size, dtype=torch.float64)
+def scores_and_information(
+    chart: Chart, particles: Particles, held: int = 2_000_000
+) -> tuple[Tensor, Tensor]:
+    """Return the scores of individuals (N, size) and the observed information (size, size).
+
+    First derivatives of each log p(y_i) in the chart's coordinates, and minus the second ones of their sum.
+    """
     width = particles.phi.shape[1] * chart.problem.data.time.shape[1]
     whole = chart.problem.individuals is not chart.problem  # groups are not cut into rows
     step = len(chart.problem.data) if whole else max(1, held // width)
+    parts = [
+        _derivatives(chart, particles, slice(start, start + step))
+        for start in range(0, len(chart.problem), step)
+    ]
+    return torch.cat([scores for scores, _ in parts]), torch.stack([seen for _, seen in parts]).sum(0)
+
+
+def _derivatives(chart: Chart, particles: Particles, rows: slice) -> tuple[Tensor, Tensor]:
+    """Return scores and information of some individuals, by differentiating backwards twice.
+
+    The gradient of sum_i c_i L_i is linear in c: its derivatives in c are the scores.
+    """
     with torch.enable_grad():
-        for start in range(0, len(chart.problem), step):
-            rows = slice(start, start + step)
-            zero = torch.zeros(chart.size, dtype=torch.float64)
-            total -= torch.autograd.functional.hessian(
-                lambda vector, rows=rows: chart.log_likelihood(vector, particles, rows), zero
-            )
-    return total
+        zero = chart.zero.requires_grad_(True)
+        value = chart.log_likelihood(zero, particles, rows)
+        count = torch.ones_like(value, requires_grad=True)
+        (slope,) = torch.autograd.grad(count @ value, zero, create_graph=True)
+        both = [torch.autograd.grad(part, (count, zero), retain_graph=True) for part in slope]
+    return torch.stack([scores for scores, _ in both], 1), -torch.stack([seen for _, seen in both])
+
+
+def reported_values(problem: Problem, state: State) -> Tensor:
+    """Return mean (d), sds (d), correlations below the diagonal, beta, sigma, in this order."""
+    chart = Chart(problem, state)
+    return reported(chart, chart.zero)
 
 
 def reported(chart: Chart, vector: Tensor) -> Tensor:
@@ -105,10 +136,9 @@ def reported(chart: Chart, vector: Tensor) -> Tensor:
 
 def reported_slopes(chart: Chart) -> tuple[Tensor, Tensor]:
     """Return `reported` at the fit, and its derivatives in the chart's coordinates."""
-    zero = torch.zeros(chart.size, dtype=torch.float64)
     with torch.enable_grad():
-        slopes = torch.autograd.functional.jacobian(lambda vector: reported(chart, vector), zero)
-    return reported(chart, zero), slopes
+        slopes = torch.autograd.functional.jacobian(lambda vector: reported(chart, vector), chart.zero)
+    return reported(chart, chart.zero), slopes
 
 
 def reported_names(chart: Chart) -> list[tuple[str, str]]:

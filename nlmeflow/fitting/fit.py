@@ -15,6 +15,7 @@ from nlmeflow.errors import ModelError, whole
 from nlmeflow.estimation.likelihood import DataLikelihood, Marginal, around, locate
 from nlmeflow.fitting import tables
 from nlmeflow.fitting.bands import Bands
+from nlmeflow.fitting.bootstrap import Bootstrap
 from nlmeflow.fitting.fitted import Fitted
 from nlmeflow.fitting.saving import save
 from nlmeflow.laws.draws import resample
@@ -92,20 +93,36 @@ class Fit(Fitted):
         return tables.criteria(self)
 
     def standard_errors(self) -> pd.DataFrame:
-        """Return estimates with standard errors from the observed information, one row per parameter.
+        """Return estimates with standard errors, one row per parameter.
 
+        Of a Gaussian law from the observed information, of other laws from 100 replicates of `bootstrap`.
         Columns: value and standard error on the unconstrained scale (means, sds and correlations of
         phi, effects of covariates; sigma as it is); `natural` and its standard error by the delta method,
-        the typical value of a parameter in its own unit; 95 % limits of `value`. For Gaussian laws; the
-        uncertainty of other laws is that of their density, `Fit.bands`.
+        the typical value of a parameter in its own unit; 95 % limits of `value`. Parameters of a Gaussian
+        law at the boundary have none, and are named in `attrs["boundary"]`.
 
         Raises
         ------
-        ModelError : the law is not Gaussian. EstimationError : the information is not positive, so that
+        ModelError : the law is made of points. EstimationError : the information is not positive, so that
             the likelihood has no peak there.
 
         """
         return tables.standard_errors(self)
+
+    def bootstrap(self, replicates: int = 100, seed: int = 0, progress: bool | None = None) -> Bootstrap:
+        """Return the fit estimated again, with random weights of the individuals, that many times.
+
+        The weighted-likelihood bootstrap, from posterior draws that the fit has, without a search in the
+        data. From it come quantiles of the parameters, shares of groups and bands of densities, with
+        standard errors.
+
+        Raises
+        ------
+        ModelError : fewer than 10 replicates, or a law made of points. EstimationError : the likelihood has
+            no peak in the fixed effects and the residual parameters.
+
+        """
+        return Bootstrap.of(self, replicates, seed, progress)
 
     def certificate(self) -> Certificate:
         """Return a bound on the log-likelihood that any law whatever could still add (Lindsay 1983).
@@ -132,14 +149,17 @@ class Fit(Fitted):
     def bands(
         self, replicates: int = 40, level: float = 0.9, seed: int = 0, progress: bool | None = None
     ) -> Bands:
-        """Return pointwise bands for marginal densities, by the weighted-likelihood bootstrap.
+        """Return pointwise bands for marginal densities, from `bootstrap`.
 
-        The law is refitted with Dirichlet weights of the individuals from posterior draws that the
-        fit has, without a call of the curve. sigma and the fixed effects stay at their estimates.
         Bands say what other individuals would have changed; they do not know the bias of a law
         that is too simple (a Gaussian's bands are narrow wherever the truth is).
+
+        Raises
+        ------
+        ModelError : as `bootstrap`, and a level that is not between 0 and 1.
+
         """
-        return Bands.of(self, replicates, level, seed, progress)
+        return self.bootstrap(replicates, seed, progress).bands(level)
 
     def population(self, n: int = 1000, seed: int = 0) -> pd.DataFrame:
         """Draw n individuals, each of a new group when there are groups, on the natural scale."""

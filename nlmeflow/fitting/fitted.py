@@ -1,6 +1,6 @@
 """What a fit holds: law, effects, residual parameters; and what follows from them about the individuals."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Self
 
@@ -20,7 +20,7 @@ from nlmeflow.fitting.structure import Structure
 from nlmeflow.laws.gaussian import GaussianLaw
 from nlmeflow.laws.law import Law
 from nlmeflow.laws.specification import Specification
-from nlmeflow.running import estimating
+from nlmeflow.running import Memory, estimating
 from nlmeflow.seeds import Stream, derive, generator
 
 FARTHEST = 1e100  # natural value at which a parameter has run off
@@ -45,6 +45,7 @@ class Fitted:
     converged: bool
     trace: pd.DataFrame
     effects: tuple[Effect, ...] = ()
+    memory: Memory = field(default_factory=Memory, init=False)
 
     @classmethod
     def of(cls, model: Structure, law: Specification, result: Result, task: Task) -> Self:

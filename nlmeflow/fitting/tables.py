@@ -1,5 +1,6 @@
 """Tables of a fit: its individuals, its groups, criteria, standard errors, and the printed summary."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,16 +15,18 @@ from nlmeflow.estimation.information import (
     at_boundary,
     delta_covariance,
     inside,
-    observed_information,
     reported_names,
     reported_slopes,
+    scores_and_information,
 )
+from nlmeflow.fitting.bootstrap import Bootstrap
 from nlmeflow.fitting.fitted import Fitted
 from nlmeflow.numerics import NORMAL_95, moments
 from nlmeflow.running import one_thread
 
 DIGITS = "{:.5g}".format  # of printed numbers, so that small ones can be read
 FEW = 20.0  # effective particles of an individual under which its likelihood is not to be trusted
+REPLICATES = 100  # of the bootstrap behind standard errors
 LARGE = 2000  # individuals beyond which standard errors are left to `Fit.standard_errors`
 
 
@@ -107,36 +110,55 @@ def shrinkage(fit: Fitted) -> dict[str, float]:
 
 def standard_errors(fit: Fitted) -> pd.DataFrame:
     """Return the table of `Fit.standard_errors`."""
-    if fit.law.normal is None:
-        raise ModelError(
-            f"Standard errors are those of a Gaussian law's parameters; this is a {type(fit.law).__name__}. "
-            "fit.bands() gives the uncertainty of its density."
-        )
-    with one_thread(), torch.enable_grad():
-        with torch.no_grad():
-            particles = fit.drawn()
-        chart = Chart(fit.problem(), fit.state)
-        information = observed_information(chart, particles)
-        with torch.no_grad():
-            kept, held = inside(chart, information)
-            values, slopes = reported_slopes(chart)
-            boundary = [] if not held else at_boundary(chart, held, values, slopes)
-            covariance = delta_covariance(information, kept, slopes)
-        errors = covariance.diagonal().sqrt()
-        rows = []
-        for (kind, name), value, error in zip(reported_names(chart), values, errors, strict=True):
-            error = error if (kind, name) not in boundary else torch.nan
-            row = {"kind": kind, "parameter": name, "value": float(value), "standard error": float(error)}
-            if kind in ("mean", "fixed"):
-                place = value.detach().clone().requires_grad_(True)
-                natural = fit.model.curve[name].scale.natural(place)
-                (slope,) = torch.autograd.grad(natural, place)
-                row |= {"natural": float(natural.detach()), "natural error": float(slope.abs() * error)}
-            rows.append(row)
-    frame = pd.DataFrame(rows).set_index(["kind", "parameter"])
+    with one_thread():
+        found = _by_information(fit) if fit.law.normal is not None else _by_bootstrap(fit)
+        frame = pd.DataFrame([_estimate(fit, *row) for row in found.rows()]).set_index(["kind", "parameter"])
     half = NORMAL_95 * frame["standard error"]
-    frame.attrs["boundary"] = [f"{kind} {name}" for kind, name in boundary]
+    frame.attrs["boundary"] = [f"{kind} {name}" for kind, name in found.boundary]
     return frame.assign(lower=frame["value"] - half, upper=frame["value"] + half)
+
+
+class Reported(NamedTuple):
+    """Kind and name of parameters, their values and standard errors, and those at the boundary."""
+
+    names: Sequence[tuple[str, str]]
+    values: Tensor
+    errors: Tensor
+    boundary: Sequence[tuple[str, str]] = ()
+
+    def rows(self) -> Iterator[tuple[str, str, float, float]]:
+        """Return kind, name, value and error, which is NaN at the boundary, of each."""
+        for (kind, name), value, error in zip(
+            self.names, self.values.tolist(), self.errors.tolist(), strict=True
+        ):
+            yield kind, name, value, np.nan if (kind, name) in self.boundary else error
+
+
+def _by_information(fit: Fitted) -> Reported:
+    with torch.no_grad():
+        chart = Chart(fit.problem(), fit.state)
+        _, information = scores_and_information(chart, fit.drawn())
+        kept, held = inside(chart, information)
+        values, slopes = reported_slopes(chart)
+        boundary = [] if not held else at_boundary(chart, held, values, slopes)
+        errors = delta_covariance(information, kept, slopes).diagonal().sqrt()
+    return Reported(reported_names(chart), values, errors, boundary)
+
+
+def _by_bootstrap(fit: Fitted) -> Reported:
+    values, errors = fit.memory.once("bootstrap", lambda: Bootstrap.of(fit, REPLICATES, 0)).parameters()
+    return Reported(reported_names(Chart(fit.problem(), fit.state)), values, errors)
+
+
+def _estimate(fit: Fitted, kind: str, name: str, value: float, error: float) -> dict[str, object]:
+    row: dict[str, object] = {"kind": kind, "parameter": name, "value": value, "standard error": error}
+    if kind in ("mean", "fixed"):
+        with torch.enable_grad():
+            place = torch.tensor(value, dtype=torch.float64, requires_grad=True)
+            natural = fit.model.curve[name].scale.natural(place)
+            (slope,) = torch.autograd.grad(natural, place)
+        row |= {"natural": float(natural.detach()), "natural error": float(slope.abs()) * error}
+    return row
 
 
 @dataclass(frozen=True)
@@ -192,7 +214,7 @@ class Summary:
 
 def _errors(fit: Fitted) -> tuple[dict[tuple[str, str], float], list[str]]:
     """Return standard errors by kind and name, none where they take long, and parameters at the boundary."""
-    if fit.law.normal is None or len(fit.data) > LARGE:
+    if not fit.law.has_density or len(fit.data) > LARGE:
         return {}, []
     try:
         table = standard_errors(fit)

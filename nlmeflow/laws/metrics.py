@@ -1,9 +1,7 @@
 """Distances between a population law and its estimate, and what can be said of its structure."""
 
 import math
-from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,8 +9,25 @@ from nlmeflow.laws.gaussian import GaussianLaw
 from nlmeflow.laws.law import Law
 from nlmeflow.laws.marginals import marginal_density, span
 from nlmeflow.laws.mixture import MixtureLaw
+from nlmeflow.laws.modes import Mode, basins, modes
 from nlmeflow.running import estimating
 from nlmeflow.seeds import derive
+
+__all__ = [
+    "Mode",
+    "basins",
+    "bridge_mass",
+    "group_mass",
+    "group_shares",
+    "hellinger",
+    "kl",
+    "marginal_ise",
+    "modes",
+    "share_outside",
+    "squared_hellinger",
+    "total_variation",
+    "variation",
+]
 
 DRAWS = 20_000
 
@@ -53,85 +68,6 @@ def hellinger(truth: Law, estimate: Law, n: int = DRAWS, seed: int = 0) -> float
 def squared_hellinger(difference: Tensor) -> float:
     """Return the squared Hellinger distance from log f - log g at draws taken half from each law."""
     return float(1 - (1 / (0.5 * difference).cosh()).mean())
-
-
-@dataclass(frozen=True)
-class Mode:
-    """A mode: place (d,), density over the highest one's, prominence, mass of its basin."""
-
-    place: Tensor
-    height: float
-    prominence: float
-    mass: float
-
-
-def modes(
-    law: Law, frame: GaussianLaw | None = None, prominence: float = 0.05, mass: float = 0.03
-) -> list[Mode]:
-    """Return the modes of a law of one to three dimensions, the highest first.
-
-    A mode stands at least `prominence` (as a share of the highest mode's density) above the pass
-    that leads to a higher one, and its basin holds at least `mass`. Found on a grid in the
-    coordinates in which `frame` (the law's own mean and covariance when absent) is standard normal,
-    by merging superlevel sets from the top (persistence).
-    """
-    if law.dim > 3:
-        raise ValueError(f"modes() looks at one to three dimensions; the law has {law.dim}.")
-    frame = GaussianLaw.like(law) if frame is None else frame
-    points = {1: 400, 2: 110, 3: 32}[law.dim]
-    axis = torch.linspace(-4.5, 4.5, points, dtype=torch.float64)
-    mesh = torch.cartesian_prod(*[axis] * law.dim).reshape(-1, law.dim)
-    phi = frame.mean + mesh @ frame.factor.mT
-    with estimating():
-        density = law.log_prob(phi).exp().numpy()
-    found = _persistence(density, (points,) * law.dim, prominence)
-    total, top = density.sum(), density.max()
-    kept = [
-        Mode(phi[peak], float(density[peak] / top), float(lift / top), float(held / total))
-        for peak, lift, held in found
-        if lift >= prominence * top and held >= mass * total
-    ]
-    return sorted(kept, key=lambda mode: -mode.height)
-
-
-def _persistence(
-    density: np.ndarray, shape: tuple[int, ...], prominence: float
-) -> list[tuple[int, float, float]]:
-    """Return (peak, prominence, mass) of each basin; basins too low to count merge with their neighbour."""
-    order = np.argsort(-density)
-    order = order[density[order] > 1e-6 * density[order[0]]]
-    strides = np.array([int(np.prod(shape[k + 1 :])) for k in range(len(shape))])
-    parent: dict[int, int] = {}
-    held: dict[int, float] = {}
-    done: list[tuple[int, float, float]] = []
-    least = prominence * density[order[0]]
-
-    def root(cell: int) -> int:
-        while parent[cell] != cell:
-            parent[cell] = parent[parent[cell]]
-            cell = parent[cell]
-        return cell
-
-    for cell in order.tolist():
-        place = np.unravel_index(cell, shape)
-        near = []
-        for k, stride in enumerate(strides.tolist()):
-            near += [cell - stride] if place[k] > 0 else []
-            near += [cell + stride] if place[k] < shape[k] - 1 else []
-        basins = sorted({root(c) for c in near if c in parent}, key=lambda c: -density[c])
-        parent[cell] = basins[0] if basins else cell
-        owner = parent[cell]
-        held[owner] = held.get(owner, 0.0) + density[cell]
-        for lower in basins[1:]:
-            lift = density[lower] - density[cell]
-            if lift >= least:
-                done.append((lower, float(lift), held[lower]))
-            else:
-                held[owner] += held[lower]
-            parent[lower] = owner
-    top = int(order[0])
-    alone = held[root(top)]
-    return [(top, float(density[top]), float(alone)), *done]
 
 
 def group_mass(groups: MixtureLaw, estimate: Law, n: int = DRAWS, seed: int = 0) -> Tensor:

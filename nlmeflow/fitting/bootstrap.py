@@ -1,0 +1,141 @@
+"""The bootstrap of a fit: estimates, quantiles, shares of groups and densities with their uncertainty."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from nlmeflow.errors import ModelError
+from nlmeflow.estimation.bootstrap import replicates
+from nlmeflow.estimation.em import State
+from nlmeflow.estimation.engine import DRAWS, broad_reference, posterior_draws
+from nlmeflow.estimation.information import reported_values
+from nlmeflow.fitting.bands import Bands
+from nlmeflow.fitting.fitted import Fitted
+from nlmeflow.laws.draws import TrainingSet
+from nlmeflow.laws.law import Law
+from nlmeflow.laws.metrics import basins
+from nlmeflow.numerics import NORMAL_95, dirichlet_weights
+from nlmeflow.running import estimating, show_progress
+from nlmeflow.seeds import Stream, derive, generator
+
+LEAST = 10  # replicates
+SAMPLE = 20_000  # draws of each law, for quantiles and shares
+LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+@dataclass(frozen=True, eq=False)
+class Bootstrap:
+    """A fit and its replicates: law, beta and sigma, estimated with random weights of the individuals.
+
+    Standard errors are standard deviations over replicates; limits are value -+ 1.96 of them. They say what
+    other individuals would have changed, and know nothing of the bias of a law that is too simple.
+    """
+
+    fit: Fitted
+    states: tuple[State, ...]
+
+    @classmethod
+    def of(cls, fit: Fitted, number: int, seed: int, progress: bool | None = None) -> "Bootstrap":
+        """Estimate again with random weights, that many times; see `Fit.bootstrap`.
+
+        Raises
+        ------
+        ModelError : fewer than 10 replicates, or a law made of points.
+        EstimationError : the likelihood has no peak in the fixed effects and the residual parameters.
+
+        """
+        if number < LEAST:
+            raise ModelError(f"replicates is at least {LEAST}, got {number}.")
+        if not fit.law.has_density:
+            raise ModelError("A law made of points has no density to weigh posterior draws with.")
+        with estimating(), show_progress(fit.specification, progress) as report:
+            problem, state = fit.problem(), fit.state
+            reference, random = (
+                broad_reference(fit.law, fit.gaussian),
+                generator(derive(seed, Stream.BAND_DRAWS)),
+            )
+            draws = posterior_draws(problem, fit.drawn(), state, reference, DRAWS, random)
+            training = TrainingSet(draws, derive(seed, Stream.BAND_LAWS), report=report)
+            weights = dirichlet_weights(number, len(draws), derive(seed, Stream.BAND_WEIGHTS))
+            return cls(fit, replicates(fit.specification, problem, state, training, weights))
+
+    @property
+    def laws(self) -> tuple[Law, ...]:
+        """The replicates' laws."""
+        return tuple(state.law for state in self.states)
+
+    def parameters(self) -> tuple[Tensor, Tensor]:
+        """Return the reported values, as `information.reported_names` has them, and their standard errors."""
+        with estimating():
+            values = torch.stack([reported_values(self.fit.problem(), state) for state in self.states])
+            return reported_values(self.fit.problem(), self.fit.state), values.std(0)
+
+    def quantiles(self, levels: Sequence[float] = LEVELS) -> pd.DataFrame:
+        """Return quantiles of each parameter in the population on its natural scale, with limits.
+
+        One row for each parameter and level: value, standard error, lower, upper.
+
+        Raises
+        ------
+        ModelError : a level is not between 0 and 1.
+
+        """
+        if not all(0 < level < 1 for level in levels):
+            raise ModelError(f"levels lie between 0 and 1, got {tuple(levels)}.")
+        names = self.fit.names
+
+        def found(phi: Tensor) -> Tensor:
+            natural = self.fit.model.curve.natural(phi, names)
+            at = torch.tensor(levels, dtype=phi.dtype)
+            return torch.stack([natural[name].quantile(at) for name in names]).flatten()
+
+        index = pd.MultiIndex.from_product([names, levels], names=["parameter", "level"])
+        return self._table(found, index)
+
+    def shares(self) -> pd.DataFrame:
+        """Return the groups, one around each mode of the fit's density, and the share of individuals in each.
+
+        A group is where the density rises towards its mode; its places are those of the fit, on the natural
+        scale, and the shares are masses of the laws in it: share, standard error, lower, upper.
+
+        Raises
+        ------
+        ModelError : more than three random parameters.
+
+        """
+        with estimating():
+            groups = basins(self.fit.law)
+            places = torch.stack([mode.place for mode in groups.modes])
+            natural = self.fit.model.curve.natural(places, self.fit.names)
+        index = pd.RangeIndex(1, len(places) + 1, name="group")
+        where = pd.DataFrame({name: natural[name].numpy() for name in self.fit.names}, index)
+        return where.join(self._table(groups.shares, index).rename(columns={"value": "share"}))
+
+    def bands(self, level: float = 0.9) -> Bands:
+        """Return pointwise bands for marginal densities.
+
+        Raises
+        ------
+        ModelError : the level is not between 0 and 1.
+
+        """
+        labels = {name: self.fit.model.curve[name].label for name in self.fit.names}
+        return Bands(self.fit.law, self.laws, labels, level)
+
+    def _table(self, found: Callable[[Tensor], Tensor], index: pd.Index) -> pd.DataFrame:
+        """Return a number of the population, found from draws of its law, with its uncertainty."""
+        with estimating():
+            value = found(self.fit.law.sample(SAMPLE, 0)).numpy()
+            errors = np.stack([found(phi).numpy() for phi in self._samples]).std(0, ddof=1)
+        columns = {"value": value, "standard error": errors}
+        limits = {"lower": value - NORMAL_95 * errors, "upper": value + NORMAL_95 * errors}
+        return pd.DataFrame(columns | limits, index)
+
+    @cached_property
+    def _samples(self) -> list[Tensor]:
+        return [law.sample(SAMPLE, 0) for law in self.laws]

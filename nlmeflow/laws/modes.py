@@ -1,0 +1,156 @@
+"""Modes of a law and the groups around them, on a grid (persistence of superlevel sets)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nlmeflow.errors import ModelError
+from nlmeflow.laws.gaussian import GaussianLaw
+from nlmeflow.laws.law import Law
+from nlmeflow.running import estimating
+
+POINTS = {1: 400, 2: 110, 3: 32}  # of the grid along each axis, by dimension
+REACH = 4.5  # standard deviations to either side
+PROMINENCE, MASS = 0.05, 0.03  # of a mode that counts
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A mode: place (d,), density over the highest one's, prominence, mass of its basin."""
+
+    place: Tensor
+    height: float
+    prominence: float
+    mass: float
+
+
+@dataclass(frozen=True, eq=False)
+class Basins:
+    """The modes of a law, the highest first, and to which of them each cell of a grid belongs.
+
+    label (points, ..., points): position of the cell's mode; the grid has coordinates in which `frame` is
+    standard normal.
+    """
+
+    modes: tuple[Mode, ...]
+    frame: GaussianLaw
+    label: Tensor
+
+    def of(self, phi: Tensor) -> Tensor:
+        """Return the position of the mode to which each of phi (n, d) belongs, (n,)."""
+        last = len(self.label) - 1
+        place = (self.frame.normal.standardise(phi) / REACH + 1) * (last / 2)
+        return self.label[tuple(place.round().clamp(0, last).long().mT)]
+
+    def shares(self, phi: Tensor) -> Tensor:
+        """Return the share of phi (n, d) that belongs to each mode, (K,)."""
+        return torch.bincount(self.of(phi), minlength=len(self.modes)).to(phi.dtype) / len(phi)
+
+
+def modes(
+    law: Law, frame: GaussianLaw | None = None, prominence: float = PROMINENCE, mass: float = MASS
+) -> list[Mode]:
+    """Return the modes of a law of one to three dimensions, the highest first.
+
+    A mode stands at least `prominence` (as a share of the highest mode's density) above the pass
+    that leads to a higher one, and its basin holds at least `mass`. Found on a grid in the
+    coordinates in which `frame` (the law's own mean and covariance when absent) is standard normal,
+    by merging superlevel sets from the top (persistence).
+
+    Raises
+    ------
+    ModelError : the law has more than three dimensions.
+
+    """
+    return list(basins(law, frame, prominence, mass).modes)
+
+
+def basins(
+    law: Law, frame: GaussianLaw | None = None, prominence: float = PROMINENCE, mass: float = MASS
+) -> Basins:
+    """Return the modes, as `modes` does, with the parts of space where the density rises towards each.
+
+    Raises
+    ------
+    ModelError : the law has more than three dimensions.
+
+    """
+    if law.dim > 3:
+        raise ModelError(f"Modes are sought in one to three dimensions; the law has {law.dim}.")
+    frame = GaussianLaw.like(law) if frame is None else frame
+    points = POINTS[law.dim]
+    axis = torch.linspace(-REACH, REACH, points, dtype=torch.float64)
+    mesh = torch.cartesian_prod(*[axis] * law.dim).reshape(-1, law.dim)
+    phi = frame.normal(mesh)
+    with estimating():
+        density = law.log_prob(phi).exp().numpy()
+    grid = _Persistence(density, (points,) * law.dim, prominence)
+    total, top = density.sum(), density.max()
+    kept = {
+        peak: Mode(phi[peak], float(density[peak] / top), float(lift / top), float(held / total))
+        for peak, (lift, held) in grid.found.items()
+        if lift >= prominence * top and held >= mass * total
+    }
+    peaks = sorted(kept, key=lambda peak: -kept[peak].height)
+    label = torch.from_numpy(grid.labels(peaks))
+    beyond = label < 0  # cells of next to no density: the nearest mode
+    label[beyond] = torch.cdist(mesh[beyond], mesh[peaks]).argmin(1)
+    return Basins(tuple(kept[peak] for peak in peaks), frame, label.reshape((points,) * law.dim))
+
+
+class _Persistence:
+    """Basins of a density on a grid: prominence and mass by peak, and where each flows when it is none.
+
+    Cells join from the highest down; a cell belongs to the basin of its highest neighbour. Where two basins
+    meet, the lower one ends: its prominence is its peak's height above that pass, its mass what it holds so
+    far, and one too low to count leaves that to its neighbour.
+    """
+
+    def __init__(self, density: np.ndarray, shape: tuple[int, ...], prominence: float) -> None:
+        self.size = len(density)
+        self.found: dict[int, tuple[float, float]] = {}
+        self.own: dict[int, int] = {}  # peak of each cell
+        self.into: dict[int, int] = {}  # peak of the basin in which a basin ended
+        order = np.argsort(-density)
+        order = order[density[order] > 1e-6 * density[order[0]]]
+        strides = np.array([int(np.prod(shape[k + 1 :])) for k in range(len(shape))])
+        least = prominence * density[order[0]]
+        held: dict[int, float] = {}
+        for cell in order.tolist():
+            place = np.unravel_index(cell, shape)
+            near = []
+            for k, stride in enumerate(strides.tolist()):
+                near += [cell - stride] if place[k] > 0 else []
+                near += [cell + stride] if place[k] < shape[k] - 1 else []
+            near = sorted((c for c in near if c in self.own), key=lambda c: -density[c])
+            self.own[cell] = self.own[near[0]] if near else cell
+            roots = sorted({self._last(self.own[c]) for c in near}, key=lambda c: -density[c])
+            owner = roots[0] if near else cell
+            held[owner] = held.get(owner, 0.0) + density[cell]
+            for lower in roots[1:]:
+                lift = density[lower] - density[cell]
+                if lift >= least:
+                    self.found[lower] = float(lift), held[lower]
+                else:
+                    held[owner] += held[lower]
+                self.into[lower] = owner
+        top = int(order[0])
+        self.found[top] = float(density[top]), float(held[top])
+
+    def _last(self, peak: int) -> int:
+        while peak in self.into:
+            peak = self.into[peak]
+        return peak
+
+    def labels(self, peaks: Sequence[int]) -> np.ndarray:
+        """Return the position among some peaks of that to which each cell belongs, -1 where none does."""
+        position = {peak: k for k, peak in enumerate(peaks)}
+        label = np.full(self.size, -1)
+        for cell, peak in self.own.items():
+            while peak not in position:
+                peak = self.into[peak]
+            label[cell] = position[peak]
+        return label

@@ -19,10 +19,10 @@ from nlmeflow.laws.law import Law
 from nlmeflow.laws.mixture import Mixture, redrawn
 from nlmeflow.laws.snp import SNP
 from nlmeflow.laws.specification import Specification
-from nlmeflow.laws.stacked import NEGLIGIBLE, CrossFittedLaw, StackedLaw
+from nlmeflow.laws.stacked import CrossFittedLaw, StackedLaw
 from nlmeflow.laws.transformed import Transformed
 from nlmeflow.numerics import LOST
-from nlmeflow.seeds import Stream, derive
+from nlmeflow.seeds import Stream, derive, generator
 
 Refit = Callable[[Tensor], Sequence[Law]]
 Base = Literal["gaussian", "mixture"]
@@ -230,22 +230,21 @@ class Flow(Specification):
         network = self.networks("gaussian")[0]
         return GradientFlow(network, self.settings(network), GaussianLaw.like(gaussian), seed)
 
-    def refit(self, training: TrainingSet, weights: Tensor) -> list[StackedLaw]:
-        """Refit every candidate that counts, and weigh them anew by the held-out scores."""
+    def refit(self, training: TrainingSet, weights: Tensor) -> list[Law]:
+        """Refit one candidate for each row, drawn with its weight in the average of that row.
+
+        So replicates differ as the candidates do, not only as one average of them would.
+        """
         found = self.candidates(training, training.split(self.folds))
         table, penalty = Table.of(found)
-        share = stacking_weights(table, penalty)
-        kept = [k for k in range(len(found)) if share[k] > NEGLIGIBLE]
-        refits = []
-        for k in kept:
-            training.report(f"bands: {found[k].name}")
-            refits.append(found[k].refit(weights))
-        return [
-            StackedLaw.weighted(
-                [laws[r] for laws in refits], prior_weights(row[:, None] * table[:, kept], penalty[kept])
-            )
-            for r, row in enumerate(weights)
-        ]
+        shares = torch.stack([prior_weights(row[:, None] * table, penalty) for row in weights])
+        chosen = torch.multinomial(shares, 1, generator=generator(derive(training.seed, Stream.REFITTED)))[:, 0]
+        refits: dict[int, Law] = {}
+        for k in chosen.unique().tolist():
+            training.report(f"again: {found[k].name}")
+            rows = torch.nonzero(chosen == k)[:, 0]
+            refits |= dict(zip(rows.tolist(), found[k].refit(weights[rows]), strict=True))
+        return [refits[r] for r in range(len(weights))]
 
 
 def _as_tuple(kind: Kind | tuple[Kind, ...]) -> tuple[Kind, ...]:

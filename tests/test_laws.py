@@ -256,6 +256,15 @@ def test_phi_may_have_any_leading_shape(pair):
 
 
 @each(DENSITIES)
+def test_of_no_points_there_is_no_density(pair):
+    law, dim = LAWS[pair], pair[1]
+    for shape in ((0,), (3, 0), (0, 4)):
+        value = law.log_prob(torch.zeros(*shape, dim).double())
+        assert value.shape == shape
+        assert value.dtype == torch.float64
+
+
+@each(DENSITIES)
 def test_gradients_are_finite_differences_and_finite_far_away(pair):
     law, dim = LAWS[pair], pair[1]
     phi = drawn(pair)[:20].clone().requires_grad_(True)

@@ -117,6 +117,8 @@ class GivenLaw(Law):
     def log_prob(self, phi: Tensor) -> Tensor:
         """Return log p(phi | x): (..., d) -> (...)."""
         rows = self._rows(phi)
+        if len(rows) == 0:
+            return phi.sum(-1)  # torch.distributions cannot sum log-slopes of no points
         return self.flow.log_prob(rows, self.x.expand(len(rows), -1)).reshape(phi.shape[:-1])
 
     def sample(self, n: int, seed: Seed) -> Tensor:

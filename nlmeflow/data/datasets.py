@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pooch
+import pyreadr
 
 from nlmeflow.errors import DataError
 
@@ -76,12 +77,7 @@ def phenovator() -> pd.DataFrame:
     The light was raised on 9 June 2018 (inferred from the data). A plant is identified by `pos`.
     Licence GPL (R package statgenHTP); cite Millet et al. and Flood et al. 2016.
     """
-    path = fetch(PHENOVATOR)
-    try:
-        import pyreadr
-    except ImportError:
-        raise ImportError("Files of R need the package pyreadr: pip install 'nlmeflow[data]'") from None
-    frame: pd.DataFrame = next(iter(pyreadr.read_r(str(path)).values()))
+    frame: pd.DataFrame = next(iter(pyreadr.read_r(str(fetch(PHENOVATOR))).values()))
     frame["timepoints"] = pd.to_datetime(frame["timepoints"])
     return frame
 

@@ -37,11 +37,13 @@ class Law(Saved, ABC):
     has_density : false for a law made of points, which answers `support` and `weights` instead.
     counted : whether the number of its parameters may enter AIC and BIC: not where they are averaged, or so
         many that they are held by other means.
+    has_roots : whether the density may be zero somewhere; an average of such laws seldom is.
     """
 
     title: ClassVar[str] = ""
     has_density: ClassVar[bool] = True
     counted: ClassVar[bool] = True
+    has_roots: ClassVar[bool] = False
 
     @property
     @abstractmethod

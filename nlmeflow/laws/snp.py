@@ -38,6 +38,7 @@ class SNPLaw(SmoothLaw):
     """P(z)^2 N(z; 0, I) at z = R^-1 (phi - mu): frame (mu, R), coefficients c (p,), |c| = 1, order K."""
 
     title: ClassVar[str] = "SNP, a squared polynomial times a Gaussian"
+    has_roots: ClassVar[bool] = True
     frame: Affine
     coefficients: Tensor
     order: int

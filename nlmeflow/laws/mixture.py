@@ -311,7 +311,8 @@ def _best_start(
     draws = training.draws
     gaussian = population(draws)
     means, _ = moments(draws.phi, draws.weigh(gaussian.inflated(1.5)).weights)
-    seed, number = derive(training.seed, size), draws.phi.shape[1]
+    seed = derive(training.seed, size)  # a stream without a name: stored results rest on it
+    number = draws.phi.shape[1]
     firsts = [
         MixtureLaw.start(
             means if k % 2 == 0 else draws.phi[:, k % number], gaussian, law, size, derive(seed, k)

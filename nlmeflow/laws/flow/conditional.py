@@ -176,10 +176,10 @@ class Learned:
 def shift_only(training: TrainingSet, x: Tensor, folds: Folds) -> Learned:
     """Return Gaussians with a mean linear in x, one without each fold."""
     flows = []
-    for part, (inside, _) in zip(training.without(folds), folds.parts(), strict=True):
+    for k, (part, (inside, _)) in enumerate(zip(training.without(folds), folds.parts(), strict=True)):
         first = ShiftedGaussian(population(part.draws), x.new_zeros(part.draws.dim, x.shape[1]), x[inside])
         found, _ = climb(first, part.draws, SHIFT_STEPS, SHIFT_TOLERANCE)
-        flows.append(_flow(found.gaussian, found.shift, None, training.seed))
+        flows.append(_flow(found.gaussian, found.shift, None, training, k))
     return Learned(tuple(flows), _Trained(flows, training.draws, x, folds).held_out())
 
 
@@ -197,13 +197,17 @@ def on_mixture(training: TrainingSet, x: Tensor, folds: Folds) -> Learned:
         zip(Mixture().learn_without(training, folds), folds.parts(), strict=True)
     ):
         base = redrawn(part, draws.subset(inside), like.stiffness, like.prior)
-        starts.append(_flow(gaussian, still, base, derive(training.seed, k)))
+        starts.append(_flow(gaussian, still, base, training, k))
     return _trained(training, x, folds, starts)
 
 
-def _flow(gaussian: GaussianLaw, shift: Tensor, base: Law | None, seed: int) -> ConditionalFlow:
+def _flow(
+    gaussian: GaussianLaw, shift: Tensor, base: Law | None, training: TrainingSet, k: int
+) -> ConditionalFlow:
+    """Return the flow of fold k at the identity."""
     start = MixtureLaw.of_one(standardised(base, gaussian))
-    return ConditionalFlow.start(gaussian, shift, start, Flow().hidden, derive(seed, 1))
+    seed = derive(training.seed, Stream.CONDITIONAL_START, k)
+    return ConditionalFlow.start(gaussian, shift, start, Flow().hidden, seed)
 
 
 def _trained(training: TrainingSet, x: Tensor, folds: Folds, starts: Sequence[ConditionalFlow]) -> Learned:

@@ -67,7 +67,13 @@ def derive(seed: int, *stream: int) -> int:
 
 
 def generator(seed: Seed) -> torch.Generator:
-    """Return a CPU generator: a new one for an integer, the same one for a generator."""
+    """Return a CPU generator: a new one for an integer, the same one for a generator.
+
+    Raises
+    ------
+    ValueError : the seed is not a whole number from 0.
+
+    """
     if isinstance(seed, torch.Generator):
         return seed
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:

@@ -76,6 +76,11 @@ def phenovator() -> pd.DataFrame:
     103,839 rows: `EffpsII` (0.14 to 0.82) at 73 times over 18 days from 31 May 2018, four a day.
     The light was raised on 9 June 2018 (inferred from the data). A plant is identified by `pos`.
     Licence GPL (R package statgenHTP); cite Millet et al. and Flood et al. 2016.
+
+    Raises
+    ------
+    DataError : as in `fetch`.
+
     """
     frame: pd.DataFrame = next(iter(pyreadr.read_r(str(fetch(PHENOVATOR))).values()))
     frame["timepoints"] = pd.to_datetime(frame["timepoints"])
@@ -87,6 +92,11 @@ def high_light(frame: pd.DataFrame | None = None) -> pd.DataFrame:
 
     `day` counts from the first measurement of 9 June; 28,186 rows, 1,432 plants. `row` is the
     camera row (`Image_pos`).
+
+    Raises
+    ------
+    DataError : as in `fetch`.
+
     """
     frame = phenovator() if frame is None else frame
     times = frame["timepoints"]

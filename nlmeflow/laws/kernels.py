@@ -101,6 +101,11 @@ class SmoothNPMLE(Specification):
     points : how many, spread over posterior draws of all individuals.
 
     The weights are the solution of a convex problem, solved exactly.
+
+    Raises
+    ------
+    ModelError : an option is outside its range.
+
     """
 
     name: ClassVar[str] = "smooth npmle"

@@ -74,6 +74,11 @@ def modes(
     that leads to a higher one, and its basin holds at least `mass`. Found on a grid in the
     coordinates in which `frame` (the law's own mean and covariance when absent) is standard normal,
     by merging superlevel sets from the top (persistence).
+
+    Raises
+    ------
+    ValueError : the law has more than three dimensions.
+
     """
     if law.dim > 3:
         raise ValueError(f"modes() looks at one to three dimensions; the law has {law.dim}.")

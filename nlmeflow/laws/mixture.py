@@ -231,6 +231,11 @@ class Mixture(Specification):
         if so many individuals had been seen with it (regularised discriminant analysis, Friedman,
         JASA 1989). With 0, sparse data are explained by thin components that are not there. None
         (default): 5 up to 200 individuals, 1,000 / N beyond.
+
+    Raises
+    ------
+    ModelError : an option is outside its range.
+
     """
 
     name: ClassVar[str] = "mixture"

@@ -164,6 +164,11 @@ class SNP(Specification):
 
     order : degree K of the polynomial; chosen by BIC from 0 to `max_order` when None.
     prior : 0 (default) is maximum likelihood; c > 0 keeps R off its boundary (see `Gaussian`).
+
+    Raises
+    ------
+    ModelError : an option is outside its range.
+
     """
 
     name: ClassVar[str] = "snp"

@@ -17,6 +17,11 @@ def to_arviz(fit: Fit, draws: int = 500, seed: int = 0) -> Any:
     posterior: each parameter on its natural scale, dimensions chain (1), draw, individual; sample_stats:
     nothing; observed_data: time and response by individual and observation; the attributes say the law, the
     residual and the fixed parameters.
+
+    Raises
+    ------
+    ModelError : draws is not a whole number from 1.
+
     """
     draws = whole("draws", draws, 1)
     phi, weights = fit.conditional

@@ -138,6 +138,11 @@ class Flow(Specification):
     usual shrinkage. All are averaged with weights by held-out log-likelihood. Residual parameters and fixed
     effects are those most likely with each individual under the laws that have not seen its fold: a law that
     has seen it fits part of its noise, and sigma would be too small.
+
+    Raises
+    ------
+    ModelError : an option is none of those accepted, or outside its range.
+
     """
 
     name: ClassVar[str] = "flow"

@@ -49,7 +49,15 @@ class Effect(Saved):
         return f"{self.parameter}: {f'log({inner})' if self.log else inner}"
 
     def values(self, covariates: pd.DataFrame) -> Tensor:
-        """Return x of each individual, (N,)."""
+        """Return x of each individual, (N,).
+
+        Raises
+        ------
+        DataError : a value is not a number, not finite, not positive under a logarithm, or a level that no
+            fitted individual had.
+        ModelError : the covariate is absent.
+
+        """
         _check_known(self.variable, covariates)
         column = covariates[self.variable]
         if self.level is not None:
@@ -90,7 +98,13 @@ def read_terms(terms: Terms) -> tuple[str, ...]:
 
 
 def effects_of(terms: Mapping[str, Sequence[str]], covariates: pd.DataFrame) -> tuple[Effect, ...]:
-    """Return the effects that terms by parameter stand for; the levels of categories come from the data."""
+    """Return the effects that terms by parameter stand for; the levels of categories come from the data.
+
+    Raises
+    ------
+    ModelError : a term cannot be read, its covariate is absent, or a category has one level.
+
+    """
     return tuple(
         effect
         for parameter, some in terms.items()

@@ -97,6 +97,7 @@ def deconvolve(
     Raises
     ------
     DataError : fewer than three observations of an individual, or times that the noise model cannot use.
+    ModelError : an option is none of those accepted, or outside its range.
 
     """
     if effect not in ("slope", "intercept"):
@@ -120,7 +121,13 @@ def deconvolve(
 def observe(
     data: LongitudinalData, effect: Effect = "slope", sigma: float | None = None, noise: Noise = "gaussian"
 ) -> Observed:
-    """Return what `deconvolve` works on: estimates of the effects and the law of their errors."""
+    """Return what `deconvolve` works on: estimates of the effects and the law of their errors.
+
+    Raises
+    ------
+    DataError, ModelError : as in `deconvolve`.
+
+    """
     if noise == "gaussian":
         return _lines(data, effect, sigma)
     if effect == "intercept":

@@ -53,7 +53,13 @@ def encode(value: Any, place: str, tensors: Tensors) -> Any:
 
 
 def decode(about: Any, tensors: Tensors) -> Any:
-    """Return the value that `encode` put away."""
+    """Return the value that `encode` put away.
+
+    Raises
+    ------
+    DataError : a class that nothing has defined.
+
+    """
     if isinstance(about, list):
         return tuple(decode(part, tensors) for part in about)
     if not isinstance(about, dict):

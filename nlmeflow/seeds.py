@@ -4,7 +4,7 @@ Each use of a seed has a stream of its own, named in `Stream`, so that adding dr
 shifts another and no two places share their draws.
 """
 
-from enum import IntEnum
+from enum import IntEnum, unique
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ import torch
 Seed = int | torch.Generator
 
 
+@unique
 class Stream(IntEnum):
     """What a seed is used for."""
 
@@ -44,6 +45,7 @@ class Stream(IntEnum):
     CANDIDATE_POINTS = 305
     CONDITIONAL_FLOW = 400
     NEW_DATA = 401
+    CONDITIONAL_START = 402
     SNP_START = 500
     KERNEL_POINTS = 501
     SIMULATED_LAW = 600
@@ -60,13 +62,19 @@ def derive(seed: int, *stream: int) -> int:
     """Return the seed of a sub-stream (`numpy.random.SeedSequence`).
 
     Different `stream` tuples give statistically independent generators, but for zeros at the end: they are
-    not seen, derive(5, 3) equals derive(5, 3, 0).
+    not seen, derive(5, 3) equals derive(5, 3, 0), so that a stream used as a whole has no part 0.
     """
     return int(np.random.SeedSequence([seed, *stream]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def generator(seed: Seed) -> torch.Generator:
-    """Return a CPU generator: a new one for an integer, the same one for a generator."""
+    """Return a CPU generator: a new one for an integer, the same one for a generator.
+
+    Raises
+    ------
+    ValueError : the seed is not a whole number from 0.
+
+    """
     if isinstance(seed, torch.Generator):
         return seed
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 import nlmeflow as nf
+from nlmeflow.laws.draws import Folds, PosteriorDraws, TrainingSet
+from nlmeflow.laws.flow.conditional import shift_only
 
 
 def plants(share_high, n=150, seed=0):
@@ -29,6 +31,14 @@ def plants(share_high, n=150, seed=0):
 
 def share_early(law):
     return float((law.sample(4000, 0)[:, 0] < 50.5).double().mean())
+
+
+def test_flows_of_two_folds_start_with_weights_of_their_own():
+    phi, x = (torch.from_numpy(np.random.default_rng(1).standard_normal((30, d))) for d in (2, 1))
+    training = TrainingSet(PosteriorDraws(phi[:, None], torch.zeros(30, 1).double()), 1)
+    first, second = shift_only(training, x, Folds.random(30, 2, 1)).flows
+    weights = zip(first.network.layer.parameters(), second.network.layer.parameters(), strict=True)
+    assert not all(torch.equal(one, other) for one, other in weights)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from quadrature import brute_force
 import nlmeflow as nf
 from nlmeflow.estimation.engine import training_set
 from nlmeflow.fitting.comparison import compare_task
-from nlmeflow.laws import GaussianLaw, MixtureLaw
+from nlmeflow.laws import GaussianLaw, MixtureLaw, TransformedLaw
 from nlmeflow.laws.averaging import prior_weights, stacking_weights
 from nlmeflow.laws.draws import Folds, PosteriorDraws, TrainingSet
 from nlmeflow.laws.stacked import CrossFittedLaw
@@ -64,6 +64,13 @@ def test_an_average_has_as_many_shares_of_the_prior_as_it_has_parts():
     assert stacking_weights(alike, sizes=torch.tensor([1.0, 3.0]).double())[1] > 0.7
     for flow in (SMALL, nf.Flow(base="gaussian", kind="quadratic", steps=5, folds=2, with_relatives=False)):
         assert flow.n_laws == len(candidates_of(flow, TrainingSet(known("L2", 60), 1)))
+
+
+def test_a_law_whose_density_has_roots_takes_part_as_the_average_over_the_folds():
+    flow = nf.Flow(base="gaussian", kind="quadratic", steps=5, folds=2)
+    by_name = {c.name: c for c in candidates_of(flow, TrainingSet(known("L2", 60), 1))}
+    assert by_name["snp"].law.laws == tuple(by_name["snp"].parts)
+    assert isinstance(by_name["box-cox"].law, TransformedLaw)
 
 
 def test_a_prior_keeps_a_singular_covariance_away():

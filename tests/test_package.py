@@ -1,10 +1,11 @@
-"""The wheel, installed where only the library's own dependencies are: small, typed, and enough to fit."""
+"""The source archive and the wheel, installed with its dependencies alone: small, typed, enough to fit."""
 
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from importlib.metadata import distribution
 from pathlib import Path
@@ -47,11 +48,11 @@ print(json.dumps(answer))
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """The wheel of a copy of the repository: building leaves files beside the sources."""
+    """The wheel, made from the source archive of a copy of the repository: building leaves files in it."""
     place = tmp_path_factory.mktemp("wheel")
     unwanted = shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__")
     shutil.copytree(ROOT, place / "source", ignore=unwanted)
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(place), "source"]
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(place), "source"]
     subprocess.run(command, cwd=place, check=True, capture_output=True)
     (path,) = place.glob("*.whl")
     return path
@@ -92,12 +93,23 @@ def python(wheel, tmp_path_factory):
     return interpreter
 
 
+def modules():
+    return {str(path.relative_to(ROOT)) for path in (ROOT / "nlmeflow").rglob("*.py")}
+
+
+def test_the_source_archive_holds_the_package_and_no_test(wheel):
+    (path,) = wheel.parent.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        files = {name.split("/", 1)[-1] for name in archive.getnames()}
+    assert {"pyproject.toml", "README.md", "LICENSE", "nlmeflow/py.typed"} <= files
+    assert {file for file in files if file.endswith(".py")} == modules()
+
+
 def test_the_wheel_holds_the_package_and_its_types_and_nothing_else(wheel):
     files = set(zipfile.ZipFile(wheel).namelist())
     assert {"nlmeflow/py.typed", "nlmeflow/laws/flow/network.py", "nlmeflow/studies/core.py"} <= files
     assert {file.split("/")[0].split("-")[0] for file in files} == {"nlmeflow"}
-    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "nlmeflow").rglob("*.py")}
-    assert modules == {file for file in files if file.endswith(".py")}
+    assert modules() == {file for file in files if file.endswith(".py")}
 
 
 def test_the_library_works_with_its_dependencies_alone(python, tmp_path):

@@ -2,7 +2,11 @@
 
 import os
 import pickle
+import re
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from importlib.metadata import requires
 
 import numpy as np
 import pandas as pd
@@ -405,3 +409,22 @@ def test_small_values_are_printed_with_their_digits():
     fit = fitted(frame, nf.Model(curve, fixed=("B",)), law=nf.Gaussian("diagonal"))
     shown = f"{float(fit.law.mean[1].exp()):.5g}"
     assert shown in str(fit.summary())
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "extra"),
+    [
+        ("plots", "matplotlib", "plots"),
+        ("datasets", "pooch", "data"),
+        ("datasets", "pyreadr", "data"),
+        ("to_arviz", "arviz", "arviz"),
+    ],
+)
+def test_what_needs_an_extra_names_it_where_it_is_absent(name, package, extra, monkeypatch):
+    assert any(line.startswith(package) and f'extra == "{extra}"' in line for line in requires("nlmeflow"))
+    module = import_module(f"nlmeflow.{nf._LATER[name]}")
+    monkeypatch.delitem(sys.modules, module.__name__)
+    monkeypatch.setitem(sys.modules, package, None)
+    message = f"nlmeflow.{name} needs the package {package}: pip install 'nlmeflow[{extra}]'"
+    with pytest.raises(ModuleNotFoundError, match=re.escape(message)):
+        getattr(nf, name)

@@ -1,12 +1,16 @@
 """nlmeflow.studies: interrupted ones go on, failures are left out, tables are what they say."""
 
+import json
+import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import time_ns
 
 import pandas as pd
 import pytest
 
-from nlmeflow.studies import core
+from nlmeflow.studies import core, notebook
+from nlmeflow.studies import run as runner
 from nlmeflow.studies.run import Study, run
 from nlmeflow.studies.scenarios import LAWS
 
@@ -59,6 +63,28 @@ def test_a_grid_may_be_several_and_replicates_come_first(tmp_path):
         (4, 3),
         (5, 3),
     ]
+
+
+@pytest.mark.parametrize(("more", "used"), [([], 20), (["--replicates", "3"], 3)])
+def test_a_study_notes_what_it_was_made_with(more, used, tmp_path, monkeypatch):
+    def without_figures(name):
+        if name == "matplotlib":
+            raise PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(notebook, "version", without_figures)
+    monkeypatch.setattr(runner, "run", lambda study, path, processes: pd.DataFrame(study.jobs))
+    path, out = tmp_path / "some.yml", tmp_path / "rows.csv"
+    path.write_text(
+        "measure: builtins:dict\nreport: builtins:print\ngrid: {n: [50]}\n"
+        "replicates: 20\noptions: {fit_seed: 1}\n"
+    )
+    monkeypatch.setattr(sys, "argv", ["studies", str(path), "--out", str(out), *more])
+    runner.main()
+    about = json.loads((tmp_path / "rows.json").read_text())
+    assert (about["study"], about["replicates"], about["options"]) == ("some.yml", used, {"fit_seed": 1})
+    assert about["versions"].keys() == {"python", "nlmeflow", "torch", "zuko", "numpy", "scipy", "pandas"}
+    assert about["versions"]["torch"] == version("torch")
 
 
 def test_ratios_are_to_the_better_of_gaussian_and_mixture():

@@ -111,7 +111,13 @@ def numbers(frame: pd.DataFrame, column: str) -> np.ndarray:
 def censoring_bounds(
     frame: pd.DataFrame, response: str, values: np.ndarray, censoring: str, limit: str | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return lower and upper bounds of each row, infinite where the response was observed."""
+    """Return lower and upper bounds of each row, infinite where the response was observed.
+
+    Raises
+    ------
+    DataError : a kind of censoring that is not known, an empty response, an interval without an upper end.
+
+    """
     kind = frame[censoring].astype(object).where(frame[censoring].notna(), "").astype(str).str.strip()
     kind = kind.replace("none", "")
     wrong = np.flatnonzero(~kind.isin(["", "left", "right", "interval"]))
@@ -182,7 +188,13 @@ def constant_covariates(
 
 
 def positions(index: object, labels: tuple[Hashable, ...]) -> np.ndarray:
-    """Return the positions of the individuals that an index of `LongitudinalData.subset` chooses."""
+    """Return the positions of the individuals that an index of `LongitudinalData.subset` chooses.
+
+    Raises
+    ------
+    DataError : as in `LongitudinalData.subset`.
+
+    """
     size = len(labels)
     if isinstance(index, pd.Series) and pd.api.types.is_bool_dtype(index.dtype):
         if index.isna().any():

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pooch
+import pyreadr
 
 from nlmeflow.errors import DataError
 
@@ -75,13 +76,13 @@ def phenovator() -> pd.DataFrame:
     103,839 rows: `EffpsII` (0.14 to 0.82) at 73 times over 18 days from 31 May 2018, four a day.
     The light was raised on 9 June 2018 (inferred from the data). A plant is identified by `pos`.
     Licence GPL (R package statgenHTP); cite Millet et al. and Flood et al. 2016.
+
+    Raises
+    ------
+    DataError : as in `fetch`.
+
     """
-    path = fetch(PHENOVATOR)
-    try:
-        import pyreadr
-    except ImportError:
-        raise ImportError("Files of R need the package pyreadr: pip install 'nlmeflow[data]'") from None
-    frame: pd.DataFrame = next(iter(pyreadr.read_r(str(path)).values()))
+    frame: pd.DataFrame = next(iter(pyreadr.read_r(str(fetch(PHENOVATOR))).values()))
     frame["timepoints"] = pd.to_datetime(frame["timepoints"])
     return frame
 
@@ -91,6 +92,11 @@ def high_light(frame: pd.DataFrame | None = None) -> pd.DataFrame:
 
     `day` counts from the first measurement of 9 June; 28,186 rows, 1,432 plants. `row` is the
     camera row (`Image_pos`).
+
+    Raises
+    ------
+    DataError : as in `fetch`.
+
     """
     frame = phenovator() if frame is None else frame
     times = frame["timepoints"]

@@ -248,7 +248,13 @@ class LongitudinalData:
     __hash__ = object.__hash__
 
     def grouped(self) -> tuple[np.ndarray, pd.Index]:
-        """Return the number of each individual's group (N,), and the groups' names."""
+        """Return the number of each individual's group (N,), and the groups' names.
+
+        Raises
+        ------
+        DataError : the data have no groups.
+
+        """
         if self.group is None:
             raise DataError("The data have no groups; name their column with from_frame(..., group=).")
         return pd.factorize(self.covariates[self.group])

@@ -37,10 +37,13 @@ class State:
 class Schedule:
     """Configuration of the engine.
 
-    particles : per individual at the end; refreshes before it use fewer, doubling each time.
+    first, particles : per individual, at first and at the end; four times as many at each change of size.
+    refreshes : of the particles, at most.
+    iterations : steps of one ascent on frozen particles, at most.
     tolerance : the ascent on frozen particles ends when two iterations in a row gain less than
         this in log-likelihood (a hundred times this before the last size).
     settled : the fit ends when an ascent on fresh particles gains less than this.
+    update_law : whether the law is estimated; False holds it, while sigma and beta move.
     """
 
     particles: int = 512
@@ -54,7 +57,12 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Record:
-    """One refresh: log-likelihood on fresh particles, its error, the smallest ESS, iterations."""
+    """One refresh of the particles and the ascent on them.
+
+    particles : per individual. log_likelihood, error : on the fresh particles, and its Monte-Carlo error.
+    gain : of the ascent, in log-likelihood with the law's prior. least_ess : the smallest effective sample
+    size of an individual. iterations : steps of the ascent.
+    """
 
     particles: int
     log_likelihood: float
@@ -79,7 +87,13 @@ class Result:
 def ascend(
     problem: Problem, state: State, particles: Particles, schedule: Schedule, tolerance: float
 ) -> tuple[State, Particles, Expectation, int]:
-    """Climb the likelihood of frozen particles; return where it ended and how many steps it took."""
+    """Climb the likelihood of frozen particles; return where it ended and how many steps it took.
+
+    Raises
+    ------
+    EstimationError : the log-likelihood became NaN.
+
+    """
     log_law = state.law.log_prob(particles.phi)
     step = expectation(particles.log_ratio(problem, state.sigma), log_law)
     kept = None if schedule.update_law else log_law
@@ -186,7 +200,13 @@ def em(
     random: torch.Generator,
     report: Report = silent,
 ) -> Result:
-    """Run the engine from a state and a proposal until fresh particles bring no more."""
+    """Run the engine from a state and a proposal until fresh particles bring no more.
+
+    Raises
+    ------
+    EstimationError : the log-likelihood became NaN, or an individual has no likelihood at any particle.
+
+    """
     trace: list[Record] = []
     size, rounds, converged = schedule.first, 0, False
     for refresh in range(schedule.refreshes):

@@ -160,7 +160,13 @@ class GroupedProblem(Problem):
 
     @classmethod
     def of(cls, problem: Problem, within: tuple[str, ...]) -> "GroupedProblem":
-        """Return the problem of the groups of a problem's individuals."""
+        """Return the problem of the groups of a problem's individuals.
+
+        Raises
+        ------
+        ModelError : the data name no groups, or `within` names a parameter that does not vary.
+
+        """
         column = problem.data.group
         if column is None:
             raise ModelError(

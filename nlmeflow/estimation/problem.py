@@ -52,7 +52,14 @@ class Problem:
         fixed: Sequence[str],
         effects: Sequence[Effect] = (),
     ) -> "Problem":
-        """Check that data, curve and error model fit together."""
+        """Check that data, curve and error model fit together.
+
+        Raises
+        ------
+        ModelError : no parameter varies; a response, censoring, doses or a covariate that the model cannot
+            take.
+
+        """
         for name in fixed:
             curve[name]
         random = tuple(name for name in curve.names if name not in fixed)

@@ -43,6 +43,12 @@ class SAEM(Algorithm):
     burn_in : iterations with step 1; iterations : after them, with step k^-0.65.
     chains : for each individual; when None at least 5, and as many as give 600 draws in all. With few draws
         the covariance drifts to a singular one while the step is 1, and cannot come back.
+
+    Raises
+    ------
+    ModelError : another law, numbers that are not whole or under 1; when fitted, a model with effects of
+        covariates.
+
     """
 
     levels: ClassVar[bool] = False

@@ -31,6 +31,12 @@ def pooled_start(
 
     thorough : also try every candidate of each parameter in turn, which otherwise is done where the best
         start explains little.
+
+    Raises
+    ------
+    EstimationError : the curve is finite at no candidate.
+    ModelError : the curve is zero where the error model cannot use it.
+
     """
     names = problem.curve.names
     pooled = whole = replace(problem, random=names, fixed=(), effects=(), design=None)

@@ -45,6 +45,11 @@ class Comparison:
         """Return, for each law, the mean gain in held-out log-likelihood per individual over another.
 
         The standard error of the paired difference treats groups as the independent units.
+
+        Raises
+        ------
+        ModelError : `against` is none of the laws.
+
         """
         if against not in self.scores:
             raise ModelError(f"'{against}' is not among {', '.join(self.fits)}.")
@@ -77,6 +82,13 @@ def compare(
     laws : specifications such as nf.Gaussian(), nf.Mixture(), nf.Flow(), of different names.
     groups : a covariate; individuals with the same value are held out together (plants of a
         genotype, say). Without it individuals are. A model with two levels always holds out its groups.
+
+    Raises
+    ------
+    ModelError : no law has a density, two have one name, folds out of range, no covariate `groups`; as in
+        `Model.fit`.
+    EstimationError : as in `Model.fit`.
+
     """
     task = model.task(data, seed)
     labels = list(task.problem.labels) if model.within else _groups(task.problem.data, groups)
@@ -91,7 +103,14 @@ def compare_task(
     labels: Sequence[Hashable],
     progress: bool | None = None,
 ) -> Comparison:
-    """Compare laws on a task whose folds are set; labels (N) say who was held out with whom."""
+    """Compare laws on a task whose folds are set; labels (N) say who was held out with whom.
+
+    Raises
+    ------
+    ModelError : no law has a density, or two have one name.
+    EstimationError : as in `Model.fit`.
+
+    """
     named = _named(laws)
     assert task.folds is not None
     fits = {name: model.fit_task(task, law, progress) for name, law in named.items()}

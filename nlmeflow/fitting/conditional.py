@@ -42,7 +42,14 @@ class Conditional:
     scale: Tensor
 
     def law(self, **values: Any) -> StackedLaw:
-        """Return the law of individuals with these values of the covariates, such as treatment="high"."""
+        """Return the law of individuals with these values of the covariates, such as treatment="high".
+
+        Raises
+        ------
+        ModelError : a covariate is missing or unknown, or has a level that the data have not.
+        DataError : a value that the covariate's term cannot take.
+
+        """
         wanted = sorted({effect.variable for effect in self.effects})
         if sorted(values) != wanted:
             raise ModelError(
@@ -60,7 +67,13 @@ class Conditional:
         return StackedLaw.weighted(laws, torch.tensor(shares, dtype=torch.float64), NEGLIGIBLE / 10)
 
     def table(self, against: str = "shared") -> pd.DataFrame:
-        """Return the mean gain in held-out log-likelihood per individual over another, with its error."""
+        """Return the mean gain in held-out log-likelihood per individual over another, with its error.
+
+        Raises
+        ------
+        ModelError : `against` is none of the columns of `scores`.
+
+        """
         if against not in self.scores:
             raise ModelError(f"'{against}' is not among {', '.join(self.scores.columns)}.")
         gain = self.scores.sub(self.scores[against], axis=0)
@@ -88,7 +101,8 @@ def conditional_flow(
 
     Raises
     ------
-    ModelError : a term cannot be read, or a covariate is not in the data; the model has two levels.
+    ModelError : a term cannot be read, or a covariate is not in the data or constant; folds are out of range;
+        the model has two levels.
 
     """
     if model.within:

@@ -40,6 +40,11 @@ class Model(Structure):
     within : parameters that vary between the individuals of a group, too, as phi = mu_group + b, b Gaussian
         and independent; the law is then that of the groups. The data name their groups, from_frame(...,
         group=); groups are plants of a genotype, or occasions of a subject.
+
+    Raises
+    ------
+    ModelError : no curve or error model, the name of no parameter, or a term that cannot be read.
+
     """
 
     def task(
@@ -50,7 +55,16 @@ class Model(Structure):
         particles: int | None = None,
         folds: Folds | None = None,
     ) -> Task:
-        """Return a fitting task, which several laws may share; folds : who is held out with whom."""
+        """Return a fitting task, which several laws may share; folds : who is held out with whom.
+
+        Raises
+        ------
+        ModelError : other data, a response that does not vary, fewer than two individuals, what the model
+            cannot take; first values or particles out of range.
+        DataError : the value of a covariate that its term cannot take.
+        ValueError : the seed is not a whole number from 0.
+
+        """
         generator(seed)
         if not isinstance(data, LongitudinalData):
             raise ModelError(
@@ -92,7 +106,7 @@ class Model(Structure):
 
         Raises
         ------
-        ModelError, EstimationError : with the parameter, the bound and what would be accepted.
+        DataError, ModelError, EstimationError : with the parameter, the bound and what would be accepted.
 
         """
         law = Gaussian() if law is None else law
@@ -111,12 +125,25 @@ class Model(Structure):
 
         laws : specifications by name; arguments as in `fit`. Each fit is the one that `fit` returns
         with the same seed.
+
+        Raises
+        ------
+        DataError, ModelError, EstimationError : as in `fit`.
+
         """
         task = self.task(data, seed, start, particles)
         return {name: self.fit_task(task, law, progress) for name, law in laws.items()}
 
     def fit_task(self, task: Task, law: Specification, progress: bool | None = None) -> Fit:
-        """Fit a law to a task made by `task`; what earlier laws of the task computed is used."""
+        """Fit a law to a task made by `task`; what earlier laws of the task computed is used.
+
+        Raises
+        ------
+        ModelError : the law cannot be that of groups, or nobody has enough observations to tell error from
+            population.
+        EstimationError : the fit could not go on; the message says what is striking in the data.
+
+        """
         law = specified(law)
         if self.within and not law.levels:
             raise ModelError(

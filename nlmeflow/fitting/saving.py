@@ -23,7 +23,14 @@ FORMAT = 4
 
 
 def save(fit: Fitted, path: str | Path) -> None:
-    """Write a fit; see `Fit.save`."""
+    """Write a fit; see `Fit.save`.
+
+    Raises
+    ------
+    DataError : the path is that of a folder.
+    ModelError : the fit holds something that a file cannot.
+
+    """
     path = Path(path)
     if path.is_dir():
         raise DataError(f"'{path}' is a folder; give the name of a file, such as '{path / 'fit'}'.")

@@ -62,7 +62,13 @@ class Structure:
         return tuple(name for name in self.curve.names if name not in self.fixed)
 
     def problem(self, data: LongitudinalData, effects: Sequence[Effect] | None = None) -> Problem:
-        """Return the estimation problem for a data set, checked; with the effects of a fit when given."""
+        """Return the estimation problem for a data set, checked; with the effects of a fit when given.
+
+        Raises
+        ------
+        DataError, ModelError : data, covariates, curve and error model do not fit together.
+
+        """
         given = effects is not None
         effects = effects_of(self.covariates, data.covariates) if effects is None else effects
         problem = Problem.build(data, self.curve, self.residual, self.fixed, effects)
@@ -82,6 +88,11 @@ class Structure:
         """Draw n individuals from a law, and their responses; return data and phi (n, d).
 
         sigma : residual parameters; fixed : values of the parameters without variability.
+
+        Raises
+        ------
+        ModelError : fixed parameters other than the model's, n not a whole number from 1, sigma not positive.
+
         """
         missing = set(self.fixed) - set(fixed)
         if missing or set(fixed) - set(self.fixed):

@@ -141,6 +141,11 @@ class Gaussian(Specification):
         which keeps the covariance off its boundary (a variance of zero, a correlation of one), where
         maximum likelihood ends in one replicate of many when data are sparse (Chung, Gelman,
         Rabe-Hesketh, Liu, Dorie, J. Educ. Behav. Stat. 2015).
+
+    Raises
+    ------
+    ModelError : an option is none of those accepted, or outside its range.
+
     """
 
     name: ClassVar[str] = "gaussian"

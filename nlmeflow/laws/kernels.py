@@ -78,7 +78,7 @@ class KernelLaw(Law):
         constant = self.weights.log() - scale - 0.5 * place.square().sum(1)
         coefficients = torch.cat([constant[:, None], place, torch.ones_like(constant)[:, None]], 1)
         features = torch.cat([torch.ones_like(z[:, :1]), z, -0.5 * z.square().sum(1, keepdim=True)], 1)
-        return (coefficients @ features.mT).reshape(-1, *phi.shape[:-1])
+        return (coefficients @ features.mT).reshape(len(coefficients), *phi.shape[:-1])
 
     def log_prob(self, phi: Tensor) -> Tensor:
         return self.log_joint(phi).logsumexp(0)
@@ -101,6 +101,11 @@ class SmoothNPMLE(Specification):
     points : how many, spread over posterior draws of all individuals.
 
     The weights are the solution of a convex problem, solved exactly.
+
+    Raises
+    ------
+    ModelError : an option is outside its range.
+
     """
 
     name: ClassVar[str] = "smooth npmle"

@@ -37,11 +37,13 @@ class Law(Saved, ABC):
     has_density : false for a law made of points, which answers `support` and `weights` instead.
     counted : whether the number of its parameters may enter AIC and BIC: not where they are averaged, or so
         many that they are held by other means.
+    has_roots : whether the density may be zero somewhere; an average of such laws seldom is.
     """
 
     title: ClassVar[str] = ""
     has_density: ClassVar[bool] = True
     counted: ClassVar[bool] = True
+    has_roots: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -55,7 +57,13 @@ class Law(Saved, ABC):
 
     @abstractmethod
     def log_prob(self, phi: Tensor) -> Tensor:
-        """Return log p(phi): (..., d) -> (...). Differentiable in phi."""
+        """Return log p(phi): (..., d) -> (...). Differentiable in phi.
+
+        Raises
+        ------
+        ModelError : the last axis of phi is not d, or the law is made of points.
+
+        """
 
     @abstractmethod
     def sample(self, n: int, seed: Seed) -> Tensor:
@@ -96,7 +104,13 @@ class Law(Saved, ABC):
         return None
 
     def with_components(self, weights: Tensor, means: Tensor, factors: Tensor) -> Self:
-        """Return the law with other components; only for laws that have them."""
+        """Return the law with other components; only for laws that have them.
+
+        Raises
+        ------
+        ModelError : it has none.
+
+        """
         raise ModelError(f"A {type(self).__name__} has no Gaussian components.")
 
     def update(self, phi: Tensor, weights: Tensor) -> Self:
@@ -104,6 +118,11 @@ class Law(Saved, ABC):
 
         phi (N, M, d) individual parameters, weights (N, M) what each counts for. Only laws with an M-step in
         closed form have one; others learn by other means.
+
+        Raises
+        ------
+        ModelError : it has none.
+
         """
         raise ModelError(f"A {type(self).__name__} has no M-step.")
 

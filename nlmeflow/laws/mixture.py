@@ -231,6 +231,11 @@ class Mixture(Specification):
         if so many individuals had been seen with it (regularised discriminant analysis, Friedman,
         JASA 1989). With 0, sparse data are explained by thin components that are not there. None
         (default): 5 up to 200 individuals, 1,000 / N beyond.
+
+    Raises
+    ------
+    ModelError : an option is outside its range.
+
     """
 
     name: ClassVar[str] = "mixture"
@@ -311,7 +316,8 @@ def _best_start(
     draws = training.draws
     gaussian = population(draws)
     means, _ = moments(draws.phi, draws.weigh(gaussian.inflated(1.5)).weights)
-    seed, number = derive(training.seed, size), draws.phi.shape[1]
+    seed = derive(training.seed, size)  # a stream without a name: stored results rest on it
+    number = draws.phi.shape[1]
     firsts = [
         MixtureLaw.start(
             means if k % 2 == 0 else draws.phi[:, k % number], gaussian, law, size, derive(seed, k)

@@ -38,6 +38,7 @@ class SNPLaw(SmoothLaw):
     """P(z)^2 N(z; 0, I) at z = R^-1 (phi - mu): frame (mu, R), coefficients c (p,), |c| = 1, order K."""
 
     title: ClassVar[str] = "SNP, a squared polynomial times a Gaussian"
+    has_roots: ClassVar[bool] = True
     frame: Affine
     coefficients: Tensor
     order: int
@@ -163,6 +164,11 @@ class SNP(Specification):
 
     order : degree K of the polynomial; chosen by BIC from 0 to `max_order` when None.
     prior : 0 (default) is maximum likelihood; c > 0 keeps R off its boundary (see `Gaussian`).
+
+    Raises
+    ------
+    ModelError : an option is outside its range.
+
     """
 
     name: ClassVar[str] = "snp"

@@ -70,7 +70,13 @@ class Specification(Saved, ABC):
         return False
 
     def trainer(self, gaussian: Law, seed: int) -> Trainer:
-        """Return what trains the law from a Gaussian on; only of trainable ones."""
+        """Return what trains the law from a Gaussian on; only of trainable ones.
+
+        Raises
+        ------
+        ModelError : the law is not trained by gradient steps.
+
+        """
         raise ModelError(f"{self!r} is not trained by gradient steps.")
 
     def refit(self, training: TrainingSet, weights: Tensor) -> Sequence[Law]:

@@ -17,7 +17,13 @@ NEGLIGIBLE = 1e-3  # weight under which a law is left out of an average
 
 @dataclass(frozen=True, eq=False)
 class StackedLaw(Law):
-    """sum_k w_k p_k(phi): laws p_k of the same dimension with weights w (K,) on the simplex."""
+    """sum_k w_k p_k(phi): laws p_k of the same dimension with weights w (K,) on the simplex.
+
+    Raises
+    ------
+    ModelError : not as many weights as laws, or laws of different dimensions.
+
+    """
 
     title: ClassVar[str] = "average of laws"
     counted: ClassVar[bool] = False

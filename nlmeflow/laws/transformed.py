@@ -106,6 +106,11 @@ class Transformed(Specification):
         "heavy tails", T(z) = sign(z) [(1 + |z|)^lambda - 1] / lambda (John and Draper 1980), the
         Gaussian at lambda = 1.
     prior : 0 (default) is maximum likelihood; c > 0 keeps Omega off its boundary (see `Gaussian`).
+
+    Raises
+    ------
+    ModelError : an option is none of those accepted, or outside its range.
+
     """
 
     kind: Kind = "box-cox"

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import arviz
 import numpy as np
 
 from nlmeflow.errors import whole
@@ -15,12 +16,13 @@ def to_arviz(fit: Fit, draws: int = 500, seed: int = 0) -> Any:
 
     posterior: each parameter on its natural scale, dimensions chain (1), draw, individual; sample_stats:
     nothing; observed_data: time and response by individual and observation; the attributes say the law, the
-    residual and the fixed parameters. Needs the package arviz.
+    residual and the fixed parameters.
+
+    Raises
+    ------
+    ModelError : draws is not a whole number from 1.
+
     """
-    try:
-        import arviz
-    except ImportError:
-        raise ImportError("to_arviz needs the package arviz: pip install arviz") from None
     draws = whole("draws", draws, 1)
     phi, weights = fit.conditional
     drawn = resample(phi, weights, draws, generator(derive(seed, Stream.EXPORTED_DRAWS)))

@@ -27,6 +27,11 @@ def simulate(fit: Fit, replicates: int = 200, seed: int = 0) -> Tensor:
     """Simulate the data set again: new individuals from the fitted law at the data's times and covariates.
 
     Returns responses (replicates, N, n), in the places where the data have observations.
+
+    Raises
+    ------
+    ModelError : the data are censored, or replicates is not a whole number from 1.
+
     """
     replicates = whole("replicates", replicates, 1)
     if fit.data.bounds is not None:
@@ -59,6 +64,11 @@ def vpc(
     One row per bin of time and quantile: time (mean of the bin), quantile, observed, predicted (median of
     the replicates) and the interval of the replicates' quantiles. bins : of equal numbers of observations;
     every distinct time is a bin when there are at most 15 and `bins` is None.
+
+    Raises
+    ------
+    ModelError : quantiles or level not between 0 and 1, bins not a whole number from 1; as in `simulate`.
+
     """
     if not quantiles or not all(0 < q < 1 for q in quantiles):
         raise ModelError(f"quantiles lie between 0 and 1, got {tuple(quantiles)}.")
@@ -109,6 +119,11 @@ def npde(fit: Fit, replicates: int = 1000, seed: int = 0) -> pd.DataFrame:
     uncorrelated, uniform and standard normal. One half of the replicates gives the covariance, the other
     half the shares: with the same for both, observations look more spread out than simulations, because
     the covariance was made for the latter.
+
+    Raises
+    ------
+    ModelError : replicates is not a whole number from 100; as in `simulate`.
+
     """
     replicates = max(whole("replicates", replicates, 100), 8 * int(fit.data.counts.max()))
     who = who_column(fit, "time", "predicted", "pde", "npde")

@@ -26,6 +26,11 @@ class Combined(Residual):
     """Additive and proportional error, y = f + sqrt(a^2 + b^2 f^2) e.
 
     a in the response's unit, b without unit (the form `combined2` of Monolix). Give both or none.
+
+    Raises
+    ------
+    ModelError : one of a and b is given and the other not, or is not positive and finite.
+
     """
 
     a: float | None = None

@@ -31,6 +31,11 @@ class OneScale(Residual):
     """Shared by the models with one scale: error e(y, f) ~ N(0, sigma^2), log-Jacobian j(y, f).
 
     log p(y | f) = sum_j [ -log(2 pi sigma^2)/2 - e_j^2 / (2 sigma^2) + j_j ].
+
+    Raises
+    ------
+    ModelError : sigma is not positive and finite.
+
     """
 
     sigma: float | None = None

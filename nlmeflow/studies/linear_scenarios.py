@@ -58,6 +58,11 @@ def load(name: str, n: int = 200, times: int = 6, sigma: float = 0.5, seed: int 
     """Simulate Y_kj = alpha_k + beta_k t_j + e_kj, alpha_k ~ N(0, 1), t_j = j / J, e ~ N(0, sigma^2).
 
     name : law of the slopes: "gaussian", "bimodal", "gamma", "mixed gamma". times : J, from 3.
+
+    Raises
+    ------
+    ModelError : no such law, n under 2, or fewer than three times.
+
     """
     if name not in LAWS:
         raise ModelError(f"No scenario '{name}'; there are {', '.join(LAWS)}.")

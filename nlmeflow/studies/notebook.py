@@ -5,7 +5,8 @@ import json
 import os
 import platform
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -103,9 +104,12 @@ class Results:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that a result depends on."""
-    packages = ("nlmeflow", "torch", "zuko", "numpy", "scipy", "pandas", "matplotlib")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    """Return the versions that a result depends on: of Python, and of the packages that are installed."""
+    found = {"python": platform.python_version()}
+    for name in ("nlmeflow", "torch", "zuko", "numpy", "scipy", "pandas", "matplotlib"):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def style() -> None:

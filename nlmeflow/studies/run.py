@@ -46,6 +46,7 @@ class Study:
     report: Callable[[pd.DataFrame], None]
     jobs: list[Job]
     options: dict[str, Any] = field(default_factory=dict)
+    replicates: int | None = None
 
     @classmethod
     def read(cls, path: Path, replicates: int | None = None) -> "Study":
@@ -62,7 +63,7 @@ class Study:
             for grid in grids
             for values in product(*again.values(), *grid.values())
         ]
-        return cls(_found(about["measure"]), _found(about["report"]), jobs, about.get("options", {}))
+        return cls(_found(about["measure"]), _found(about["report"]), jobs, about.get("options", {}), count)
 
 
 def _found(name: str) -> Callable[..., Any]:
@@ -107,6 +108,7 @@ def main() -> None:
     study = Study.read(options.study, options.replicates)
     out = options.out or Path("build/studies") / f"{options.study.stem}.csv"
     rows = run(study, out, options.processes)
-    about = {"study": options.study.name, "replicates": options.replicates, "versions": versions()}
-    out.with_suffix(".json").write_text(json.dumps(about, indent=2) + "\n")
+    about = {"study": options.study.name, "replicates": study.replicates, "options": study.options}
+    text = json.dumps({**about, "versions": versions()}, indent=2, default=str)
+    out.with_suffix(".json").write_text(text + "\n")
     study.report(rows)

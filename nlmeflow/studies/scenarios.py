@@ -250,6 +250,11 @@ def load(name: str, design: str = "R", n: int = 200, seed: int = 0) -> Scenario:
     name : "L1" to "L8", "P1", "P2". design : "R" rich or "S" sparse; "M" for L1 to L8; "H", two
         observations of P1 in which the parameters cannot be told apart. In L8 "R" is design M, and
         "S" is M with sigma = .12. seed : of the replicate.
+
+    Raises
+    ------
+    ModelError : no such scenario or design, or n under 2.
+
     """
     if name not in LAWS:
         raise ModelError(f"No scenario '{name}'; there are {', '.join(LAWS)}.")

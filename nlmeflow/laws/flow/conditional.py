@@ -9,7 +9,7 @@ mass from one mode to another.
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -25,40 +25,64 @@ from nlmeflow.laws.gaussian import GaussianLaw, population
 from nlmeflow.laws.law import Law
 from nlmeflow.laws.mixture import Mixture, MixtureLaw, redrawn
 from nlmeflow.numerics import log_mean, moments
+from nlmeflow.records import Saved
 from nlmeflow.seeds import Seed, Stream, derive, generator, integer
 
 SHIFT_STEPS, SHIFT_TOLERANCE = 400, 1e-9  # of EM, nats of log-likelihood
 
 
-class ConditionalFlow(nn.Module):
-    """The map and the shares: phi (n, d) and x (n, q) to log p(phi | x) (n,).
-
-    gaussian : frame (m, L); shift : S (d, q); base : of u, a Gaussian mixture (one component for a Gaussian).
-    """
+class ConditionalNetwork(nn.Module):
+    """What is trained: the spline T, whose network sees x, and the tilt B (C, q) of the base's shares."""
 
     def __init__(
-        self,
-        gaussian: GaussianLaw,
-        shift: Tensor,
-        base: MixtureLaw,
-        hidden: tuple[int, ...],
-        random: torch.Generator,
+        self, dim: int, covariates: int, components: int, hidden: tuple[int, ...], random: torch.Generator
     ) -> None:
         super().__init__()
-        self.gaussian, self.shift, self.base = gaussian, shift, base
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(integer(random))
-            self.layer = spline_layer(gaussian.dim, hidden, context=shift.shape[1]).double()
-        self.tilt = nn.Parameter(torch.zeros(base.n_components, shift.shape[1], dtype=torch.float64))
+            self.layer = spline_layer(dim, hidden, context=covariates).double()
+        self.tilt = nn.Parameter(torch.zeros(components, covariates, dtype=torch.float64))
+
+
+@dataclass(frozen=True, eq=False)
+class ConditionalFlow(Saved):
+    """The map and the shares: phi (n, d) and x (n, q) to log p(phi | x) (n,).
+
+    gaussian : frame (m, L); shift : S (d, q); base : of u, a Gaussian mixture (one component for a Gaussian);
+    hidden : widths of the layers of the network.
+    """
+
+    gaussian: GaussianLaw
+    shift: Tensor
+    base: MixtureLaw
+    hidden: tuple[int, ...]
+    network: ConditionalNetwork
+
+    @classmethod
+    def start(
+        cls, gaussian: GaussianLaw, shift: Tensor, base: MixtureLaw, hidden: tuple[int, ...], seed: Seed
+    ) -> "ConditionalFlow":
+        """Return the flow at the identity, its shares the same for every x."""
+        sizes = gaussian.dim, shift.shape[1], base.n_components
+        network = ConditionalNetwork(*sizes, hidden, generator(seed)).requires_grad_(False)
+        return cls(gaussian, shift, base, hidden, network)
+
+    @classmethod
+    def restored(cls, **values: Any) -> "ConditionalFlow":
+        """Return the flow whose network comes as its weights by name."""
+        weights = values.pop("network")
+        flow = cls.start(**values, seed=0)
+        flow.network.load_state_dict(flow.network.state_dict() | weights)
+        return flow
 
     def log_shares(self, x: Tensor) -> Tensor:
         """Return log shares of the base's components, (n, C)."""
-        return (self.base.weights.log() + x @ self.tilt.mT).log_softmax(-1)
+        return (self.base.weights.log() + x @ self.network.tilt.mT).log_softmax(-1)
 
     def log_prob(self, phi: Tensor, x: Tensor) -> Tensor:
         """Return log p(phi | x) of rows phi (n, d) with covariates x (n, q): (n,)."""
         z = self.gaussian.normal.standardise(phi - x @ self.shift.mT)
-        u, change = self.layer(x).call_and_ladj(z)
+        u, change = self.network.layer(x).call_and_ladj(z)
         joint = self.base.log_joint(u).mT - self.base.weights.log() + self.log_shares(x)
         log_density: Tensor = joint.logsumexp(-1) + change - self.gaussian.normal.log_volume
         return log_density
@@ -69,7 +93,7 @@ class ConditionalFlow(nn.Module):
         which = torch.multinomial(self.log_shares(x).exp(), 1, generator=random)[:, 0]
         noise = torch.randn(len(x), self.gaussian.dim, generator=random, dtype=x.dtype)
         u = self.base.means[which] + (self.base.factors[which] @ noise[..., None]).squeeze(-1)
-        z = self.layer(x).inv(u)
+        z = self.network.layer(x).inv(u)
         return self.gaussian.normal(z) + x @ self.shift.mT
 
 
@@ -88,11 +112,13 @@ class GivenLaw(Law):
     @property
     def n_parameters(self) -> int:
         """Return the number of weights of the network and of the shares, and of parameters of the base."""
-        return sum(p.numel() for p in self.flow.parameters()) + self.flow.base.n_parameters
+        return sum(p.numel() for p in self.flow.network.parameters()) + self.flow.base.n_parameters
 
     def log_prob(self, phi: Tensor) -> Tensor:
         """Return log p(phi | x): (..., d) -> (...)."""
         rows = self._rows(phi)
+        if len(rows) == 0:
+            return phi.sum(-1)  # torch.distributions cannot sum log-slopes of no points
         return self.flow.log_prob(rows, self.x.expand(len(rows), -1)).reshape(phi.shape[:-1])
 
     def sample(self, n: int, seed: Seed) -> Tensor:
@@ -150,10 +176,10 @@ class Learned:
 def shift_only(training: TrainingSet, x: Tensor, folds: Folds) -> Learned:
     """Return Gaussians with a mean linear in x, one without each fold."""
     flows = []
-    for part, (inside, _) in zip(training.without(folds), folds.parts(), strict=True):
+    for k, (part, (inside, _)) in enumerate(zip(training.without(folds), folds.parts(), strict=True)):
         first = ShiftedGaussian(population(part.draws), x.new_zeros(part.draws.dim, x.shape[1]), x[inside])
         found, _ = climb(first, part.draws, SHIFT_STEPS, SHIFT_TOLERANCE)
-        flows.append(_flow(found.gaussian, found.shift, None, training.seed))
+        flows.append(_flow(found.gaussian, found.shift, None, training, k))
     return Learned(tuple(flows), _Trained(flows, training.draws, x, folds).held_out())
 
 
@@ -171,27 +197,31 @@ def on_mixture(training: TrainingSet, x: Tensor, folds: Folds) -> Learned:
         zip(Mixture().learn_without(training, folds), folds.parts(), strict=True)
     ):
         base = redrawn(part, draws.subset(inside), like.stiffness, like.prior)
-        starts.append(_flow(gaussian, still, base, derive(training.seed, k)))
+        starts.append(_flow(gaussian, still, base, training, k))
     return _trained(training, x, folds, starts)
 
 
-def _flow(gaussian: GaussianLaw, shift: Tensor, base: Law | None, seed: int) -> ConditionalFlow:
+def _flow(
+    gaussian: GaussianLaw, shift: Tensor, base: Law | None, training: TrainingSet, k: int
+) -> ConditionalFlow:
+    """Return the flow of fold k at the identity."""
     start = MixtureLaw.of_one(standardised(base, gaussian))
-    random = generator(derive(seed, 1))
-    return ConditionalFlow(gaussian, shift, start, Flow().hidden, random).requires_grad_(False)
+    seed = derive(training.seed, Stream.CONDITIONAL_START, k)
+    return ConditionalFlow.start(gaussian, shift, start, Flow().hidden, seed)
 
 
 def _trained(training: TrainingSet, x: Tensor, folds: Folds, starts: Sequence[ConditionalFlow]) -> Learned:
     """Train one flow without each fold; stop where all held-out individuals are predicted best."""
-    flows = _Trained([copy.deepcopy(s).requires_grad_(True) for s in starts], training.draws, x, folds)
-    weights = [weight for flow in flows.flows for weight in flow.parameters()]
+    flows = [replace(start, network=copy.deepcopy(start.network).requires_grad_(True)) for start in starts]
+    weights = [weight for flow in flows for weight in flow.network.parameters()]
     ascent = Ascent(weights, RATES["spline"], len(starts))
     seed = derive(training.seed, Stream.CONDITIONAL_FLOW)
-    best, scores, _ = until_best(flows, ascent, Flow().steps, folds, seed)
-    for flow, state in zip(flows.flows, best, strict=True):
-        flow.load_state_dict(state)
-        flow.requires_grad_(False)
-    return Learned(tuple(flows.flows), scores)
+    trained = _Trained(flows, training.draws, x, folds)
+    best, scores, _ = until_best(trained, ascent, Flow().steps, folds, seed)
+    for flow, state in zip(flows, best, strict=True):
+        flow.network.load_state_dict(state)
+        flow.network.requires_grad_(False)
+    return Learned(tuple(flows), scores)
 
 
 class _Trained:
@@ -230,4 +260,4 @@ class _Trained:
 
     def state(self) -> list[dict[str, Any]]:
         """Return a copy of all weights."""
-        return [copy.deepcopy(flow.state_dict()) for flow in self.flows]
+        return [copy.deepcopy(flow.network.state_dict()) for flow in self.flows]

@@ -11,7 +11,7 @@ from torch import Tensor
 from nlmeflow.errors import ModelError, check_whole
 from nlmeflow.laws.averaging import held_out_average, prior_weights, stacking_weights
 from nlmeflow.laws.draws import Folds, PosteriorDraws, TrainingSet, cross_scores
-from nlmeflow.laws.em import climb, reweighted
+from nlmeflow.laws.em import climb
 from nlmeflow.laws.flow.network import RATES, Kind, Network, widths
 from nlmeflow.laws.flow.training import NOISE, Course, GradientFlow, Settings
 from nlmeflow.laws.gaussian import Gaussian, GaussianLaw, population
@@ -100,13 +100,12 @@ def _mixture(name: str, training: TrainingSet, folds: Folds, stiffness: float, p
     return _scored(name, training, folds, whole, parts, partial(_climbed, whole, draws))
 
 
-def _relative(law: SNP | Transformed, training: TrainingSet, folds: Folds) -> Candidate:
-    """Return a law of few parameters; an SNP law, whose density has roots, as the average over the folds."""
+def _relative(law: Specification, training: TrainingSet, folds: Folds) -> Candidate:
+    """Return a law of few parameters; one whose density has roots as the average over the folds."""
     training.report(f"flow: {law.name}")
-    whole: Law = law.learn(training)
-    parts = law.learn_without(training, folds)
-    shown = StackedLaw.average(parts) if isinstance(law, SNP) else whole
-    return _scored(law.name, training, folds, shown, parts, partial(reweighted, whole, training.draws))
+    whole, parts = law.learn(training), law.learn_without(training, folds)
+    shown = StackedLaw.average(parts) if whole.has_roots else whole
+    return _scored(law.name, training, folds, shown, parts, partial(law.refit, training))
 
 
 def _climbed(law: Law, draws: PosteriorDraws, share: Tensor) -> list[Law]:
@@ -139,6 +138,11 @@ class Flow(Specification):
     usual shrinkage. All are averaged with weights by held-out log-likelihood. Residual parameters and fixed
     effects are those most likely with each individual under the laws that have not seen its fold: a law that
     has seen it fits part of its noise, and sigma would be too small.
+
+    Raises
+    ------
+    ModelError : an option is none of those accepted, or outside its range.
+
     """
 
     name: ClassVar[str] = "flow"
@@ -177,7 +181,7 @@ class Flow(Specification):
         """Return the bases to train on."""
         return ("gaussian", "mixture") if self.base is None else (self.base,)
 
-    def relatives(self) -> tuple[SNP | Transformed, ...]:
+    def relatives(self) -> tuple[Specification, ...]:
         """Return the laws of few parameters that take part."""
         return (Transformed(prior=self.prior), SNP(prior=self.prior)) if self.with_relatives else ()
 

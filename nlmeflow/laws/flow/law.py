@@ -46,7 +46,10 @@ class FlowLaw(Law):
         return self.gaussian.normal.standardise(phi)
 
     def log_prob(self, phi: Tensor) -> Tensor:
-        u, change = self.transport(self.standardise(self._rows(phi)))
+        rows = self._rows(phi)
+        if len(rows) == 0:
+            return phi.sum(-1)  # torch.distributions cannot sum log-slopes of no points
+        u, change = self.transport(self.standardise(rows))
         value = self.base.log_prob(u) + change - self.gaussian.normal.log_volume
         log_density: Tensor = value.reshape(phi.shape[:-1])
         return log_density

@@ -45,6 +45,11 @@ class Network(Saved):
         rational-quadratic), "autoregressive" (affine) or "realnvp" (affine coupling).
     layers : number of layers, alternating the order of the coordinates; of the kind's own when None.
     hidden : widths of the networks in a layer.
+
+    Raises
+    ------
+    ModelError : an option is none of those accepted, or outside its range.
+
     """
 
     kind: Kind = "spline"
@@ -60,7 +65,13 @@ class Network(Saved):
         object.__setattr__(self, "hidden", widths(self.hidden))
 
     def build(self, dim: int, random: torch.Generator) -> "Transport":
-        """Return a map at the identity whose other weights are drawn from `random`."""
+        """Return a map at the identity whose other weights are drawn from `random`.
+
+        Raises
+        ------
+        ModelError : "realnvp" of one coordinate.
+
+        """
         if self.kind == "realnvp" and dim == 1:
             raise ModelError("A coupling layer needs two coordinates: with one, use kind='spline'.")
         with torch.random.fork_rng(devices=[]):

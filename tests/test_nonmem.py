@@ -4,8 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 import nlmeflow as nf
+from nlmeflow.fitting.fit import Fit
+from nlmeflow.laws.gaussian import GaussianLaw
 
 KA, CL, V = 1.2, 2.5, 30.0
 
@@ -23,6 +27,12 @@ def table(doses, times, n=3, **columns):
     rows += [{"TIME": t, "DV": 1.0 + k, "AMT": 0, "EVID": 0, **columns} for k, t in enumerate(times)]
     frame = pd.concat([pd.DataFrame(rows).assign(ID=f"s{i}") for i in range(n)])
     return frame.sort_values(["ID", "TIME"], kind="stable").reset_index(drop=True)
+
+
+def infused(t, dose, length, ke=0.1):
+    """One compartment, an infusion of some length; zero before it."""
+    during = -np.expm1(-ke * np.clip(t, 0, length))
+    return dose / (length * ke * V) * during * np.exp(-ke * np.clip(t - length, 0, None))
 
 
 def predicted(data, curve, **psi):
@@ -51,9 +61,81 @@ def test_infusions_by_rate_or_duration(how):
     times = np.array([0.5, 1, 2, 4, 10])
     data = nf.read_nonmem(table([{"AMT": 100, **how}], times))
     found = predicted(data, nf.curves.infusion("AMT", "TINF"), ke=0.1, V=V)
-    during = 1 - np.exp(-0.1 * np.minimum(times, 2))
-    expected = 100 / (2 * 0.1 * V) * during * np.exp(-0.1 * np.clip(times - 2, 0, None))
-    assert found == pytest.approx(expected)
+    assert found == pytest.approx(infused(times, 100, 2.0))
+
+
+PAST = np.arange(500)  # doses before: those still earlier have left nothing
+
+
+@pytest.mark.parametrize("ka", [KA, CL / V, CL / V * (1 + 1e-9), 0.02])
+@pytest.mark.parametrize("unit", [1.0, 1e-6])
+def test_absorption_at_steady_state_is_the_sum_over_all_past_doses(ka, unit):
+    times = np.array([0.0, 0.5, 3, 5.9, 6, 20])
+    data = nf.read_nonmem(table([{"AMT": 100, "SS": 1, "II": 6 * unit}], unit * times))
+    found = predicted(data, nf.curves.oral("AMT"), ka=ka / unit, CL=CL / unit, V=V)
+    curve = nf.curves.oral(100.0)
+    psi = dict(zip(("ka", "CL", "V"), torch.tensor([ka, CL, V], dtype=torch.float64), strict=True))
+    every = torch.from_numpy(times[:, None] + 6 * PAST)
+    assert found == pytest.approx(curve(every, psi).sum(1).numpy(), rel=1e-10)
+
+
+@pytest.mark.parametrize("length", [1e-3, 2.0, 6.0, 15.0])
+def test_infusions_at_steady_state_are_the_sum_over_all_past_ones(length):
+    times = np.array([0.0, 0.5, 1.9, 2, 3, 5.9, 6, 14, 20])
+    data = nf.read_nonmem(table([{"AMT": 100, "SS": 1, "II": 6, "RATE": 100 / length}], times))
+    found = predicted(data, nf.curves.infusion("AMT", "TINF"), ke=0.1, V=V)
+    expected = infused(times[:, None] + 6 * PAST, 100, length).sum(1)
+    assert found == pytest.approx(expected, rel=1e-10)
+
+
+def bolus(t, psi, x):
+    return x["AMT"] / psi["V"] * torch.exp(-psi["ke"] * t)
+
+
+def test_a_curve_of_ones_own_says_what_it_is_at_steady_state():
+    def steady(t, psi, x, interval):
+        return bolus(t, psi, x) / -torch.expm1(-psi["ke"] * interval)
+
+    times = np.array([0.0, 3, 6, 20])
+    data = nf.read_nonmem(table([{"AMT": 100, "SS": 1, "II": 6}], times))
+    parameters = [nf.Parameter("ke", "log"), nf.Parameter("V", "log")]
+    curve = nf.Curve(bolus, parameters, inputs=("AMT",), dose="AMT", steady=steady)
+    expected = 100 / V * np.exp(-0.1 * (times[:, None] + 6 * PAST)).sum(1)
+    assert predicted(data, curve, ke=0.1, V=V) == pytest.approx(expected, rel=1e-10)
+    with pytest.raises(nf.ModelError, match=r"steady state \(SS\), and the curve 'bolus' does not say"):
+        nf.Model(nf.Curve(bolus, parameters, inputs=("AMT",), dose="AMT")).problem(data)
+    with pytest.raises(nf.ModelError, match="'logistic_growth' knows nothing"):
+        nf.Model(nf.curves.logistic_growth()).problem(data)
+    with pytest.raises(nf.ModelError, match="'<lambda>' cannot be called on tensors"):
+        nf.Model(nf.Curve(bolus, parameters, inputs=("AMT",), dose="AMT", steady=lambda t, psi: t))
+
+
+@pytest.mark.parametrize(("kind", "kept"), [(1, 0), (2, 1)])
+def test_a_steady_state_takes_the_place_of_earlier_doses_or_adds_to_them(kind, kept):
+    """SS 1 also cancels the additional doses at 24 and 32 of the first row; its own, at 26, is given."""
+    times = np.array([1.0, 9, 19, 20, 21, 25, 27, 33, 50])
+    doses = [{"AMT": 50, "ADDL": 4, "II": 8}, {"AMT": 100, "TIME": 20.0, "SS": kind, "II": 6, "ADDL": 1}]
+    data = nf.read_nonmem(table(doses, times))
+    earlier = sum(oral(times - 8 * k, 50) for k in range(5))
+    steady = np.where(times >= 20, oral((times - 20)[:, None] + 6 * PAST, 100).sum(1), 0) + oral(
+        times - 26, 100
+    )
+    expected = np.where(times < 20, earlier, kept * earlier + steady)
+    assert predicted(data, nf.curves.oral("AMT"), ka=KA, CL=CL, V=V) == pytest.approx(expected, rel=1e-10)
+
+
+def test_derivatives_at_steady_state_agree_with_finite_differences():
+    for how, curve in (({}, nf.curves.oral("AMT")), ({"RATE": 10.0}, nf.curves.infusion("AMT", "TINF"))):
+        data = nf.read_nonmem(table([{"AMT": 100, "SS": 1, "II": 6, **how}], [0.0, 1, 3, 8], n=2))
+        problem = nf.Model(curve).problem(data)
+        phi = (
+            torch.tensor([[-2.0, 1.0, 3.0], [0.5, 1.0, 3.0]]).double()[:, : problem.dim].requires_grad_(True)
+        )
+        value, slopes = problem.jacobian(phi, phi.new_zeros(0))
+        assert torch.allclose(torch.autograd.grad(value.sum(), phi)[0], slopes.sum(1))
+        for k, step in enumerate(1e-6 * torch.eye(problem.dim).double()):
+            up, down = (problem.predict(phi + side * step, phi[0, :0]) for side in (1, -1))
+            assert torch.allclose(slopes[..., k], (up - down) / 2e-6, rtol=1e-5, atol=1e-8)
 
 
 def test_a_curve_that_cannot_take_the_doses_is_refused():
@@ -108,10 +190,52 @@ def test_fits_of_several_doses_find_the_truth():
     assert fit.residual["sigma"] == pytest.approx(0.1, rel=0.2)
 
 
+def test_doses_are_saved_and_those_of_older_files_are_of_no_steady_state(tmp_path):
+    steady = [{"AMT": 50}, {"AMT": 100, "TIME": 6.0, "SS": 1, "II": 8}]
+    for doses in (steady, [{"AMT": 50, "ADDL": 1, "II": 6}]):
+        data = nf.read_nonmem(table(doses, [1.0, 2, 4, 7, 9], n=20))
+        law = GaussianLaw(torch.zeros(1).double(), torch.eye(1).double())
+        one, none = torch.ones(1).double(), torch.zeros(20, 1).double()
+        model = nf.Model(nf.curves.oral("AMT"), fixed=("ka", "V"))
+        state = (law, one.repeat(2), one, none, none[..., None] + 1)
+        fit = Fit(model, data, nf.Gaussian(), *state, 1, 64, True, pd.DataFrame({"gain": [0.0]}))
+        fit.save(tmp_path / "fit")
+        assert nf.load(tmp_path / "fit").data == data
+        assert data != nf.read_nonmem(table([{"AMT": 50, "ADDL": 1, "II": 5}], [1.0, 2, 4, 7, 9], n=20))
+    with safe_open(str(tmp_path / "fit"), framework="pt") as file:
+        tensors = {
+            key: file.get_tensor(key)
+            for key in file.keys()  # noqa: SIM118
+            if not key.endswith(("interval", "until"))
+        }
+        header = file.metadata()
+    save_file(tensors, tmp_path / "old", metadata=header)
+    assert nf.load(tmp_path / "old").data == data
+
+
+@pytest.mark.slow
+def test_fits_at_steady_state_find_the_truth():
+    random = np.random.default_rng(1)
+    frame = table([{"AMT": 100, "SS": 1, "II": 8}], [0.0, 0.5, 1, 2, 4, 6, 8], n=30)
+    rows = frame["EVID"] == 0
+    k = (CL * np.exp(0.3 * random.standard_normal(30)) / V)[frame["ID"].str[1:].astype(int)[rows]]
+    every = frame["TIME"][rows].to_numpy()[:, None] + 8 * PAST
+    one = 100 * KA / (V * (KA - k[:, None])) * (np.exp(-k[:, None] * every) - np.exp(-KA * every))
+    frame.loc[rows, "DV"] = one.sum(1) + 0.1 * random.standard_normal(rows.sum())
+    model = nf.Model(nf.curves.oral("AMT"), fixed=("ka", "V"))
+    fit = model.fit(nf.read_nonmem(frame), seed=1, progress=False)
+    assert fit.fixed["V"] == pytest.approx(V, rel=0.05)
+    assert float(fit.law.mean[0].exp()) == pytest.approx(CL, rel=0.15)
+    assert fit.residual["sigma"] == pytest.approx(0.1, rel=0.2)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.assign(SS=(t["AMT"] > 0) * 1, II=12), "steady state"),
+        (lambda t: t.assign(SS=(t["AMT"] > 0) * 1), r"Row 0 is at steady state \(SS\) without II"),
+        (lambda t: t.assign(SS=(t["AMT"] > 0) * 1, II=0), r"Row 0 is at steady state \(SS\) without II"),
+        (lambda t: t.assign(SS=1, II=12), r"Row 1 is at steady state \(SS\) without AMT"),
+        (lambda t: t.assign(SS=(t["AMT"] > 0) * 3, II=12), "'SS' is 3 in row 0"),
         (lambda t: t.assign(RATE=np.where(t["AMT"] > 0, -2, 0)), "modelled rate"),
         (lambda t: t.assign(ADDL=np.where(t["AMT"] > 0, 2, 0)), "ADDL without II"),
         (lambda t: t.assign(EVID=np.where(t["AMT"] > 0, 4, 0)), "'EVID' is 4 in row 0"),

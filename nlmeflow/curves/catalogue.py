@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -110,10 +110,26 @@ def exponential_recovery(time_unit: str = "days", response_unit: str = "") -> Cu
 def _oral(t: Tensor, psi: Psi, dose: Tensor | float) -> Tensor:
     """One-compartment concentration, exact also where ka is near k = CL / V."""
     ka, k = psi["ka"], psi["CL"] / psi["V"]
-    gap = (ka - k).abs() * t
-    small = gap < 1e-6
-    ratio = torch.where(small, 1 - gap / 2, -torch.expm1(-gap) / torch.where(small, 1.0, gap))
-    return dose * ka / psi["V"] * t * torch.exp(-torch.minimum(ka, k) * t) * ratio
+    return dose * ka / psi["V"] * t * torch.exp(-torch.minimum(ka, k) * t) * _expm1_ratio((ka - k).abs() * t)
+
+
+def _oral_steady(t: Tensor, psi: Psi, dose: Tensor, interval: Tensor) -> Tensor:
+    """Return the same at steady state: exp(-k t) becomes exp(-k t) / (1 - exp(-k interval)), and so with ka.
+
+    With a <= b the two rates, h(t) = (1 - exp(-(b - a) t)) / (b - a) and q = exp(-a interval), the difference
+    of the two terms is (b - a) exp(-a t) (h(t) + h(interval) q / (1 - q)) / (1 - exp(-b interval)).
+    """
+    ka, k = psi["ka"], psi["CL"] / psi["V"]
+    slow, fast, gap = torch.minimum(ka, k), torch.maximum(ka, k), (ka - k).abs()
+    earlier = torch.exp(-slow * interval) / -torch.expm1(-slow * interval)
+    doses = t * _expm1_ratio(gap * t) + interval * _expm1_ratio(gap * interval) * earlier
+    return dose * ka / psi["V"] * torch.exp(-slow * t) * doses / -torch.expm1(-fast * interval)
+
+
+def _expm1_ratio(x: Tensor) -> Tensor:
+    """Return (1 - exp(-x)) / x, exact also where x is near zero."""
+    small = x < 1e-6
+    return torch.where(small, 1 - x / 2, -torch.expm1(-x) / torch.where(small, 1.0, x))
 
 
 def _fast_absorption(psi: dict[str, float]) -> dict[str, float]:
@@ -135,7 +151,8 @@ def oral(dose: float | str = "dose", time_unit: str = "h", volume_unit: str = "L
     """One compartment, first-order absorption (bioavailability 1), a dose at time zero.
 
     f = D ka / (V (ka - k)) (exp(-k t) - exp(-ka t)), k = CL / V. `dose` is a number, or the name
-    of the covariate column that holds each individual's dose; several doses are superposed.
+    of the covariate column that holds each individual's dose; several doses are superposed, and may have led
+    to a steady state.
     """
     parameters = [
         Parameter("ka", "log", f"1/{time_unit}", "absorption rate"),
@@ -149,6 +166,7 @@ def oral(dose: float | str = "dose", time_unit: str = "h", volume_unit: str = "L
             inputs=(dose,),
             conventional=_fast_absorption,
             dose=dose,
+            steady=lambda t, psi, x, interval: _oral_steady(t, psi, x[dose], interval),
         )
     return Curve(lambda t, psi: _oral(t, psi, dose), parameters, conventional=_fast_absorption)
 
@@ -158,14 +176,29 @@ def infusion(dose: float | str, duration: float | str, time_unit: str = "h", vol
     """One compartment, constant infusion of `dose` from time zero over `duration`.
 
     f = D / (T ke V) (1 - exp(-ke min(t, T))) exp(-ke max(t - T, 0)), T = `duration`. Both are numbers, or the
-    names of covariate columns; several infusions are superposed.
+    names of covariate columns; several infusions are superposed, and may have led to a steady state.
     """
 
+    def amount_and_length(x: Psi) -> Iterator[Tensor | float]:
+        return (x[about] if isinstance(about, str) else about for about in (dose, duration))
+
     def function(t: Tensor, psi: Psi, x: Psi) -> Tensor:
-        size, length = (x[about] if isinstance(about, str) else about for about in (dose, duration))
+        size, length = amount_and_length(x)
         during = -torch.expm1(-psi["ke"] * torch.minimum(t, torch.as_tensor(length, dtype=t.dtype)))
         after = torch.exp(-psi["ke"] * (t - length).clamp(min=0))
         return size / (length * psi["ke"] * psi["V"]) * during * after
+
+    def steady(t: Tensor, psi: Psi, x: Psi, interval: Tensor) -> Tensor:
+        """Return D / (T ke V) (m + (exp(-ke u) - exp(-ke t)) / (1 - exp(-ke interval))).
+
+        m of the infusions still run at t, and the last of the others has ended u = t + m interval - T ago.
+        """
+        size, length = amount_and_length(x)
+        running = ((length - t) / interval).ceil().clamp(min=0)
+        longer = length - running * interval  # t - u
+        ended = torch.exp(-psi["ke"] * torch.minimum(t, t - longer)) * torch.expm1(-psi["ke"] * longer.abs())
+        rest = longer.sign() * ended / torch.expm1(-psi["ke"] * interval)
+        return size / (length * psi["ke"] * psi["V"]) * (running + rest)
 
     return Curve(
         function if isinstance(dose, str) or isinstance(duration, str) else partial(function, x={}),
@@ -176,6 +209,7 @@ def infusion(dose: float | str, duration: float | str, time_unit: str = "h", vol
         inputs=tuple(name for name in (dose, duration) if isinstance(name, str)),
         dose=dose if isinstance(dose, str) else None,
         duration=duration if isinstance(duration, str) else None,
+        steady=steady if isinstance(dose, str) else None,
     )
 
 

@@ -127,6 +127,8 @@ class Curve:
         first values only.
     dose, duration : inputs that hold the amount of a dose and how long its infusion takes. The curve is
         linear in the dose, so that several doses are superposed.
+    steady : the curve at steady state, sum over n >= 0 of f(t + n interval), for doses repeated for ever:
+        called as steady(t, psi, x, interval). None: such doses are refused.
     """
 
     function: Function
@@ -136,6 +138,7 @@ class Curve:
     conventional: Callable[[dict[str, float]], dict[str, float]] = dict
     dose: str | None = None
     duration: str | None = None
+    steady: Function | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parameters", tuple(self.parameters))
@@ -149,8 +152,13 @@ class Curve:
         """Pickle a curve of the library by how it was made; one's own as its function (see cloudpickle)."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         if self.recipe:
-            values |= {"function": None, "conventional": None}
+            values |= {"function": None, "conventional": None, "steady": None}
         return _unpickled, (values,)
+
+    @property
+    def title(self) -> str:
+        """The name of the curve in the catalogue, or of its function."""
+        return str(self.recipe.get("name") or getattr(self.function, "__name__", "function"))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -164,18 +172,33 @@ class Curve:
                 return parameter
         raise ModelError(f"No parameter '{name}'; the curve has {', '.join(self.names)}.")
 
-    def __call__(self, t: Tensor, psi: Mapping[str, Tensor], x: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Return f(t; psi)."""
+    def __call__(
+        self,
+        t: Tensor,
+        psi: Mapping[str, Tensor],
+        x: Mapping[str, Tensor] | None = None,
+        interval: Tensor | None = None,
+    ) -> Tensor:
+        """Return f(t; psi); the curve at steady state when the interval between doses is given."""
+        if interval is not None:
+            assert self.steady is not None
+            return self.steady(t, psi, x, interval)
         return self.function(t, psi, x) if self.inputs else self.function(t, psi)
 
     def probe(self) -> None:
-        """Call the function once as fits do, on tensors of individuals, particles and times.
+        """Call the function, and `steady`, once as fits do, on tensors of individuals, particles and times.
 
         Raises
         ------
         ModelError : it fails, or does not return a tensor of the right shape and type.
 
         """
+        self._probe(self.title, None)
+        if self.steady is not None:
+            name = getattr(self.steady, "__name__", "steady")
+            self._probe(name, torch.ones(2, 1, 1, dtype=torch.float64))
+
+    def _probe(self, name: str, interval: Tensor | None) -> None:
         shape, t = (2, 3, 4), torch.linspace(0.5, 2.0, 4, dtype=torch.float64).expand(2, 1, 4)
         psi = torch.zeros(2, 3, 1, len(self.names), dtype=torch.float64)
         x = {name: torch.ones(2, 1, 1, dtype=torch.float64) for name in self.inputs}
@@ -183,11 +206,10 @@ class Curve:
             "use torch functions of t and psi (torch.exp, not numpy's or math's; torch.where, not if), and "
             "return a tensor of t's shape."
         )
-        name = getattr(self.function, "__name__", "function")
         try:
-            value = self(t, self.natural(psi), x)
+            value = self(t, self.natural(psi), x, interval)
             if isinstance(value, Tensor):
-                torch.func.jvp(lambda phi: self(t, self.natural(phi), x), (psi,), (psi + 1,))
+                torch.func.jvp(lambda phi: self(t, self.natural(phi), x, interval), (psi,), (psi + 1,))
         except Exception as error:
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ModelError(f"The curve '{name}' cannot be called on tensors ({first}): {cure}") from error

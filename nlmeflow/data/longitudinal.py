@@ -29,26 +29,33 @@ from nlmeflow.errors import DataError
 
 @dataclass(frozen=True, eq=False)
 class Doses:
-    """Doses of each individual, (N, D) each: time, amount (0 where there is none), duration of infusion."""
+    """Doses of each individual, (N, D) each.
+
+    amount : 0 where there is none. duration : of an infusion, 0 of a bolus.
+    interval : between the earlier doses, without end, that led to a steady state; 0 of a single dose.
+    until : the time from which a dose counts no more, because a later one resets to its steady state.
+    """
 
     time: Tensor
     amount: Tensor
     duration: Tensor
+    interval: Tensor
+    until: Tensor
 
     @classmethod
     def of(cls, table: pd.DataFrame, labels: tuple[Hashable, ...]) -> "Doses":
-        """Return the doses of a table with columns ID, TIME, AMT and duration, in the order of the labels."""
+        """Return doses from columns ID, TIME, AMT and the other fields, in the order of the labels."""
         place = {label: k for k, label in enumerate(labels)}
         code, number = table["ID"].map(place).to_numpy(), table.groupby("ID").cumcount().to_numpy()
         columns = []
-        for column in ("TIME", "AMT", "duration"):
+        for column in ("TIME", "AMT", "duration", "interval", "until"):
             values = np.zeros((len(labels), number.max() + 1))
             values[code, number] = table[column]
             columns.append(torch.from_numpy(values))
         return cls(*columns)
 
     def __getitem__(self, rows: Tensor | slice) -> "Doses":
-        return Doses(self.time[rows], self.amount[rows], self.duration[rows])
+        return Doses(**{name: part[rows] for name, part in vars(self).items()})
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -66,7 +73,7 @@ class LongitudinalData:
     bounds : None, or (low, high), each (N, n): where an observation is only known to lie between two
         values, infinite where it is known, or on the open side.
     group : None, or the column of `covariates` that says which group an individual belongs to.
-    doses : None, or several doses or infusions of each individual, which the curve superposes.
+    doses : None, or several doses, infusions or steady states of individuals, which the curve superposes.
 
     """
 
@@ -236,14 +243,18 @@ class LongitudinalData:
         return f"LongitudinalData({len(self)} individuals, {self.n_observations} observations: {columns})"
 
     def __eq__(self, other: object) -> bool:
-        """Whether two data sets hold the same individuals, observations and covariates."""
-        if not isinstance(other, LongitudinalData) or self.time.shape != other.time.shape:
-            return NotImplemented if not isinstance(other, LongitudinalData) else False
-        pairs = [(self.time, other.time), (self.response, other.response), (self.mask, other.mask)]
-        pairs += list(zip(self.bounds or (), other.bounds or (), strict=False))
-        known = (self.labels, self.names, self.group, self.bounds is None)
-        same = known == (other.labels, other.names, other.group, other.bounds is None)
-        return same and self.covariates.equals(other.covariates) and all(torch.equal(a, b) for a, b in pairs)
+        """Whether two data sets hold the same individuals, observations, covariates and doses."""
+        if not isinstance(other, LongitudinalData):
+            return NotImplemented
+        (known, parts), (others, its_parts) = self._held, other._held
+        same = known == others and self.covariates.equals(other.covariates)
+        return same and all(map(torch.equal, parts, its_parts))
+
+    @property
+    def _held(self) -> tuple[tuple[object, ...], list[Tensor]]:
+        doses = () if self.doses is None else vars(self.doses).values()
+        about = (self.labels, self.names, self.group, self.bounds is None, self.doses is None)
+        return about, [self.time, self.response, self.mask, *(self.bounds or ()), *doses]
 
     __hash__ = object.__hash__
 

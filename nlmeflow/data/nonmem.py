@@ -11,10 +11,9 @@ from nlmeflow.data.longitudinal import Doses, LongitudinalData
 from nlmeflow.errors import DataError
 
 NEEDED = ["ID", "TIME", "DV", "AMT"]
-USED = ["EVID", "MDV", "CENS", "LIMIT", "ADDL", "II", "RATE", "TINF"]
+USED = ["EVID", "MDV", "CENS", "LIMIT", "ADDL", "II", "SS", "RATE", "TINF"]
 ONE_VALUE = {"DVID": "kinds of response", "YTYPE": "kinds of response", "CMT": "compartments"}
 REFUSED = {
-    "SS": "steady state (SS)",
     "PCMT": "PCMT",
     "CALL": "CALL",
     "DATE": "calendar dates (DATE): give TIME in one unit",
@@ -28,18 +27,21 @@ def read_nonmem(frame: pd.DataFrame | str | Path, covariates: Sequence[str] = ()
     """Return data from a table, or a CSV file, with columns ID, TIME, DV, AMT; "." is an empty cell.
 
     A row with AMT above zero (EVID 1) is a dose, rows with EVID 0 are observations, rows with EVID 2, or
-    MDV 1 and no dose, are neither and left out. ADDL further doses follow at intervals of II. RATE, or the
-    duration TINF, make a dose an infusion. CENS 1: DV is an upper bound (a limit of quantification), with
-    LIMIT the lower one; CENS -1: a lower bound. covariates : further columns, constant within individuals.
+    MDV 1 and no dose, are neither and left out. ADDL further doses follow at intervals of II. SS 1: a dose is
+    the last of infinitely many, II apart (steady state), and what came before it counts no more; SS 2: they
+    add to it. RATE, or the duration TINF, make a dose an infusion. CENS 1: DV is an upper bound (a limit of
+    quantification), with LIMIT the lower one; CENS -1: a lower bound. covariates : further columns, constant
+    within individuals.
 
     Times count from each individual's first dose. The amount of a single dose becomes the covariate "AMT",
-    taken with nf.curves.oral("AMT"); several doses, and infusions with nf.curves.infusion("AMT", "TINF"), are
-    superposed by the curve, which is linear in them.
+    taken with nf.curves.oral("AMT"); several doses, steady states, and infusions with
+    nf.curves.infusion("AMT", "TINF"), are superposed by the curve, which is linear in them. An observation at
+    the time of a dose comes before it, or after it if it sets a steady state.
 
     Raises
     ------
-    DataError : a column is missing, an individual has no dose, a cell is not a number; steady state, resets
-        (EVID 3 and 4), modelled rates, several responses or compartments, which are not supported.
+    DataError : a column is missing, an individual has no dose, a cell is not a number; resets (EVID 3
+        and 4), modelled rates, several responses or compartments, which are not supported.
 
     """
     covariates = [covariates] if isinstance(covariates, str) else list(covariates)
@@ -66,13 +68,14 @@ def read_nonmem(frame: pd.DataFrame | str | Path, covariates: Sequence[str] = ()
             f"Individual '{row['ID']}' is observed {-row['TIME']:g} before its dose; leave it out."
         )
     counts = doses.groupby("ID").size()
-    single = bool((counts == 1).all() and (doses["duration"] == 0).all())
+    single = bool((counts == 1).all() and (doses[["duration", "interval"]] == 0).all(axis=None))
     if single:
         seen["AMT"] = seen["ID"].map(doses.set_index("ID")["AMT"])
     kept = [*(["AMT"] if single else []), *covariates]
     censoring, limit = _censored(seen)
     data = LongitudinalData.from_frame(seen, "ID", "TIME", "DV", kept, censoring, limit)
-    doses = doses.assign(TIME=doses["TIME"] - doses["ID"].map(first))
+    began = doses["ID"].map(first)
+    doses = doses.assign(TIME=doses["TIME"] - began, until=doses["until"] - began)
     return data if single else data.with_doses(Doses.of(doses, data.labels))
 
 
@@ -88,7 +91,7 @@ def _check_supported(table: pd.DataFrame) -> None:
                 f"Column '{column}' tells several {what} apart among the observations; one is supported: "
                 f"frame[frame['{column}'] == ...]."
             )
-    for column, allowed in {"EVID": (0, 1, 2), "MDV": (0, 1), "CENS": (-1, 0, 1)}.items():
+    for column, allowed in {"EVID": (0, 1, 2), "MDV": (0, 1), "SS": (0, 1, 2), "CENS": (-1, 0, 1)}.items():
         others = np.flatnonzero(table[column].notna() & ~table[column].isin(allowed))
         if len(others):
             raise DataError(
@@ -101,21 +104,31 @@ def _check_supported(table: pd.DataFrame) -> None:
         (amount & table["EVID"].isin((0, 2)), "has AMT above zero and is no dose by EVID"),
         (table["RATE"].fillna(0) < 0, "has a modelled rate or duration (RATE below zero), not supported"),
         (table["AMT"].fillna(0) < 0, "has AMT below zero"),
-        (table["ADDL"].fillna(0).gt(0) & ~(table["II"].fillna(0) > 0), "has ADDL without II above zero"),
+        (table["ADDL"].gt(0) & ~table["II"].gt(0), "has ADDL without II above zero"),
+        (table["SS"].gt(0) & ~amount, "is at steady state (SS) without AMT above zero"),
+        (
+            table["SS"].gt(0) & ~table["II"].gt(0),
+            "is at steady state (SS) without II, the time between doses",
+        ),
     ):
         if wrong.any():
             raise DataError(f"Row {int(np.flatnonzero(wrong)[0])} {why}.")
 
 
 def _expanded(doses: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per dose: ID, TIME, AMT and the duration of an infusion, 0 of a bolus."""
+    """Return one row per dose, the fields of `Doses`; SS 1 also cancels the doses that ADDL has in store."""
+    doses = doses.sort_values(["ID", "TIME"], kind="stable")
+    resets = doses["TIME"].where(doses["SS"] == 1).groupby(doses["ID"])
+    until = resets.shift(-1).groupby(doses["ID"]).bfill().fillna(np.inf)
     rate = doses["RATE"].fillna(0)
     duration = (doses["AMT"] / rate.where(rate > 0)).fillna(doses["TINF"]).fillna(0)
     again = doses["ADDL"].fillna(0).astype(int) + 1
-    rows = doses.assign(duration=duration).loc[doses.index.repeat(again)]
+    rows = doses.assign(duration=duration, until=until).loc[doses.index.repeat(again)]
     number = rows.groupby(level=0).cumcount()
     rows["TIME"] += number * rows["II"].fillna(0)
-    return rows[["ID", "TIME", "AMT", "duration"]].sort_values(["ID", "TIME"], kind="stable")
+    rows["interval"] = rows["II"].where((number == 0) & rows["SS"].gt(0), 0.0)
+    rows = rows[rows["TIME"] < rows["until"]].sort_values(["ID", "TIME"], kind="stable")
+    return rows[["ID", "TIME", "AMT", "duration", "interval", "until"]]
 
 
 def _censored(seen: pd.DataFrame) -> tuple[str | None, str | None]:

@@ -21,6 +21,8 @@ from nlmeflow.laws.law import Law
 from nlmeflow.running import Report, silent
 
 PATIENCE = 14  # refreshes before a log-likelihood that rises no more is taken for the end
+CREEPING = 0.9  # share of the gain before: gains of an ascent that comes to its end fall faster
+SLOW = 5  # small gains in a row that do not fall so, after which an ascent near a boundary is left
 SPELL = 3  # refreshes whose mean log-likelihood is compared with that of as many before
 
 
@@ -41,7 +43,8 @@ class Schedule:
     refreshes : of the particles, at most.
     iterations : steps of one ascent on frozen particles, at most.
     tolerance : the ascent on frozen particles ends when two iterations in a row gain less than
-        this in log-likelihood (a hundred times this before the last size).
+        this in log-likelihood (a hundred times this before the last size), or when it creeps: gains hardly
+        fall any more, and are so small that `iterations` of them would add less than `settled`.
     settled : the fit ends when an ascent on fresh particles gains less than this.
     update_law : whether the law is estimated; False holds it, while sigma and beta move.
     """
@@ -100,8 +103,8 @@ def ascend(
     trust = 1.5 * step.error
     value = float(step.log_likelihood.sum()) + state.law.log_prior
     accelerator = Anderson() if schedule.update_law else None
-    count, small = 0, 0
-    while count < schedule.iterations and small < 2 and step.error <= trust:
+    count, small, slow, last = 0, 0, 0, torch.inf
+    while count < schedule.iterations and small < 2 and slow < SLOW and step.error <= trust:
         count += 1
         plain = maximise(problem, state, particles, step, schedule)
         candidate = plain if accelerator is None else _accelerated(accelerator, state, plain)
@@ -117,7 +120,8 @@ def ascend(
         if gain < 0:
             break
         state, particles, step, value = moved, trial_particles, trial, new_value
-        small = small + 1 if gain < tolerance else 0
+        creeps = gain > CREEPING * last and gain * schedule.iterations < schedule.settled
+        small, slow, last = small + 1 if gain < tolerance else 0, slow + 1 if creeps else 0, gain
     return state, particles, step, count
 
 

@@ -169,17 +169,22 @@ class Problem:
         return value.expand(*phi.shape[:-1], time.shape[-1])
 
     def _superposed(self, time: Tensor, psi: dict[str, Tensor], x: dict[str, Tensor], rows: slice) -> Tensor:
-        """Return the sum of the curves of all doses, each from its own time on."""
+        """Return the sum of the curves of all doses, each from its own time on until it is reset."""
         assert self.data.doses is not None
         doses, total, extra = self.data.doses[rows], torch.zeros_like(time), time.ndim - 1
         for k in range(doses.time.shape[1]):
-            start, amount, duration = (
-                part[:, k].reshape(-1, *[1] * extra) for part in (doses.time, doses.amount, doses.duration)
+            start, amount, duration, interval, until = (
+                part[:, k].reshape(-1, *[1] * extra) for part in vars(doses).values()
             )
-            inputs = {self.curve.dose: amount, self.curve.duration: duration.clamp_min(TINY)}
-            since = time - start
-            value = self.curve(since.clamp_min(0.0), psi, x | {n: v for n, v in inputs.items() if n})
-            total = total + torch.where(since > 0, value, 0.0)
+            given = {self.curve.dose: amount, self.curve.duration: duration.clamp_min(TINY)}
+            inputs = x | {name: values for name, values in given.items() if name}
+            since, steady = (time - start).clamp_min(0.0), interval > 0
+            value = self.curve(since, psi, inputs)
+            if bool(steady.any()):
+                lasting = self.curve(since, psi, inputs, interval.where(steady, 1.0))
+                value = torch.where(steady, lasting, value)
+            counts = ((time > start) | steady & (time == start)) & (time < until)
+            total = total + torch.where(counts, value, 0.0)
         return total
 
     def jacobian(
@@ -271,7 +276,8 @@ def _check_doses(data: LongitudinalData, curve: Curve) -> None:
         return
     if curve.dose is None:
         raise ModelError(
-            "The data have several doses, or infusions; take a curve that superposes them, "
+            "The data have several doses, infusions or steady states, of which the curve "
+            f"'{curve.title}' knows nothing; take a curve that superposes them, "
             'nf.curves.oral("AMT"), nf.curves.infusion("AMT", "TINF"), or nf.Curve(..., dose="AMT").'
         )
     infused = (data.doses.duration > 0) & (data.doses.amount > 0)
@@ -279,6 +285,11 @@ def _check_doses(data: LongitudinalData, curve: Curve) -> None:
         raise ModelError('The data have infusions; take nf.curves.infusion("AMT", "TINF").')
     if curve.duration is not None and not bool(infused[data.doses.amount > 0].all()):
         raise ModelError("The curve is an infusion, and a dose of the data has no RATE or TINF.")
+    if curve.steady is None and bool((data.doses.interval > 0).any()):
+        raise ModelError(
+            f"The data have doses at steady state (SS), and the curve '{curve.title}' does not say what it is"
+            ' then; take nf.curves.oral("AMT"), nf.curves.infusion("AMT", "TINF"), or nf.Curve(steady=...).'
+        )
 
 
 def _input(data: LongitudinalData, name: str) -> Tensor:

@@ -46,7 +46,7 @@ def save(fit: Fitted, path: str | Path) -> None:
     if fit.data.bounds is not None:
         tensors |= {"data.low": fit.data.bounds[0], "data.high": fit.data.bounds[1]}
     if (doses := fit.data.doses) is not None:
-        tensors |= {f"doses.{name}": getattr(doses, name) for name in ("time", "amount", "duration")}
+        tensors |= {f"doses.{name}": part for name, part in vars(doses).items()}
     header = {
         "format": FORMAT,
         "model": _model_header(fit.model),

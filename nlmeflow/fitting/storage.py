@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from safetensors import SafetensorError, safe_open
 
 from nlmeflow.curves import LIBRARY, Curve
@@ -48,7 +49,10 @@ def _read_fit(header: dict[str, Any], tensors: Tensors, model: Model) -> Fit:
     labels = read_column(about["labels"])
     covariates = read_table(about["covariates"], len(labels))
     covariates.index = pd.Index(labels, name=about["names"][0])
-    doses = [tensors[key] for key in ("doses.time", "doses.amount", "doses.duration") if key in tensors]
+    doses = {key.removeprefix("doses."): part for key, part in tensors.items() if key.startswith("doses.")}
+    if doses:  # files written before there were steady states have no others
+        none = torch.zeros_like(doses["time"])
+        doses = {"interval": none, "until": none + torch.inf} | doses
     data = LongitudinalData(
         tensors["data.time"],
         tensors["data.response"],
@@ -59,7 +63,7 @@ def _read_fit(header: dict[str, Any], tensors: Tensors, model: Model) -> Fit:
         n_missing=about["n_missing"],
         group=about["group"],
         bounds=(tensors["data.low"], tensors["data.high"]) if "data.low" in tensors else None,
-        doses=Doses(*doses) if doses else None,
+        doses=Doses(**doses) if doses else None,
     )
     return Fit(
         model,

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from nlmeflow.numerics import lbfgs
 
-LOOKED_AT = 4000  # candidates, the best ones, among which those to be refined are chosen
-POLISHED = 60  # of them refined by L-BFGS
-APART = 0.5  # scales between any two of these
+POLISHED = 120  # candidates refined by L-BFGS, besides as many as the law has points, which are peaks already
+APART = 0.25  # scales between any two of these
+STEPS = 40  # of L-BFGS, at most
 
 
 @dataclass(frozen=True)
@@ -47,21 +47,21 @@ def log_gradient(log_psi: LogPsi, log_marginal: Tensor, phi: Tensor) -> Tensor:
 
 
 def peaks(
-    log_psi: LogPsi, log_marginal: Tensor, candidates: Tensor, scale: Tensor, steps: int = 40
+    log_psi: LogPsi, log_marginal: Tensor, candidates: Tensor, seen: Tensor, scale: Tensor, n_points: int
 ) -> tuple[Tensor, Tensor]:
     """Return the best of candidates (C, d), as they are and polished by L-BFGS, and their D.
 
-    scale (d,) is a length in each coordinate, for the optimiser. The supremum is sought numerically:
-    the candidates must cover the data, as the individuals' conditional modes and draws do.
+    seen (N, C) is log psi at the candidates; scale (d,) a length in each coordinate, for the optimiser. The
+    supremum is sought numerically: the candidates must cover the data, as the individuals' conditional modes
+    and draws do.
     """
-    with torch.no_grad():
-        values = log_gradient(log_psi, log_marginal, candidates)
-        first = _apart(candidates[values.argsort(descending=True)[:LOOKED_AT]], scale)
+    values = (seen - log_marginal[:, None]).logsumexp(0)
+    first = _apart(candidates[values.argsort(descending=True)], scale, n_points + POLISHED)
 
     def loss(offset: Tensor) -> Tensor:
         return -log_gradient(log_psi, log_marginal, first + scale * offset).sum()
 
-    polished = first + scale * lbfgs(loss, torch.zeros_like(first), steps)
+    polished = first + scale * lbfgs(loss, torch.zeros_like(first), STEPS)
     with torch.no_grad():
         points = torch.cat([first, polished])
         values = log_gradient(log_psi, log_marginal, points)
@@ -69,19 +69,19 @@ def peaks(
         return points, values.clamp_max(700.0).exp() - len(log_marginal)
 
 
-def _apart(candidates: Tensor, scale: Tensor) -> Tensor:
-    """Return the best of candidates (C, d), the best first, no two of them closer than half a scale."""
-    near = torch.cdist(candidates / scale, candidates / scale) < APART
-    open_ = torch.ones(len(candidates), dtype=torch.bool)
-    kept: list[int] = []
-    while len(kept) < POLISHED and bool(open_.any()):
-        kept.append(int(open_.double().argmax()))
-        open_ &= ~near[kept[-1]]
-    return candidates[kept]
+def _apart(candidates: Tensor, scale: Tensor, n: int) -> Tensor:
+    """Return the first n of candidates (C, d), at most, that are APART scales from all those before."""
+    rest, kept = candidates, list[Tensor]()
+    while len(kept) < n and len(rest):
+        kept.append(rest[0])
+        rest = rest[((rest - rest[0]) / scale).norm(dim=1) >= APART]
+    return torch.stack(kept)
 
 
-def certify(log_psi: LogPsi, log_marginal: Tensor, candidates: Tensor, scale: Tensor) -> Certificate:
-    """Return the highest D(phi; G) found from candidates (C, d)."""
-    points, gains = peaks(log_psi, log_marginal, candidates, scale)
+def certify(
+    log_psi: LogPsi, log_marginal: Tensor, candidates: Tensor, scale: Tensor, n_points: int = 0
+) -> Certificate:
+    """Return the highest D(phi; G) found from candidates (C, d); n_points is how many points G has."""
+    points, gains = peaks(log_psi, log_marginal, candidates, log_psi(candidates), scale, n_points)
     best = int(gains.argmax())
     return Certificate(max(float(gains[best]), 0.0), points[best])

@@ -38,9 +38,12 @@ FARTHEST = 8.0  # standard deviations from the population's mean to which the bo
 
 
 class PointSpecification(Specification):
-    """Base of the laws made of points: an algorithm that places them, run again until D is small.
+    """Base of the laws made of points: an algorithm places them, steps of NPML go on until sup D is small.
 
-    tolerance : of sup D, in nats; None runs the algorithm once.
+    Such a step adds the points where the gradient function D(phi; G) is highest, solves the weights exactly
+    and drops points without weight. When sigma has moved, they start from the points found before.
+
+    tolerance : of sup D, in nats of log-likelihood that any law could still add; None is the algorithm alone.
     """
 
     levels: ClassVar[bool] = False
@@ -52,35 +55,27 @@ class PointSpecification(Specification):
             raise ModelError(f"tolerance is positive, in nats; got {self.tolerance!r}.")
 
     @abstractmethod
-    def place(self, training: TrainingSet, start: DiscreteLaw | None) -> DiscreteLaw:
-        """Return a discrete law; `start` is an earlier one to go on from."""
+    def place(self, training: TrainingSet) -> DiscreteLaw:
+        """Return the law that the algorithm alone finds."""
 
     def bound(self, training: TrainingSet, law: DiscreteLaw) -> float:
         """Return sup D(phi; G), found from the candidates: what any law could still add to the likelihood."""
-        draws = training.draws
-        places = torch.cat([law.support, candidates(training)])
-        return float(peaks(draws.data.log_psi, draws.score(law), places, scale_of(draws))[1].max())
+        return float(_peaks(training, law)[1].max())
 
     def learn(self, training: TrainingSet, start: DiscreteLaw | None = None) -> DiscreteLaw:
-        """Place points, and again from these and those where D is highest, until sup D is small."""
-        draws, data = training.draws, training.draws.data
-        scale = scale_of(draws)
-        found = self.place(training, start)
+        """Place points, or take those of an earlier law, and go on by steps of NPML until sup D is small."""
+        draws = training.draws
         if self.tolerance is None:
-            return found
-        everywhere = candidates(training)
+            return self.place(training)
+        found = self.place(training) if start is None else weighed(draws.data, start.support)
         for _ in range(ROUNDS):
-            places = torch.cat([found.support, everywhere])
-            points, gains = peaks(data.log_psi, draws.score(found), places, scale)
+            points, gains = _peaks(training, found)
             bound = float(gains.max())
             training.report(f"{self.name}: {len(found.weights)} points, bound {bound:.3g}")
             if bound < self.tolerance:
                 break
-            more = points[gains > 0.1 * self.tolerance]
-            weights = torch.cat([found.weights, found.weights.new_full((len(more),), 1 / len(draws))])
-            law = DiscreteLaw(torch.cat([found.support, more]), weights / weights.sum())
-            found = self.place(training, law)
-        return merged(draws, found, scale)
+            found = weighed(draws.data, torch.cat([found.support, points[gains > 0.1 * self.tolerance]]))
+        return merged(draws, found, scale_of(draws))
 
 
 @dataclass(frozen=True)
@@ -95,8 +90,8 @@ class NPML(PointSpecification):
     name: ClassVar[str] = "npml"
     tolerance: float | None = 0.01
 
-    def place(self, training: TrainingSet, start: DiscreteLaw | None) -> DiscreteLaw:
-        return weighed(training.draws.data, candidates(training) if start is None else start.support)
+    def place(self, training: TrainingSet) -> DiscreteLaw:
+        return weighed(training.draws.data, candidates(training)[0])
 
 
 @dataclass(frozen=True)
@@ -104,8 +99,8 @@ class NPEM(PointSpecification):
     """Specification: EM of the weights of a fixed grid (Sobol points of a box).
 
     grid : number of points; iterations : of EM, at most. The box is that of NPAG.
-    tolerance : the grid gains points where D(phi; G) is highest, and EM goes on, until sup D is under
-        it; None for the grid alone, as published.
+    tolerance : steps of NPML go on from the points that EM leaves until sup D is under it; None for the grid
+        alone, as published.
     """
 
     name: ClassVar[str] = "npem"
@@ -117,10 +112,10 @@ class NPEM(PointSpecification):
         super().__post_init__()
         check_whole(self, 1, "grid", "iterations")
 
-    def place(self, training: TrainingSet, start: DiscreteLaw | None) -> DiscreteLaw:
-        grid = _sobol(training, self.grid, Stream.NPEM_GRID) if start is None else start.support
-        weights = grid.new_full((len(grid),), 1 / len(grid)) if start is None else start.weights
-        weights = em_weights(training.draws.data.log_psi(grid), weights, self.iterations, tolerance=1e-7)
+    def place(self, training: TrainingSet) -> DiscreteLaw:
+        grid = _sobol(training, self.grid, Stream.NPEM_GRID)
+        equal = grid.new_full((len(grid),), 1 / len(grid))
+        weights = em_weights(training.draws.data.log_psi(grid), equal, self.iterations, tolerance=1e-7)
         return pruned(DiscreteLaw(grid, weights), DROPPED)
 
 
@@ -132,8 +127,8 @@ class NPAG(PointSpecification):
     highest, let each of the others spawn two neighbours per coordinate at +-eps of the box's width;
     eps is halved from .2 to 1e-4 whenever the likelihood stands still.
 
-    tolerance : points where D(phi; G) is highest are added, and the grid adapts again, until sup D is
-        under it; None runs once, as published, and may end in a local optimum.
+    tolerance : steps of NPML go on from the last grid until sup D is under it; None for the adaptive grid
+        alone, as published, which may end in a local optimum.
     """
 
     name: ClassVar[str] = "npag"
@@ -144,14 +139,11 @@ class NPAG(PointSpecification):
         super().__post_init__()
         check_whole(self, 1, "grid")
 
-    def place(self, training: TrainingSet, start: DiscreteLaw | None) -> DiscreteLaw:
+    def place(self, training: TrainingSet) -> DiscreteLaw:
         draws, data = training.draws, training.draws.data
         low, high = box_of(training)
-        grid, reach = (
-            (_sobol(training, self.grid, Stream.NPAG_GRID), 0.2) if start is None else (start.support, 0.01)
-        )
-        value, rounds = -torch.inf, 0
-        found = weighed(data, grid, dropped=1e-3)
+        reach, value, rounds = 0.2, -torch.inf, 0
+        found = weighed(data, _sobol(training, self.grid, Stream.NPAG_GRID), dropped=1e-3)
         while reach > 1e-4 and rounds < 400:
             rounds += 1
             steps = reach * torch.diag(high - low)
@@ -173,8 +165,8 @@ class ParticleNPML(PointSpecification):
     Wasserstein-Fisher-Rao gradient flow (Yan, Wang, Rigollet, Annals of Statistics 2024): weights by
     EM steps, places along the gradient of D, scaled for each by the curvature of its individuals.
 
-    tolerance : particles are added where D(phi; G) is highest, and all move on, until sup D is under it;
-        None runs once.
+    tolerance : steps of NPML go on from where the particles end until sup D is under it; None for the
+        particles alone.
     """
 
     name: ClassVar[str] = "particles"
@@ -187,26 +179,23 @@ class ParticleNPML(PointSpecification):
         check_whole(self, 2, "particles")
         check_whole(self, 1, "steps")
 
-    def place(self, training: TrainingSet, start: DiscreteLaw | None) -> DiscreteLaw:
+    def place(self, training: TrainingSet) -> DiscreteLaw:
         draws, data = training.draws, training.draws.data
-        scale = scale_of(draws)
-        if start is None:
-            half = self.particles // 2
-            drawn = draws.thinned(-(-half // len(draws))).phi.flatten(0, 1)[:half]
-            support = torch.cat([drawn, _sobol(training, self.particles - half, Stream.PARTICLE_POINTS)])
-            weights = support.new_full((len(support),), 1 / len(support))
-        else:
-            support, weights = start.support, start.weights
+        scale, half = scale_of(draws), self.particles // 2
+        drawn = draws.thinned(-(-half // len(draws))).phi.flatten(0, 1)[:half]
+        support = torch.cat([drawn, _sobol(training, self.particles - half, Stream.PARTICLE_POINTS)])
+        weights = support.new_full((len(support),), 1 / len(support))
         rate = support.new_full((len(support), 1), 0.5)
-        for _ in range(self.steps if start is None else self.steps // 4):
-            weights = em_weights(data.log_psi(support), weights, 5)
-            keep = weights > DROPPED * weights.max()
-            support, weights, rate = support[keep], weights[keep], rate[keep]
-            log_marginal = draws.score(DiscreteLaw(support, weights))
+        for _ in range(self.steps):
             with torch.enable_grad():
                 x = support.clone().requires_grad_(True)
-                value = log_gradient(data.log_psi, log_marginal, x)
-                slope = torch.autograd.grad(value.sum(), x)[0]
+                seen = data.log_psi(x)
+                weights = em_weights(seen.detach(), weights, 5)
+                keep = weights > DROPPED * weights.max()
+                log_marginal = (seen.detach()[:, keep] + weights[keep].log()).logsumexp(1)
+                value = (seen[:, keep] - log_marginal[:, None]).logsumexp(0)
+                slope = torch.autograd.grad(value.sum(), x)[0][keep]
+            support, weights, rate = support[keep], weights[keep], rate[keep]
             step = rate * slope * scale.square()
             step = step * (0.5 / (step / scale).norm(dim=1, keepdim=True).clamp_min(0.5))
             tried = support + step
@@ -232,23 +221,36 @@ class NPonEBE(PointSpecification):
         super().__post_init__()
         check_whole(self, 0, "extended")
 
-    def place(self, training: TrainingSet, start: DiscreteLaw | None) -> DiscreteLaw:
+    def place(self, training: TrainingSet) -> DiscreteLaw:
         draws, wide = training.draws, population(training.draws).inflated(1.5)
         drawn = wide.sample(self.extended * len(draws), derive(training.seed, Stream.EBE_POINTS))
         return weighed(draws.data, torch.cat([empirical_bayes(draws), drawn]))
 
 
-def candidates(training: TrainingSet) -> Tensor:
-    """Return where points may be: posterior draws, points around each individual's own data, a Sobol set."""
+def candidates(training: TrainingSet) -> tuple[Tensor, Tensor]:
+    """Return where points may be (C, d), and log psi (N, C) there.
 
-    def make() -> Tensor:
+    They are posterior draws, points around each individual's own data, and a Sobol set.
+    """
+
+    def make() -> tuple[Tensor, Tensor]:
         draws = training.draws
         each, seed = max(2, 4000 // len(draws)), derive(training.seed, Stream.POINTS_ALONE)
         own = draws.data.around(population(draws), each, seed)
         drawn = draws.thinned(each).phi.flatten(0, 1)
-        return torch.cat([drawn, own, _sobol(training, 2048, Stream.CANDIDATE_POINTS)])
+        places = torch.cat([drawn, own, _sobol(training, 2048, Stream.CANDIDATE_POINTS)])
+        return places, draws.data.log_psi(places)
 
     return training.memory.once("candidates", make)
+
+
+def _peaks(training: TrainingSet, law: DiscreteLaw) -> tuple[Tensor, Tensor]:
+    """Return points where D(phi; G) of a law is high, and D there."""
+    draws, (places, there) = training.draws, candidates(training)
+    here = draws.data.log_psi(law.support)
+    log_marginal = (here + law.weights.log()).logsumexp(1)
+    places, seen = torch.cat([law.support, places]), torch.cat([here, there], 1)
+    return peaks(draws.data.log_psi, log_marginal, places, seen, scale_of(draws), len(law.weights))
 
 
 def weighed(data: LikelihoodAtPoints, support: Tensor, dropped: float = DROPPED) -> DiscreteLaw:

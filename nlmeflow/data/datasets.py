@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pooch
 
+from nlmeflow.data.checks import check_columns, table_of
 from nlmeflow.errors import DataError
 
 VARIABLE = "NLMEFLOW_DATA_DIR"
@@ -92,7 +93,8 @@ def high_light(frame: pd.DataFrame | None = None) -> pd.DataFrame:
     `day` counts from the first measurement of 9 June; 28,186 rows, 1,432 plants. `row` is the
     camera row (`Image_pos`).
     """
-    frame = phenovator() if frame is None else frame
+    frame = phenovator() if frame is None else table_of(frame)
+    check_columns(frame, ["timepoints", "EffpsII", "pos", "Genotype", "Image_pos"])
     times = frame["timepoints"]
     inside = frame[(times >= LIGHT_RAISED) & (times < WINDOW_END) & frame["EffpsII"].notna()]
     first = inside["timepoints"].min()

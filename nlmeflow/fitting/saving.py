@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from safetensors.torch import save_file
 
+from nlmeflow.arguments import checked
 from nlmeflow.errors import DataError, ModelError
 from nlmeflow.fitting.fitted import Fitted
 from nlmeflow.fitting.structure import Structure
@@ -22,6 +23,7 @@ from nlmeflow.records import Tensors, encode
 FORMAT = 4
 
 
+@checked
 def save(fit: Fitted, path: str | Path) -> None:
     """Write a fit; see `Fit.save`."""
     path = Path(path)

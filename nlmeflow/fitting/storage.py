@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 from safetensors import SafetensorError, safe_open
 
+from nlmeflow.arguments import checked
 from nlmeflow.curves import LIBRARY, Curve
 from nlmeflow.curves.curve import named
 from nlmeflow.data.longitudinal import Doses, LongitudinalData
@@ -17,6 +18,7 @@ from nlmeflow.fitting.saving import FORMAT, read_column, read_table, write_colum
 from nlmeflow.records import Tensors, decode
 
 
+@checked
 def load(path: str | Path, curve: Curve | None = None) -> Fit:
     """Read a fit. A curve of one's own is given again: `nf.load("fit", curve=curve)`.
 

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nlmeflow.arguments import checked
+from nlmeflow.errors import ModelError, number, whole
 from nlmeflow.laws.gaussian import GaussianLaw
 from nlmeflow.laws.law import Law
 from nlmeflow.laws.marginals import marginal_density, span
@@ -17,6 +19,7 @@ from nlmeflow.seeds import derive
 DRAWS = 20_000
 
 
+@checked
 def kl(truth: Law, estimate: Law, n: int = DRAWS, seed: int = 0) -> float:
     """Return KL(truth, estimate) = E_truth[log p_truth - log p_estimate], in nats."""
     with estimating():
@@ -24,13 +27,22 @@ def kl(truth: Law, estimate: Law, n: int = DRAWS, seed: int = 0) -> float:
         return float((truth.log_prob(phi) - estimate.log_prob(phi)).mean())
 
 
+def _check_dimensions(truth: Law, estimate: Law) -> None:
+    """Raise ModelError unless two laws have the same dimension."""
+    if truth.dim != estimate.dim:
+        raise ModelError(f"Laws of {truth.dim} and of {estimate.dim} dimensions cannot be compared.")
+
+
 def _balanced(truth: Law, estimate: Law, n: int, seed: int) -> Tensor:
     """Return log p_truth - log p_estimate at draws taken half from each law."""
+    _check_dimensions(truth, estimate)
+    n = whole("n", n, 2)
     with estimating():
         phi = torch.cat([truth.sample(n // 2, derive(seed, 0)), estimate.sample(n - n // 2, derive(seed, 1))])
         return truth.log_prob(phi) - estimate.log_prob(phi)
 
 
+@checked
 def total_variation(truth: Law, estimate: Law, n: int = DRAWS, seed: int = 0) -> float:
     """Return the total variation, half the integral of |f - g|, between 0 and 1.
 
@@ -45,6 +57,7 @@ def variation(difference: Tensor) -> float:
     return float((0.5 * difference).tanh().abs().mean())
 
 
+@checked
 def hellinger(truth: Law, estimate: Law, n: int = DRAWS, seed: int = 0) -> float:
     """Return the squared Hellinger distance, 1 - integral of sqrt(f g), between 0 and 1."""
     return squared_hellinger(_balanced(truth, estimate, n, seed))
@@ -65,6 +78,7 @@ class Mode:
     mass: float
 
 
+@checked
 def modes(
     law: Law, frame: GaussianLaw | None = None, prominence: float = 0.05, mass: float = 0.03
 ) -> list[Mode]:
@@ -76,7 +90,9 @@ def modes(
     by merging superlevel sets from the top (persistence).
     """
     if law.dim > 3:
-        raise ValueError(f"modes() looks at one to three dimensions; the law has {law.dim}.")
+        raise ModelError(f"modes() looks at one to three dimensions; the law has {law.dim}.")
+    number("prominence", prominence, 0, 1)
+    number("mass", mass, 0, 1)
     frame = GaussianLaw.like(law) if frame is None else frame
     points = {1: 400, 2: 110, 3: 32}[law.dim]
     axis = torch.linspace(-4.5, 4.5, points, dtype=torch.float64)
@@ -134,6 +150,7 @@ def _persistence(
     return [(top, float(density[top]), float(alone)), *done]
 
 
+@checked
 def group_mass(groups: MixtureLaw, estimate: Law, n: int = DRAWS, seed: int = 0) -> Tensor:
     """Return the mass (K,) that an estimate gives to each group of a mixture.
 
@@ -149,11 +166,13 @@ def group_shares(groups: MixtureLaw, phi: Tensor) -> Tensor:
     return groups.log_joint(phi).softmax(0).mean(1)
 
 
+@checked
 def marginal_ise(truth: Law, estimate: Law, points: int = 481) -> Tensor:
     """Return the integrated squared error of each marginal density (d,), phi in units of the truth's sd.
 
     By the trapezium rule at so many points over six standard deviations on either side.
     """
+    _check_dimensions(truth, estimate)
     spread = GaussianLaw.like(truth)
     found = []
     for k in range(truth.dim):
@@ -164,6 +183,7 @@ def marginal_ise(truth: Law, estimate: Law, points: int = 481) -> Tensor:
     return torch.tensor(found, dtype=torch.float64)
 
 
+@checked
 def bridge_mass(truth: Law, estimate: Law, n: int = DRAWS, seed: int = 0) -> float:
     """Return the estimate's mass where the truth is under a thousandth of its maximum."""
     with estimating():

@@ -13,7 +13,8 @@ import torch
 from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
-from nlmeflow.errors import ModelError, check_whole
+from nlmeflow.arguments import check_fields
+from nlmeflow.errors import ModelError, check_whole, number
 from nlmeflow.laws.affine import lower_inverse
 from nlmeflow.laws.draws import Folds, PosteriorDraws, TrainingSet
 from nlmeflow.laws.em import climb
@@ -240,9 +241,9 @@ class Mixture(Specification):
     shrinkage: float | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_whole(self, 1, "components", "max_components")
-        if not 0 < self.floor < 1:
-            raise ModelError(f"floor lies between 0 and 1, got {self.floor!r}.")
+        number("floor", self.floor, 0, 1)
         if self.shrinkage is not None and not 0 <= self.shrinkage < float("inf"):
             raise ModelError(f"shrinkage is finite and not negative, got {self.shrinkage!r}.")
 

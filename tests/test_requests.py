@@ -2,6 +2,8 @@
 
 import os
 import pickle
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import matplotlib
@@ -480,6 +482,55 @@ def test_fits_in_several_threads_are_those_of_one(fit):
     with ThreadPoolExecutor(3) as pool:
         fits = list(pool.map(lambda _: fitted(plants()), range(3)))
     assert all(torch.equal(each.law.mean, fit.law.mean) for each in fits)
+
+
+FRESH = """
+import os, signal, sys, torch
+import nlmeflow as nf
+
+first = torch.optim.LBFGS
+
+def interrupt():
+    os.kill(os.getpid(), signal.SIGINT)
+
+def preparing(*arguments):
+    torch.optim.LBFGS = first
+    interrupt()
+    return first(*arguments)
+
+def reporting(curve, t, psi, calls=[]):
+    calls.append(1)
+    if len(calls) == 30:
+        interrupt()
+    return curve(t, psi)
+
+plain = nf.curves.logistic_senescence()
+curve = nf.Curve(lambda t, psi: reporting(plain, t, psi), plain.parameters)
+if sys.argv[1] == "preparing":
+    torch.optim.LBFGS, curve = preparing, plain
+data = nf.LongitudinalData.from_frame(sys.argv[2], "plant", "day", "y")
+
+def fit():
+    return nf.Model(curve, fixed=("A", "s")).fit(data, seed=1, particles=256, progress=False)
+
+try:
+    fit()
+except KeyboardInterrupt:
+    print(fit().law.mean.item(), torch.get_num_threads())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["preparing", "estimating"])
+def test_an_interrupt_of_the_first_fit_of_a_process_leaves_the_next_one_right(fit, tmp_path, when):
+    plants().to_csv(tmp_path / "plants.csv", index=False)
+    call = [sys.executable, "-c", FRESH, when, str(tmp_path / "plants.csv")]
+    done = subprocess.run(
+        call, capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "2"}
+    )
+    mean, threads = done.stdout.split()
+    assert float(mean) == pytest.approx(float(fit.law.mean), rel=1e-9)
+    assert threads == "2"
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])

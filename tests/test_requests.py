@@ -251,8 +251,8 @@ WRONG = {
     "mean": (lambda fit: nf.laws.GaussianLaw([0.0], torch.eye(1)), r"mean is a Tensor, got \[0.0\]"),
     "shapes": (lambda fit: nf.LongitudinalData.regular(torch.zeros(2, 3), torch.zeros(2, 4)), r"\(2, 4\)"),
     # numbers out of range
-    "draws": (lambda fit: fit.law.sample(-1, 1), "n is a whole number from 1, got -1"),
-    "draws of points": (lambda fit: LINE.sample(2.5, 1), "n is a whole number from 1, got 2.5"),
+    "draws": (lambda fit: fit.law.sample(-1, 1), "n is a whole number from 0, got -1"),
+    "draws of points": (lambda fit: LINE.sample(2.5, 1), "n is a whole number from 0, got 2.5"),
     "draws of a distance": (lambda fit: nf.metrics.total_variation(PLANE, PLANE, n=0), "n is a whole number"),
     "dimensions": (lambda fit: nf.metrics.hellinger(PLANE, LINE), "2 and of 1 dimensions"),
     "law of another dimension": (
@@ -263,6 +263,10 @@ WRONG = {
     "axes": (
         lambda fit: nf.marginals.marginal_density(PLANE, [0, 1], [GRID]),
         "grid is needed for each of 2",
+    ),
+    "grid beside the law": (
+        lambda fit: nf.plots.density(PLANE, (GRID, GRID + 99)),
+        "no density at the points",
     ),
     "points": (lambda fit: nf.plots.trajectories(fit, points=0), "points is a whole number from 2"),
     "prominence": (

@@ -33,11 +33,12 @@ def sample_components(components: Components, n: int, seed: Seed) -> Tensor:
 
 
 def _counted(sample: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Return a law's `sample` that refuses a number of draws which is not a whole number from 1."""
+    """Return a law's `sample` that refuses a number of draws which is none; no draws are rows (0, d)."""
 
     @wraps(sample)
     def counted(law: "Law", n: object, *args: Any, **kwargs: Any) -> Tensor:
-        return sample(law, whole("n", n, 1), *args, **kwargs)
+        n = whole("n", n, 0)
+        return sample(law, n, *args, **kwargs) if n else torch.zeros(0, law.dim, dtype=torch.float64)
 
     return counted
 

@@ -72,6 +72,8 @@ def density(
     """Draw regions of highest density of two coordinates: 20, 50, 80 and 95 % of the population."""
     ax = plt.gca() if ax is None else ax
     values = marginal_density(law, axes, grids)
+    if not values.max() > 0:
+        raise ModelError("The law has no density at the points of the grids; `span` gives one where it lies.")
     heights = levels(values)
     if filled:
         for height in heights:

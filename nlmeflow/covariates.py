@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from nlmeflow.arguments import names_of
 from nlmeflow.errors import DataError, ModelError
 from nlmeflow.records import Saved
 
@@ -93,7 +94,7 @@ class Effect(Saved):
 
 def read_terms(terms: Terms) -> tuple[str, ...]:
     """Return the terms of a formula such as "log(weight / 70) + sex", or of a list of terms."""
-    parts = terms.split("+") if isinstance(terms, str) else list(terms)
+    parts = terms.split("+") if isinstance(terms, str) else names_of("a formula", terms)
     return tuple(part.strip() for part in parts)
 
 

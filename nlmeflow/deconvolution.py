@@ -27,8 +27,9 @@ import numpy as np
 import pandas as pd
 from scipy.integrate import cumulative_trapezoid
 
+from nlmeflow.arguments import checked
 from nlmeflow.data import LongitudinalData
-from nlmeflow.errors import DataError, ModelError
+from nlmeflow.errors import DataError, ModelError, number, whole
 
 Effect = Literal["slope", "intercept"]
 Noise = Literal["gaussian", "unknown"]
@@ -76,6 +77,7 @@ class Observed:
     sigma: float
 
 
+@checked
 def deconvolve(
     data: LongitudinalData,
     effect: Effect = "slope",
@@ -100,13 +102,10 @@ def deconvolve(
     ModelError : an option is none of those accepted, or outside its range.
 
     """
-    if effect not in ("slope", "intercept"):
-        raise ModelError(f"effect is 'slope' or 'intercept', got {effect!r}.")
-    if noise not in ("gaussian", "unknown"):
-        raise ModelError(f"noise is 'gaussian' or 'unknown', got {noise!r}.")
-    if sigma is not None and not 0 < sigma < np.inf:
-        raise ModelError(f"sigma is positive and finite, got {sigma!r}.")
+    if sigma is not None:
+        number("sigma", sigma, 0)
     seen = observe(data, effect, sigma, noise)
+    points = whole("points", points, 2)
     if cutoff is not None and not 0 < cutoff <= seen.u[-1]:
         raise ModelError(f"cutoff lies between 0 and {LARGEST:g} / sd = {seen.u[-1]:.4g}, got {cutoff!r}.")
     criterion = contrast(seen, cutoff)

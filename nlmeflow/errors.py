@@ -1,5 +1,7 @@
 """The errors a person can meet. Each message names what was written and what would be accepted."""
 
+import math
+
 import numpy as np
 
 
@@ -15,15 +17,36 @@ class EstimationError(RuntimeError):
     """The estimation could not go on: the message names the parameter and its value."""
 
 
-def whole(name: str, value: object, least: int) -> int:
-    """Return an argument as an int, or raise ModelError unless it is a whole number of at least `least`.
+def whole(name: str, value: object, least: int, most: int | None = None) -> int:
+    """Return an argument as an int, or raise ModelError unless it is a whole number from `least` to `most`.
 
     Numpy's integers and floats without a fraction, such as 1e3, are whole numbers.
     """
-    number = not isinstance(value, bool | np.bool_) and isinstance(value, int | float | np.number)
-    if not number or not np.isfinite(value) or value != int(value) or value < least:  # type: ignore[call-overload, operator]
-        raise ModelError(f"{name} is a whole number from {least}, got {value!r}.")
+    if not is_number(value) or value != int(value) or value < least or (most is not None and value > most):  # type: ignore[call-overload, operator]
+        end = "" if most is None else f" to {most}"
+        raise ModelError(f"{name} is a whole number from {least}{end}, got {value!r}.")
     return int(value)  # type: ignore[call-overload, no-any-return]
+
+
+def number(name: str, value: object, low: float = -math.inf, high: float = math.inf) -> float:
+    """Return an argument as a float, or raise ModelError unless it is a number between two bounds.
+
+    The bounds themselves are not accepted.
+    """
+    if not is_number(value) or not low < value < high:  # type: ignore[operator]
+        between = f" between {low:g} and {high:g}" if high < math.inf else f" above {low:g}"
+        raise ModelError(f"{name} is a number{between if low > -math.inf else ''}, got {value!r}.")
+    return float(value)  # type: ignore[arg-type]
+
+
+def is_number(value: object) -> bool:
+    """Return whether a value can stand for a finite real number; a word, True and False cannot."""
+    if isinstance(value, str | bool | np.bool_):
+        return False
+    try:
+        return math.isfinite(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        return False
 
 
 def check_whole(owner: object, least: int, *names: str) -> None:

@@ -29,8 +29,8 @@ def one_thread() -> Iterator[None]:
     with _TURN, torch.inference_mode(False):
         _prepare()
         threads = torch.get_num_threads()
-        torch.set_num_threads(1)
         try:
+            torch.set_num_threads(1)
             yield
         finally:
             torch.set_num_threads(threads)
@@ -39,14 +39,17 @@ def one_thread() -> Iterator[None]:
 @functools.cache
 def _prepare() -> None:
     """Import what torch imports when it is first used; an interrupt waits until that is whole."""
+    waiting: list[int] = []
     main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
+    before = signal.signal(signal.SIGINT, lambda number, _: waiting.append(number)) if main else None
     try:
         torch.optim.LBFGS([torch.zeros(1, requires_grad=True)])
         torch.func.jvp(torch.exp, (torch.zeros(1),), (torch.ones(1),))
     finally:
         if main:
             signal.signal(signal.SIGINT, before)
+    if waiting:
+        signal.raise_signal(signal.SIGINT)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,10 @@ from enum import IntEnum, unique
 import numpy as np
 import torch
 
+from nlmeflow.errors import whole
+
 Seed = int | torch.Generator
+LARGEST = 2**63 - 1
 
 
 @unique
@@ -58,13 +61,18 @@ class Stream(IntEnum):
     EXPORTED_ORDER = 607
 
 
+def check_seed(seed: object) -> int:
+    """Return a seed as an int, or raise ModelError unless it is a whole number from 0 to 2^63 - 1."""
+    return whole("seed", seed, 0, LARGEST)
+
+
 def derive(seed: int, *stream: int) -> int:
     """Return the seed of a sub-stream (`numpy.random.SeedSequence`).
 
     Different `stream` tuples give statistically independent generators, but for zeros at the end: they are
     not seen, derive(5, 3) equals derive(5, 3, 0), so that a stream used as a whole has no part 0.
     """
-    return int(np.random.SeedSequence([seed, *stream]).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence([check_seed(seed), *stream]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def generator(seed: Seed) -> torch.Generator:
@@ -77,9 +85,7 @@ def generator(seed: Seed) -> torch.Generator:
     """
     if isinstance(seed, torch.Generator):
         return seed
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise ValueError(f"seed must be a non-negative integer, got {seed!r}.")
-    return torch.Generator().manual_seed(int(seed))
+    return torch.Generator().manual_seed(check_seed(seed))
 
 
 def integer(random: torch.Generator) -> int:

@@ -83,7 +83,7 @@ def test_error_falls_with_individuals_and_rises_with_noise():
         ({"effect": "rate"}, "effect is 'slope' or 'intercept', got 'rate'"),
         ({"noise": "laplace"}, "noise is 'gaussian' or 'unknown', got 'laplace'"),
         ({"noise": "unknown", "effect": "intercept"}, "only the density of slopes"),
-        ({"sigma": -1}, "sigma is positive"),
+        ({"sigma": -1}, "sigma is a number above 0"),
         ({"cutoff": 1e6}, "cutoff lies between 0 and"),
     ],
 )

@@ -266,5 +266,5 @@ def test_bands_from_a_fit():
     assert float(table["density"].sum() * step) == pytest.approx(1, abs=0.01)
     with pytest.raises(nf.ModelError, match="'speed' is not among tau, s"):
         bands.table("speed")
-    with pytest.raises(nf.ModelError, match="at least 10"):
+    with pytest.raises(nf.ModelError, match="replicates"):
         fit.bands(replicates=3)

@@ -218,7 +218,7 @@ def test_comparison_is_paired_and_grouped(model):
         nf.compare(model, data, [nf.Gaussian()], groups="lines")
     with pytest.raises(nf.ModelError, match="different names"):
         nf.compare(model, data, [nf.Gaussian(), nf.Gaussian("diagonal")])
-    with pytest.raises(nf.ModelError, match="folds lies between 2 and"):
+    with pytest.raises(nf.ModelError, match="is a whole number from 2 to 60, got 99"):
         nf.compare(model, data, [nf.Gaussian()], folds=99)
 
 

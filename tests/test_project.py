@@ -1,5 +1,6 @@
 """The repository keeps its promises: chapters, profiles, environment, stored results."""
 
+import ast
 import os
 import re
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from papermill.translators import PythonTranslator
 
 import nlmeflow as nf
 
@@ -159,6 +161,66 @@ def test_check_parameters_reads_the_two_cells_before_it():
     nf.notebook.check_parameters([""])  # a runner without history
     with pytest.raises(NameError, match="no parameter m; its parameters are n, seed"):
         nf.notebook.check_parameters([declared, "# Parameters\nm = 5\n", "check"])
+    with pytest.raises(
+        nf.ModelError, match="n is an integer from 1 to 2,000; got 0"
+    ):  # edited in the notebook
+        nf.notebook.check_parameters(["import x", declared.replace("3", "0"), "check"], n=(1, 2000))
+
+
+def checking(path):
+    """Return a chapter's cell of parameters, the call that checks them, and what it accepts by name."""
+    cells = sources(path, "code")
+    (place,) = [k for k, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", [])]
+    call = ast.parse(cells[place + 1].source).body[0]
+    accepted = {word.arg: eval(ast.unparse(word.value)) for word in call.value.keywords}
+    return cells[place].source, ast.unparse(call), accepted
+
+
+def checked(path, **values):
+    """Run the check of a chapter alone, on values that papermill injects."""
+    declared, call, _ = checking(path)
+    injected = PythonTranslator.codify(values, "Parameters")
+    exec(call, {"nf": nf, "In": ["", declared, injected, call]})
+
+
+@by_chapter
+def test_each_parameter_has_a_type_and_a_range_in_which_its_values_lie(path):
+    declared, call, accepted = checking(path)
+    names = list(papermill.inspect_notebook(str(path)))
+    assert list(accepted) == names
+    exec(call, {"nf": nf, "In": ["", declared, call]})
+    checked(path, **yaml.safe_load((QUICK / f"{path.stem}.yml").read_text()))
+    text = "\n".join(cell.source for cell in sources(path, "markdown"))
+    for name, value in re.findall(r" -p (\w+) (\S+)", text):
+        checked(path, **{name: yaml.safe_load(value)})
+    for name, about in accepted.items():
+        for value in (True, False) if about is bool else about:
+            checked(path, **{name: value})
+
+
+@by_chapter
+def test_a_value_of_another_type_or_out_of_range_is_answered_with_what_is_accepted(path):
+    for name, about in checking(path)[2].items():
+        wrong = ["abc", None, [1], float("nan"), float("inf")]
+        if about is bool:
+            wrong, words = [*wrong, 1, 0.5], "True or False"
+        else:
+            low, high = about
+            whole = isinstance(low, int)
+            wrong += [True, low - 1, high + 1, *([low + 1.0, low + 0.5] if whole else [])]
+            words = f"{'an integer' if whole else 'a number'} from {low:,} to {high:,}"
+        for value in wrong:
+            with pytest.raises(nf.ModelError) as caught:
+                checked(path, **{name: value})
+            assert str(caught.value).startswith(f"{name} is {words}; got ")
+
+
+def test_a_bad_value_stops_a_chapter_with_one_line(tmp_path):
+    chapter = str(ROOT / "book" / "shape.ipynb")
+    command = [sys.executable, "-m", "papermill", chapter, str(tmp_path / "out.ipynb"), "-p", "sigma", "0"]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert run.returncode != 0
+    assert "ModelError: sigma is a number from 0.001 to 0.5; got 0." in run.stderr
 
 
 def test_without_the_real_data_the_stored_results_are_shown(tmp_path):

@@ -137,7 +137,7 @@ def test_every_relative_is_compared_saved_and_read(law, tmp_path):
     [
         (lambda: nf.SNP(order=-1), "order is a whole number from 0, got -1"),
         (lambda: nf.SNP(order=9), "order is at most 4, got 9"),
-        (lambda: nf.Transformed("skewed"), "'box-cox', 'heavy tails'; got 'skewed'"),
+        (lambda: nf.Transformed("skewed"), "'box-cox' or 'heavy tails', got 'skewed'"),
         (lambda: nf.SmoothNPMLE(bandwidth=0), "between 0 and 10"),
         (lambda: nf.ParticleNPML(particles=1), "particles is a whole number from 2"),
     ],

@@ -3,11 +3,15 @@
 import os
 import pickle
 import re
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from importlib.metadata import requires
 
+import matplotlib
+
+matplotlib.use("Agg")
 import numpy as np
 import pandas as pd
 import pytest
@@ -180,7 +184,158 @@ def test_what_cannot_be_meant_is_refused(call, message):
         call()
 
 
+@pytest.fixture(scope="module")
+def two():
+    """A fit of two random parameters, tau and s, among 20 plants 0 to 19."""
+    return fitted(plants(), nf.Model(CURVE, fixed=("A",)))
+
+
+LINE = nf.laws.GaussianLaw(torch.zeros(1).double(), torch.eye(1).double())
+PLANE = nf.laws.GaussianLaw(torch.tensor([50.0, 1.1]).double(), torch.eye(2).double())
+LINES = nf.linear_scenarios.load("bimodal", 20).data
+GRID = np.linspace(0, 1, 5)
+AN_ARRAY = np.zeros((2, 3))
+
+
+def simulated(model=None, law=PLANE, times=DAYS, n=5, seed=1, sigma=0.04, **fixed):
+    return (model or nf.Model(CURVE, fixed=("A",))).simulate(
+        law, times, n, seed, sigma, **({"A": 1.0} | fixed)
+    )
+
+
+WRONG = {
+    # names that are not there
+    "individual": (
+        lambda fit: nf.plots.trajectories(fit, ["x"]),
+        r"No individual 'x' in the fit.* \[0, 1, 2",
+    ),
+    "individuals": (lambda fit: nf.plots.trajectories(fit, "x"), "individuals is a list"),
+    "marginal": (lambda fit: nf.plots.marginals({}, fit, "A"), "No parameter 'A' in the law; it has tau, s"),
+    "pair": (
+        lambda fit: nf.plots.population(fit, ("tau", "x")),
+        "No parameter 'x' in the law; it has tau, s",
+    ),
+    "pair of three": (lambda fit: nf.plots.population(fit, ("tau", "s", "A")), "pair is 2 values"),
+    "pair of one": (
+        lambda fit: nf.plots.population(fit, ("s", "s")),
+        "pair names two parameters among tau, s",
+    ),
+    "kind of prediction": (
+        lambda fit: nf.plots.observed_predicted(fit, "x"),
+        "kind is 'individual' or 'population', got 'x'",
+    ),
+    "convergence": (lambda fit: nf.plots.saem_paths(fit), "not made by nf.SAEM"),
+    "against": (lambda fit: nf.Comparison.table(None, ["x"]), "against is a string"),
+    "scenario": (lambda fit: nf.scenarios.load(["L1"]), "name is a string"),
+    "column": (lambda fit: nf.LongitudinalData.from_frame(plants(3), ["plant"], "day", "y"), "one column"),
+    "covariates": (lambda fit: read(plants(3), covariates=3), "No column '3'"),
+    "columns of tests": (lambda fit: nf.diagnostics.npde_tests(plants(3)), "No column 'npde'"),
+    "columns of light": (lambda fit: nf.datasets.high_light(plants(3)), "No column 'timepoints'"),
+    "terms": (lambda fit: nf.Model(CURVE, covariates="tau"), "covariates holds terms by parameter"),
+    "term": (lambda fit: nf.Model(CURVE, covariates={"tau": 3}), "a formula is a list, each a string"),
+    "fixed": (lambda fit: nf.Model(CURVE, fixed=3), "fixed is a list, each a string"),
+    "kind of flow": (lambda fit: nf.Flow(kind=3), "kind is 'realnvp' or"),
+    "covariance": (lambda fit: nf.Gaussian("banded"), "covariance is 'full' or 'diagonal', got 'banded'"),
+    # things of another kind
+    "fit": (lambda fit: nf.plots.vpc(fit.data), "fit is a Fit, got a LongitudinalData"),
+    "bands": (lambda fit: nf.plots.bands(fit, "tau"), "bands is a Bands, got a Fit"),
+    "data of a fit": (lambda fit: fit.log_likelihood(plants()), "an nf.LongitudinalData, got DataFrame"),
+    "data of lines": (lambda fit: nf.deconvolve(plants()), "data is a LongitudinalData, got a DataFrame"),
+    "model": (lambda fit: nf.compare(CURVE, fit.data, nf.Gaussian()), "model is a Model, got a Curve"),
+    "laws": (lambda fit: nf.compare(MODEL, fit.data, [fit.law]), "laws is a Specification or"),
+    "named laws": (lambda fit: MODEL.fit_laws(fit.data, nf.Flow()), "laws are specifications by name"),
+    "law": (lambda fit: nf.metrics.kl(fit.law, fit), "estimate is a Law, got a Fit"),
+    "laws to draw": (lambda fit: nf.plots.marginals(fit.law, fit, "s"), "laws is a mapping of names"),
+    "no laws": (lambda fit: nf.plots.side_by_side({}, ("a", "b")), "at least one law"),
+    "path": (lambda fit: fit.save(3), "path is a string or a Path, got 3"),
+    "parameters": (lambda fit: nf.Curve(lambda t, p: t, ["tau"]), "parameters is a list, each a Parameter"),
+    "parameter": (lambda fit: nf.Parameter(3), "a word such as 'tau', got 3"),
+    "phi": (lambda fit: fit.law.log_prob(AN_ARRAY), r"torch tensor \(..., 2\), got ndarray"),
+    "mean": (lambda fit: nf.laws.GaussianLaw([0.0], torch.eye(1)), r"mean is a Tensor, got \[0.0\]"),
+    "shapes": (lambda fit: nf.LongitudinalData.regular(torch.zeros(2, 3), torch.zeros(2, 4)), r"\(2, 4\)"),
+    # numbers out of range
+    "draws": (lambda fit: fit.law.sample(-1, 1), "n is a whole number from 0, got -1"),
+    "draws of points": (lambda fit: LINE.sample(2.5, 1), "n is a whole number from 0, got 2.5"),
+    "draws of a distance": (lambda fit: nf.metrics.total_variation(PLANE, PLANE, n=0), "n is a whole number"),
+    "dimensions": (lambda fit: nf.metrics.hellinger(PLANE, LINE), "2 and of 1 dimensions"),
+    "law of another dimension": (
+        lambda fit: nf.plots.marginals({"x": LINE}, fit, "s"),
+        "'x' has dimension 1",
+    ),
+    "axis": (lambda fit: nf.marginals.span(PLANE, 2), "whole number from 0 to 1, got 2"),
+    "axes": (
+        lambda fit: nf.marginals.marginal_density(PLANE, [0, 1], [GRID]),
+        "grid is needed for each of 2",
+    ),
+    "grid beside the law": (
+        lambda fit: nf.plots.density(PLANE, (GRID, GRID + 99)),
+        "no density at the points",
+    ),
+    "points": (lambda fit: nf.plots.trajectories(fit, points=0), "points is a whole number from 2"),
+    "prominence": (
+        lambda fit: nf.metrics.modes(PLANE, prominence=2),
+        "prominence is a number between 0 and 1",
+    ),
+    "quantiles": (lambda fit: nf.diagnostics.vpc(fit, quantiles=0.5), "quantiles is a list, each a number"),
+    "level": (lambda fit: nf.diagnostics.vpc(fit, level="a"), "level is a number, got 'a'"),
+    "folds": (lambda fit: nf.compare(MODEL, fit.data, nf.Gaussian(), folds=2.5), "folds is a whole number"),
+    "most folds": (lambda fit: nf.compare(MODEL, fit.data, nf.Gaussian(), folds=21), "from 2 to 20, got 21"),
+    "n": (lambda fit: nf.scenarios.load("L1", n=1), "n is a whole number from 2, got 1"),
+    "noise": (lambda fit: nf.linear_scenarios.load("gamma", sigma=-1), "sigma is a number above 0, got -1"),
+    "grid": (lambda fit: nf.deconvolve(LINES, points=0), "points is a whole number from 2, got 0"),
+    "sigma": (lambda fit: nf.Additive([1]), r"sigma must be positive and finite, got \[1\]"),
+    "start": (lambda fit: CURVE.with_starts(tau="a"), "tau = 'a' is not a number in"),
+    "bound": (lambda fit: nf.bounded(0, None), "upper is a number, got None"),
+    "bandwidth": (lambda fit: nf.SmoothNPMLE(bandwidth=0), "bandwidth is a number between 0 and 10"),
+    # simulations
+    "two scales": (lambda fit: simulated(sigma=[0.1, 0.2]), "sigma holds 1 values, sigma; got"),
+    "one scale of two": (
+        lambda fit: simulated(nf.Model(CURVE, nf.Combined(), ["A"])),
+        "2 values, a, b; got 0.04",
+    ),
+    "no scale": (lambda fit: simulated(sigma=float("nan")), "sigma is a number or a list, each a number"),
+    "fixed value": (lambda fit: simulated(A=-1.0), "A = -1.0 is not a number in"),
+    "fixed name": (lambda fit: simulated(B=1.0), "values of the fixed parameters: A"),
+    "dimension": (lambda fit: simulated(law=LINE), "dimension 1; tau, s vary"),
+    "times": (lambda fit: simulated(times=["a"]), "times is a list, each a number"),
+    "missing time": (lambda fit: simulated(times=[1.0, float("nan")]), "times is a list, each a number"),
+    "table of times": (lambda fit: simulated(times=AN_ARRAY), "times is a list, each a number"),
+    "doses": (lambda fit: simulated(nf.Model(nf.curves.oral())), "without doses and covariates"),
+    "levels": (lambda fit: simulated(nf.Model(CURVE, fixed=["A"], within=["s"])), "models with one level"),
+}
+
+
+@pytest.mark.parametrize(("call", "message"), WRONG.values(), ids=WRONG)
+def test_a_wrong_argument_is_answered_with_what_would_be_accepted(two, call, message):
+    with pytest.raises((nf.ModelError, nf.DataError), match=message):
+        call(two)
+
+
+USES_OF_SEEDS = {
+    "fit": lambda fit, seed: MODEL.fit(fit.data, seed=seed),
+    "compare": lambda fit, seed: nf.compare(MODEL, fit.data, nf.Gaussian(), seed=seed),
+    "population": lambda fit, seed: fit.population(3, seed),
+    "bands": lambda fit, seed: fit.bands(10, seed=seed),
+    "sample": lambda fit, seed: fit.law.sample(3, seed),
+    "simulate": lambda fit, seed: simulated(seed=seed),
+    "vpc": lambda fit, seed: nf.diagnostics.vpc(fit, 5, seed=seed),
+    "npde": lambda fit, seed: nf.plots.npde(fit, replicates=100, seed=seed),
+    "scenario": lambda fit, seed: nf.scenarios.load("L1", seed=seed),
+    "linear scenario": lambda fit, seed: nf.linear_scenarios.load("gamma", seed=seed),
+    "distance": lambda fit, seed: nf.metrics.total_variation(PLANE, PLANE, seed=seed),
+}
+
+
+@pytest.mark.parametrize("use", USES_OF_SEEDS.values(), ids=USES_OF_SEEDS)
+@pytest.mark.parametrize("seed", [-1, 1.5, "a", None, True, 2**63])
+def test_a_seed_is_a_whole_number(two, use, seed):
+    with pytest.raises(nf.ModelError, match="seed is a whole number"):
+        use(two, seed)
+
+
 def test_what_is_clear_is_taken():
+    assert torch.equal(PLANE.sample(np.float64(3), np.int64(1)), PLANE.sample(3, 1.0))
+    assert nf.Curve(lambda t, p, x: t, [nf.Parameter("a")], inputs="dose").inputs == ("dose",)
     assert nf.Flow(hidden=[8], kind=["spline"]) == nf.Flow(hidden=(8,), kind=("spline",))
     model = nf.Model(CURVE, nf.Additive, fixed=("A", "s"))
     one = model.fit(read(plants()), nf.Gaussian, seed=np.int64(1), particles=256.0, progress=False)
@@ -334,6 +489,55 @@ def test_fits_in_several_threads_are_those_of_one(fit):
     with ThreadPoolExecutor(3) as pool:
         fits = list(pool.map(lambda _: fitted(plants()), range(3)))
     assert all(torch.equal(each.law.mean, fit.law.mean) for each in fits)
+
+
+FRESH = """
+import os, signal, sys, torch
+import nlmeflow as nf
+
+first = torch.optim.LBFGS
+
+def interrupt():
+    os.kill(os.getpid(), signal.SIGINT)
+
+def preparing(*arguments):
+    torch.optim.LBFGS = first
+    interrupt()
+    return first(*arguments)
+
+def reporting(curve, t, psi, calls=[]):
+    calls.append(1)
+    if len(calls) == 30:
+        interrupt()
+    return curve(t, psi)
+
+plain = nf.curves.logistic_senescence()
+curve = nf.Curve(lambda t, psi: reporting(plain, t, psi), plain.parameters)
+if sys.argv[1] == "preparing":
+    torch.optim.LBFGS, curve = preparing, plain
+data = nf.LongitudinalData.from_frame(sys.argv[2], "plant", "day", "y")
+
+def fit():
+    return nf.Model(curve, fixed=("A", "s")).fit(data, seed=1, particles=256, progress=False)
+
+try:
+    fit()
+except KeyboardInterrupt:
+    print(fit().law.mean.item(), torch.get_num_threads())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["preparing", "estimating"])
+def test_an_interrupt_of_the_first_fit_of_a_process_leaves_the_next_one_right(fit, tmp_path, when):
+    plants().to_csv(tmp_path / "plants.csv", index=False)
+    call = [sys.executable, "-c", FRESH, when, str(tmp_path / "plants.csv")]
+    done = subprocess.run(
+        call, capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "2"}
+    )
+    mean, threads = done.stdout.split()
+    assert float(mean) == pytest.approx(float(fit.law.mean), rel=1e-9)
+    assert threads == "2"
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])

@@ -105,5 +105,5 @@ def test_unknown_scenarios_are_refused():
         nf.scenarios.load("L9")
     with pytest.raises(nf.ModelError, match="P2 has designs R, S"):
         nf.scenarios.load("P2", design="M")
-    with pytest.raises(nf.ModelError, match="at least 2"):
+    with pytest.raises(nf.ModelError, match="whole number from 2"):
         nf.scenarios.load("L1", n=1)

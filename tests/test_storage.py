@@ -1,7 +1,13 @@
 """nlmeflow.fitting.saving, nlmeflow.fitting.storage: fits saved and read, also of the former format."""
 
+import errno
 import json
+import re
+import resource
+import signal
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -43,17 +49,66 @@ def test_save_and_load(name, request, tmp_path, senescence):
     assert str(again.summary()) == str(fit.summary())
 
 
-def test_a_failed_save_leaves_the_old_file(gaussian_fit, tmp_path, monkeypatch):
+@pytest.mark.parametrize("step", ["fdopen", "fsync", "chmod", "replace"])
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_a_save_that_fails_leaves_the_old_file_and_no_other(gaussian_fit, tmp_path, monkeypatch, step, error):
     path = tmp_path / "fit"
     gaussian_fit.save(path)
     before = path.read_bytes()
-    monkeypatch.setattr(
-        "nlmeflow.fitting.saving.save_file", lambda *a, **k: (_ for _ in ()).throw(OSError("full"))
-    )
-    with pytest.raises(OSError, match="full"):
-        gaussian_fit.save(path)
+
+    def fails(*_, **__):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"nlmeflow.fitting.saving.os.{step}", fails)
+        with pytest.raises(type(error)):
+            gaussian_fit.save(path)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["fit"]
+    gaussian_fit.save(path)
+    assert path.read_bytes() == before
+
+
+def test_a_disk_that_is_full_in_the_middle_of_a_file(gaussian_fit, tmp_path):
+    """The largest size that the system lets a file have stands for the space that is left."""
+    path = tmp_path / "fit"
+    gaussian_fit.save(path)
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signals = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
+        with pytest.raises(OSError, match="too large"):
+            gaussian_fit.save(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, signals)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["fit"]
+
+
+KILLED = """
+import os, signal, sys
+import nlmeflow as nf
+fit = nf.load(sys.argv[1])
+fit.seed = 2
+os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+fit.save(sys.argv[1])
+"""
+
+
+def test_a_process_killed_while_it_saves_leaves_the_old_file(gaussian_fit, tmp_path):
+    path = tmp_path / "fit"
+    gaussian_fit.save(path)
+    before = path.read_bytes()
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert path.read_bytes() == before
+    left = [p.name for p in tmp_path.iterdir() if p != path]
+    assert len(left) == 1
+    assert re.fullmatch(r"\.fit\..+\.unfinished", left[0])
+    gaussian_fit.save(path)
+    assert nf.load(path).log_likelihood() == gaussian_fit.log_likelihood()
 
 
 def test_damaged_and_foreign_files_are_refused(gaussian_fit, tmp_path):

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nlmeflow.errors import ModelError
+from nlmeflow.arguments import check_fields, names_of
+from nlmeflow.errors import ModelError, is_number, number
 
 Function = Callable[..., Tensor]
 
@@ -34,9 +35,9 @@ class Transform:
 
     def check(self, parameter: str, value: float) -> None:
         """Raise ModelError when `value` lies outside the natural range."""
-        if not self.lower < value < self.upper:
+        if not is_number(value) or not self.lower < value < self.upper:
             raise ModelError(
-                f"{parameter} = {value:g} is outside ({self.lower:g}, {self.upper:g}), "
+                f"{parameter} = {value!r} is not a number in ({self.lower:g}, {self.upper:g}), "
                 f"the range of its {self.name} scale."
             )
 
@@ -47,7 +48,7 @@ LOG = Transform("log", torch.exp, torch.log, lower=0.0)
 
 def bounded(lower: float, upper: float) -> Transform:
     """Return the logit scale of the interval (lower, upper): phi = log((psi-lower)/(upper-psi))."""
-    if not lower < upper:
+    if not number("lower", lower) < number("upper", upper):
         raise ModelError(f"bounded() needs lower < upper, got {lower:g} and {upper:g}.")
     name = "logit" if (lower, upper) == (0.0, 1.0) else f"logit({lower!r}, {upper!r})"
     return Transform(
@@ -91,9 +92,9 @@ class Parameter:
     start: float | None = None
 
     def __post_init__(self) -> None:
-        if not self.name.isidentifier():
+        if not isinstance(self.name, str) or not self.name.isidentifier():
             raise ModelError(f"A parameter's name is a word such as 'tau', got {self.name!r}.")
-        if not isinstance(self.transform, Transform) and self.transform not in TRANSFORMS:
+        if not isinstance(self.transform, Transform) and self.transform not in list(TRANSFORMS):
             raise ModelError(
                 f"Parameter '{self.name}' has transform {self.transform!r}; accepted are "
                 f"{', '.join(map(repr, TRANSFORMS))}, bounded(lower, upper) or a Transform."
@@ -141,6 +142,8 @@ class Curve:
     steady: Function | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "inputs", names_of("inputs", self.inputs))
+        check_fields(self)
         object.__setattr__(self, "parameters", tuple(self.parameters))
         names = self.names
         if not names:

@@ -55,9 +55,11 @@ def check_nested(frame: pd.DataFrame, individual: str, group: str) -> None:
 
 
 def check_roles(roles: Mapping[str, str | None]) -> None:
-    """Raise DataError when one column is given two roles, such as individual and time."""
+    """Raise DataError when a role is not that of one column, or one column has two roles."""
     seen: dict[str, str] = {}
     for role, column in roles.items():
+        if not isinstance(column, Hashable):
+            raise DataError(f"{role} is the name of one column, got {column!r}.")
         if column is not None and seen.setdefault(column, role) != role:
             raise DataError(f"Column '{column}' cannot be both {seen[column]} and {role}.")
 

@@ -11,6 +11,7 @@ import pandas as pd
 import pooch
 import pyreadr
 
+from nlmeflow.data.checks import check_columns, table_of
 from nlmeflow.errors import DataError
 
 VARIABLE = "NLMEFLOW_DATA_DIR"
@@ -98,7 +99,8 @@ def high_light(frame: pd.DataFrame | None = None) -> pd.DataFrame:
     DataError : as in `fetch`.
 
     """
-    frame = phenovator() if frame is None else frame
+    frame = phenovator() if frame is None else table_of(frame)
+    check_columns(frame, ["timepoints", "EffpsII", "pos", "Genotype", "Image_pos"])
     times = frame["timepoints"]
     inside = frame[(times >= LIGHT_RAISED) & (times < WINDOW_END) & frame["EffpsII"].notna()]
     first = inside["timepoints"].min()

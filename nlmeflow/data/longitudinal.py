@@ -1,6 +1,6 @@
 """Longitudinal data: repeated measures of many individuals, ragged, padded with a mask."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from nlmeflow.arguments import checked
 from nlmeflow.data.checks import (
     censoring_bounds,
     check_columns,
@@ -126,11 +127,13 @@ class LongitudinalData:
 
         """
         frame = table_of(frame)
-        covariates = [covariates] if isinstance(covariates, str) else list(dict.fromkeys(covariates))
+        several = isinstance(covariates, Iterable) and not isinstance(covariates, str)
+        covariates = list(covariates) if several else [covariates]  # type: ignore[list-item]
         roles: dict[str, str | None] = {"individual": individual, "time": time, "response": response}
         check_roles(roles | {"censoring": censoring, "limit": limit})
         check_roles(roles | {f"covariate {name}": name for name in covariates})
         check_roles({"time": time, "response": response, "group": group})
+        covariates = list(dict.fromkeys(covariates))
         if replicates not in ("refuse", "keep"):
             raise DataError(f"replicates is 'refuse' or 'keep', got {replicates!r}.")
         if group is not None:
@@ -172,10 +175,16 @@ class LongitudinalData:
         )
 
     @classmethod
+    @checked
     def regular(
         cls, time: Tensor, response: Tensor, covariates: pd.DataFrame | None = None
     ) -> "LongitudinalData":
         """Return data of individuals 0..N-1 all observed, time and response (N, n), covariates (N rows)."""
+        if time.shape != response.shape or time.ndim != 2:
+            raise DataError(
+                f"time and response are both of shape (N, n); got {tuple(time.shape)} and "
+                f"{tuple(response.shape)}."
+            )
         n = len(time)
         mask = torch.ones_like(time, dtype=torch.bool)
         table = pd.DataFrame(index=range(n)) if covariates is None else covariates.set_axis(range(n), axis=0)

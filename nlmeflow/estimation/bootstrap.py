@@ -23,7 +23,7 @@ from nlmeflow.laws.moved import MovedLaw
 from nlmeflow.laws.specification import Specification
 
 
-def replicates(
+def estimated_again(
     law: Specification, problem: Problem, state: State, training: TrainingSet, weights: Tensor
 ) -> tuple[State, ...]:
     """Return law, beta and sigma for each row of individual weights (R, N).

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.stats import norm
 
-from nlmeflow.errors import ModelError
+from nlmeflow.errors import ModelError, number
 from nlmeflow.laws.law import Law
 from nlmeflow.laws.marginals import marginal_density, span
 
@@ -30,13 +31,14 @@ class Bands:
     level: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.level < 1:
-            raise ModelError(f"level lies between 0 and 1, got {self.level!r}.")
+        number("level", self.level, 0, 1)
 
     def table(self, parameter: str, grid: np.ndarray | None = None) -> pd.DataFrame:
         """Return density, lower and upper of a parameter's marginal density at points of phi's scale.
 
-        Lower and upper are quantiles of the replicates' densities at each point.
+        Lower is the lower of two limits at each point, upper the higher: the quantile of the replicates'
+        densities, and the law's own density less or plus as many of their standard deviations as a normal
+        distribution has there. With few replicates, or where they lean to one side, either alone is narrow.
         """
         if parameter not in self.labels:
             raise ModelError(f"'{parameter}' is not among {', '.join(self.labels)}.")
@@ -45,5 +47,10 @@ class Bands:
         densities = np.stack([marginal_density(law, [axis], [points]) for law in self.laws])
         tail = (1 - self.level) / 2
         low, high = np.quantile(densities, [tail, 1 - tail], axis=0)
-        columns = {"density": marginal_density(self.law, [axis], [points]), "lower": low, "upper": high}
+        density, half = (
+            marginal_density(self.law, [axis], [points]),
+            norm.isf(tail) * densities.std(0, ddof=1),
+        )
+        low, high = np.minimum(low, density - half).clip(0), np.maximum(high, density + half)
+        columns = {"density": density, "lower": low, "upper": high}
         return pd.DataFrame(columns, index=pd.Index(points, name=parameter))

@@ -9,8 +9,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from nlmeflow.errors import ModelError
-from nlmeflow.estimation.bootstrap import replicates
+from nlmeflow.errors import ModelError, whole
+from nlmeflow.estimation.bootstrap import estimated_again
 from nlmeflow.estimation.em import State
 from nlmeflow.estimation.engine import DRAWS, broad_reference, posterior_draws
 from nlmeflow.estimation.information import reported_values
@@ -18,7 +18,7 @@ from nlmeflow.fitting.bands import Bands
 from nlmeflow.fitting.fitted import Fitted
 from nlmeflow.laws.draws import TrainingSet
 from nlmeflow.laws.law import Law
-from nlmeflow.laws.metrics import basins
+from nlmeflow.laws.modes import basins
 from nlmeflow.numerics import NORMAL_95, dirichlet_weights
 from nlmeflow.running import estimating, show_progress
 from nlmeflow.seeds import Stream, derive, generator
@@ -40,7 +40,7 @@ class Bootstrap:
     states: tuple[State, ...]
 
     @classmethod
-    def of(cls, fit: Fitted, number: int, seed: int, progress: bool | None = None) -> "Bootstrap":
+    def of(cls, fit: Fitted, replicates: int, seed: int, progress: bool | None = None) -> "Bootstrap":
         """Estimate again with random weights, that many times; see `Fit.bootstrap`.
 
         Raises
@@ -49,8 +49,7 @@ class Bootstrap:
         EstimationError : the likelihood has no peak in the fixed effects and the residual parameters.
 
         """
-        if number < LEAST:
-            raise ModelError(f"replicates is at least {LEAST}, got {number}.")
+        replicates = whole("replicates", replicates, LEAST)
         if not fit.law.has_density:
             raise ModelError("A law made of points has no density to weigh posterior draws with.")
         with estimating(), show_progress(fit.specification, progress) as report:
@@ -61,8 +60,8 @@ class Bootstrap:
             )
             draws = posterior_draws(problem, fit.drawn(), state, reference, DRAWS, random)
             training = TrainingSet(draws, derive(seed, Stream.BAND_LAWS), report=report)
-            weights = dirichlet_weights(number, len(draws), derive(seed, Stream.BAND_WEIGHTS))
-            return cls(fit, replicates(fit.specification, problem, state, training, weights))
+            weights = dirichlet_weights(replicates, len(draws), derive(seed, Stream.BAND_WEIGHTS))
+            return cls(fit, estimated_again(fit.specification, problem, state, training, weights))
 
     @property
     def laws(self) -> tuple[Law, ...]:

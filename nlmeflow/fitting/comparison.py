@@ -1,14 +1,15 @@
 """Comparison of laws by how well they predict individuals that they have not seen."""
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 import torch
 
+from nlmeflow.arguments import checked
 from nlmeflow.data import LongitudinalData
-from nlmeflow.errors import ModelError
+from nlmeflow.errors import ModelError, whole
 from nlmeflow.estimation.engine import Task, training_set
 from nlmeflow.fitting.fit import Fit
 from nlmeflow.fitting.model import Model
@@ -18,6 +19,9 @@ from nlmeflow.laws.specification import Specification, specified
 from nlmeflow.laws.stacked import StackedLaw
 from nlmeflow.running import estimating, show_progress
 from nlmeflow.seeds import Stream, derive
+
+One = Specification | type[Specification]
+Laws = One | Sequence[One]
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Comparison:
     stacked: StackedLaw
     weights: dict[str, float]
 
+    @checked
     def table(self, against: str = "gaussian") -> pd.DataFrame:
         """Return, for each law, the mean gain in held-out log-likelihood per individual over another.
 
@@ -64,10 +69,11 @@ class Comparison:
         return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("law")
 
 
+@checked
 def compare(
     model: Model,
     data: LongitudinalData,
-    laws: Sequence[Specification],
+    laws: Laws,
     folds: int = 5,
     seed: int = 0,
     groups: str | None = None,
@@ -99,7 +105,7 @@ def compare(
 def compare_task(
     model: Model,
     task: Task,
-    laws: Sequence[Specification],
+    laws: Laws,
     labels: Sequence[Hashable],
     progress: bool | None = None,
 ) -> Comparison:
@@ -134,8 +140,8 @@ def compare_task(
     return Comparison(fits, frame, pd.Series(list(labels), index=frame.index), stacked, shares)
 
 
-def _named(laws: Iterable[Specification] | Specification) -> dict[str, Specification]:
-    laws = [specified(law) for law in (laws if isinstance(laws, Iterable) else [laws])]
+def _named(given: Laws) -> dict[str, Specification]:
+    laws = [specified(law) for law in (given if isinstance(given, Collection) else [given])]
     names = [law.name for law in laws]
     twice = {name for name in names if names.count(name) > 1}
     if not laws or twice:
@@ -157,7 +163,6 @@ def _groups(data: LongitudinalData, groups: str | None) -> list[Hashable]:
 def _folds(labels: Sequence[Hashable], folds: int, seed: int) -> Folds:
     """Return the fold of each individual; a group lies in one fold."""
     code, names = pd.factorize(pd.Series(list(labels)))
-    if not 2 <= folds <= len(names):
-        raise ModelError(f"folds lies between 2 and the number of groups, {len(names)}; got {folds}.")
+    folds = whole("folds (at most the number of groups)", folds, 2, len(names))
     place = np.random.default_rng(derive(seed, Stream.COMPARISON_FOLDS)).permutation(len(names)) % folds
     return Folds(torch.from_numpy(place[code]))

@@ -7,9 +7,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from nlmeflow.arguments import checked
 from nlmeflow.covariates import Effect, Terms, effects_of, read_terms
 from nlmeflow.data import LongitudinalData
-from nlmeflow.errors import ModelError
+from nlmeflow.errors import ModelError, whole
 from nlmeflow.estimation.engine import training_set
 from nlmeflow.fitting.model import Model
 from nlmeflow.laws.averaging import held_out_average, stacking_weights
@@ -66,6 +67,7 @@ class Conditional:
             shares += [self.weights[name] / len(found.flows)] * len(found.flows)
         return StackedLaw.weighted(laws, torch.tensor(shares, dtype=torch.float64), NEGLIGIBLE / 10)
 
+    @checked
     def table(self, against: str = "shared") -> pd.DataFrame:
         """Return the mean gain in held-out log-likelihood per individual over another, with its error.
 
@@ -82,6 +84,7 @@ class Conditional:
         return pd.DataFrame(columns).rename_axis("law")
 
 
+@checked
 def conditional_flow(
     model: Model,
     data: LongitudinalData,
@@ -114,8 +117,7 @@ def conditional_flow(
     if bool((scale == 0).any()):
         raise ModelError(f"Covariate '{effects[int(scale.argmin())].variable}' is constant.")
     x = (raw - centre) / scale
-    if not 2 <= folds <= len(data):
-        raise ModelError(f"folds lies between 2 and the number of individuals, {len(data)}; got {folds}.")
+    folds = whole("folds (at most the number of individuals)", folds, 2, len(data))
     parts = Folds.random(len(data), folds, derive(seed, Stream.CONDITIONAL_FOLDS))
     task = model.task(data, seed, folds=parts)
     with estimating(), show_progress(Flow(), progress) as report:

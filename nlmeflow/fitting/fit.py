@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from nlmeflow.arguments import checked
 from nlmeflow.data import LongitudinalData
 from nlmeflow.errors import ModelError, whole
 from nlmeflow.estimation.likelihood import DataLikelihood, Marginal, around, locate
@@ -46,6 +47,7 @@ class Fit(Fitted):
         """Return log p(y_i) of individuals that took no part in the fit."""
         return self.on(data).marginal
 
+    @checked
     def on(self, data: LongitudinalData) -> "Fit":
         """Return this fit looking at other individuals: nothing is estimated again.
 
@@ -109,6 +111,7 @@ class Fit(Fitted):
         """
         return tables.standard_errors(self)
 
+    @checked
     def bootstrap(self, replicates: int = 100, seed: int = 0, progress: bool | None = None) -> Bootstrap:
         """Return the fit estimated again, with random weights of the individuals, that many times.
 
@@ -144,8 +147,10 @@ class Fit(Fitted):
                 places, scale = torch.cat([phi[0], own]), 0.1 * gaussian.sd
             log_marginal = self.marginal.values
             data = DataLikelihood(self.problem(), self.beta, self.sigma, torch.zeros_like(log_marginal))
-            return certify(data.log_psi, log_marginal, places, scale)
+            n_points = 0 if self.law.has_density else phi.shape[1]
+            return certify(data.log_psi, log_marginal, places, scale, n_points)
 
+    @checked
     def bands(
         self, replicates: int = 40, level: float = 0.9, seed: int = 0, progress: bool | None = None
     ) -> Bands:
@@ -161,6 +166,7 @@ class Fit(Fitted):
         """
         return self.bootstrap(replicates, seed, progress).bands(level)
 
+    @checked
     def population(self, n: int = 1000, seed: int = 0) -> pd.DataFrame:
         """Draw n individuals, each of a new group when there are groups, on the natural scale."""
         n = whole("n", n, 1)

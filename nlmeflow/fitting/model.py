@@ -12,13 +12,13 @@ from nlmeflow.estimation.groups import GroupedProblem
 from nlmeflow.estimation.particles import default_particles
 from nlmeflow.estimation.problem import Problem
 from nlmeflow.fitting.fit import Fit
-from nlmeflow.fitting.structure import Structure
+from nlmeflow.fitting.structure import Structure, check_data
 from nlmeflow.fitting.suspicions import suspicions
 from nlmeflow.laws.draws import Folds
 from nlmeflow.laws.gaussian import Gaussian
 from nlmeflow.laws.specification import Specification, specified
 from nlmeflow.running import estimating, show_progress
-from nlmeflow.seeds import generator
+from nlmeflow.seeds import check_seed
 
 BROKEN = "The estimation broke down, at a matrix that cannot be inverted."
 CAUSES = (
@@ -60,17 +60,12 @@ class Model(Structure):
         Raises
         ------
         ModelError : other data, a response that does not vary, fewer than two individuals, what the model
-            cannot take; first values or particles out of range.
+            cannot take; first values, particles or a seed out of range.
         DataError : the value of a covariate that its term cannot take.
-        ValueError : the seed is not a whole number from 0.
 
         """
-        generator(seed)
-        if not isinstance(data, LongitudinalData):
-            raise ModelError(
-                f"The data are an nf.LongitudinalData, got {type(data).__name__}; make them with "
-                "nf.LongitudinalData.from_frame(frame, individual=..., time=..., response=...)."
-            )
+        check_data(data)
+        seed = check_seed(seed)
         if start is not None and not isinstance(start, Mapping):
             raise ModelError(f"start holds first values by parameter, such as {{'{self.random[0]}': 1.0}}.")
         start = dict(start or {})
@@ -84,7 +79,7 @@ class Model(Structure):
         size = particles or default_particles(
             len(problem), bool(self.within), float(data.counts.double().mean())
         )
-        return Task(problem, start, int(seed), size, folds, everyone=data)
+        return Task(problem, start, seed, size, folds, everyone=data)
 
     def fit(
         self,
@@ -131,6 +126,8 @@ class Model(Structure):
         DataError, ModelError, EstimationError : as in `fit`.
 
         """
+        if not isinstance(laws, Mapping):
+            raise ModelError(f"laws are specifications by name, {{'mine': nf.Flow()}}, got {laws!r}.")
         task = self.task(data, seed, start, particles)
         return {name: self.fit_task(task, law, progress) for name, law in laws.items()}
 

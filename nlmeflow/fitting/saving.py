@@ -1,7 +1,8 @@
 """Save a fit: one safetensors file, its header a JSON text.
 
-The file is written beside its place and moved there when complete, so that an interrupted save
-leaves what was there before.
+The file is written beside its place and moved there when complete, so that a save that fails (a full disk),
+or is interrupted, leaves what was there before. Of a process that is killed meanwhile a file
+".NAME.*.unfinished" may remain, which can be deleted.
 """
 
 import json
@@ -12,8 +13,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 
+from nlmeflow.arguments import checked
 from nlmeflow.errors import DataError, ModelError
 from nlmeflow.fitting.fitted import Fitted
 from nlmeflow.fitting.structure import Structure
@@ -22,6 +24,7 @@ from nlmeflow.records import Tensors, encode
 FORMAT = 4
 
 
+@checked
 def save(fit: Fitted, path: str | Path) -> None:
     """Write a fit; see `Fit.save`.
 
@@ -68,10 +71,18 @@ def save(fit: Fitted, path: str | Path) -> None:
     }
     tensors = {key: value.detach().clone().contiguous() for key, value in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
+    content = to_bytes(tensors, metadata={"nlmeflow": json.dumps(header, default=_number)})
+    _replace(path, content)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file under another name, and give it its own when it is complete and on the disk."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".unfinished")
     try:
-        save_file(tensors, temporary, metadata={"nlmeflow": json.dumps(header, default=_number)})
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         mask = os.umask(0)
         os.umask(mask)
         os.chmod(temporary, 0o666 & ~mask)

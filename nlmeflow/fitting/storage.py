@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 
+from nlmeflow.arguments import checked
 from nlmeflow.curves import LIBRARY, Curve
 from nlmeflow.curves.curve import named
 from nlmeflow.data.longitudinal import Doses, LongitudinalData
@@ -18,6 +19,7 @@ from nlmeflow.fitting.saving import FORMAT, read_column, read_table, write_colum
 from nlmeflow.records import Tensors, decode
 
 
+@checked
 def load(path: str | Path, curve: Curve | None = None) -> Fit:
     """Read a fit. A curve of one's own is given again: `nf.load("fit", curve=curve)`.
 

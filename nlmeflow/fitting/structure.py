@@ -7,10 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nlmeflow.arguments import checked, names_of, taken
 from nlmeflow.covariates import Effect, Terms, check_design, check_term, effects_of, read_terms
 from nlmeflow.curves import Curve
 from nlmeflow.data import LongitudinalData
-from nlmeflow.errors import ModelError, whole
+from nlmeflow.errors import ModelError, number, whole
 from nlmeflow.estimation.groups import GroupedProblem
 from nlmeflow.estimation.problem import Problem
 from nlmeflow.laws.law import Law
@@ -38,9 +39,8 @@ class Structure:
             object.__setattr__(self, "residual", self.residual())
         if not isinstance(self.residual, Residual):
             raise ModelError(f"residual is an error model such as nf.Additive(), got {self.residual!r}.")
-        names = (self.fixed,) if isinstance(self.fixed, str) else tuple(self.fixed)
+        names, inner = names_of("fixed", self.fixed), names_of("within", self.within)
         object.__setattr__(self, "fixed", names)
-        inner = (self.within,) if isinstance(self.within, str) else tuple(self.within)
         object.__setattr__(self, "within", inner)
         for name in names + inner:
             self.curve[name]
@@ -49,6 +49,11 @@ class Structure:
                 raise ModelError(
                     f"within names '{name}', which is {'fixed' if name in names else 'twice there'}."
                 )
+        if not isinstance(self.covariates, Mapping):
+            raise ModelError(
+                f"covariates holds terms by parameter, such as {{'{self.curve.names[0]}': 'weight'}}, got "
+                f"{self.covariates!r}."
+            )
         terms = {name: read_terms(some) for name, some in dict(self.covariates).items()}
         object.__setattr__(self, "covariates", terms)
         for name, some in terms.items():
@@ -69,6 +74,7 @@ class Structure:
         DataError, ModelError : data, covariates, curve and error model do not fit together.
 
         """
+        check_data(data)
         given = effects is not None
         effects = effects_of(self.covariates, data.covariates) if effects is None else effects
         problem = Problem.build(data, self.curve, self.residual, self.fixed, effects)
@@ -76,34 +82,46 @@ class Structure:
             check_design(problem.design, problem.effects, problem.random + problem.fixed)
         return GroupedProblem.of(problem, tuple(self.within)) if self.within else problem
 
+    @checked
     def simulate(
         self,
         law: Law,
         times: Sequence[float] | np.ndarray,
         n: int,
         seed: int,
-        sigma: Sequence[float] | float,
+        sigma: float | Sequence[float],
         **fixed: float,
     ) -> tuple[LongitudinalData, Tensor]:
         """Draw n individuals from a law, and their responses; return data and phi (n, d).
 
-        sigma : residual parameters; fixed : values of the parameters without variability.
+        sigma : residual parameters, in the order of the error model; fixed : values of the parameters without
+        variability. For models with one level, without covariates.
 
         Raises
         ------
-        ModelError : fixed parameters other than the model's, n not a whole number from 1, sigma not positive.
+        ModelError : fixed parameters other than the model's, a law of another dimension, n not a whole number
+            from 1, residual parameters that are not positive or not as many as the error model has.
 
         """
-        missing = set(self.fixed) - set(fixed)
-        if missing or set(fixed) - set(self.fixed):
+        if self.curve.inputs or self.covariates or self.within:
+            raise ModelError("simulate() takes models with one level, without doses and covariates.")
+        if set(fixed) != set(self.fixed):
             raise ModelError(f"Give values of the fixed parameters: {', '.join(self.fixed) or 'none'}.")
-        n = whole("n", n, 1)
-        if not bool((np.asarray(sigma, dtype=float) > 0).all()):
-            raise ModelError(f"sigma holds positive residual parameters, got {sigma!r}.")
+        for name, value in fixed.items():
+            self.curve[name].scale.check(name, value)
+        if law.dim != len(self.random):
+            raise ModelError(f"The law has dimension {law.dim}; {', '.join(self.random)} vary in the model.")
+        n, scales = whole("n", n, 1), np.atleast_1d(sigma)
+        wanted = self.residual.names
+        if scales.shape != (len(wanted),):
+            raise ModelError(f"sigma holds {len(wanted)} values, {', '.join(wanted)}; got {sigma!r}.")
+        for name, value in zip(wanted, scales, strict=True):
+            number(name, value, 0)
         phi = law.sample(n, derive(seed, Stream.SIMULATED_LAW))
-        time = torch.as_tensor(np.asarray(times), dtype=phi.dtype).expand(n, -1)
+        each = taken("times", np.asarray(times), Sequence[float])
+        time = torch.as_tensor(each, dtype=phi.dtype).expand(n, -1)
         mean = self.mean_response(phi, time, **fixed)
-        scale = torch.tensor(np.atleast_1d(sigma), dtype=phi.dtype)
+        scale = torch.tensor(scales, dtype=phi.dtype)
         response = self.residual.sample(mean, scale, generator(derive(seed, Stream.SIMULATED_NOISE)))
         return LongitudinalData.regular(time, response), phi
 
@@ -111,3 +129,12 @@ class Structure:
         """Return f(t_i; phi_i) for phi (N, d) and time (N, n): (N, n). For curves without covariates."""
         psi = {name: value[:, None] for name, value in self.curve.natural(phi, self.random).items()}
         return self.curve(time, psi | {k: phi.new_tensor(v) for k, v in fixed.items()}).expand_as(time)
+
+
+def check_data(data: object) -> None:
+    """Raise ModelError unless the data are longitudinal ones."""
+    if not isinstance(data, LongitudinalData):
+        raise ModelError(
+            f"The data are an nf.LongitudinalData, got {type(data).__name__}; make them with "
+            "nf.LongitudinalData.from_frame(frame, individual=..., time=..., response=...)."
+        )

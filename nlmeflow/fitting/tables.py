@@ -27,7 +27,7 @@ from nlmeflow.running import one_thread
 DIGITS = "{:.5g}".format  # of printed numbers, so that small ones can be read
 FEW = 20.0  # effective particles of an individual under which its likelihood is not to be trusted
 REPLICATES = 100  # of the bootstrap behind standard errors
-LARGE = 2000  # individuals beyond which standard errors are left to `Fit.standard_errors`
+LARGE, LARGE_BOOTSTRAP = 2000, 300  # individuals beyond which they are left to `Fit.standard_errors`
 
 
 class Estimate(NamedTuple):
@@ -214,7 +214,8 @@ class Summary:
 
 def _errors(fit: Fitted) -> tuple[dict[tuple[str, str], float], list[str]]:
     """Return standard errors by kind and name, none where they take long, and parameters at the boundary."""
-    if not fit.law.has_density or len(fit.data) > LARGE:
+    most = LARGE_BOOTSTRAP if fit.law.normal is None else LARGE
+    if not fit.law.has_density or len(fit.data) > most:
         return {}, []
     try:
         table = standard_errors(fit)

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
+from nlmeflow.arguments import check_fields
 from nlmeflow.errors import ModelError
 from nlmeflow.laws.affine import Affine, normal_log_prob, safe_cholesky
 from nlmeflow.laws.draws import PosteriorDraws, TrainingSet
@@ -155,9 +156,8 @@ class Gaussian(Specification):
     prior: float = 0.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_prior(self.prior)
-        if self.covariance not in ("full", "diagonal"):
-            raise ModelError(f"covariance is 'full' or 'diagonal', got {self.covariance!r}.")
 
     def learn(self, training: TrainingSet) -> GaussianLaw:
         return population(training.draws, self)

@@ -12,7 +12,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from nlmeflow.errors import ModelError, check_whole
+from nlmeflow.errors import check_whole, number
 from nlmeflow.laws.affine import lower_inverse
 from nlmeflow.laws.draws import Folds, PosteriorDraws, TrainingSet
 from nlmeflow.laws.gaussian import GaussianLaw, population
@@ -115,8 +115,8 @@ class SmoothNPMLE(Specification):
     folds: int = 5
 
     def __post_init__(self) -> None:
-        if self.bandwidth is not None and not 0 < self.bandwidth < 10:
-            raise ModelError(f"bandwidth lies between 0 and 10 standard deviations, got {self.bandwidth!r}.")
+        if self.bandwidth is not None:
+            number("bandwidth", self.bandwidth, 0, 10)
         check_whole(self, 1, "points")
         check_whole(self, 2, "folds")
 

@@ -6,13 +6,15 @@ never by its type.
 """
 
 from abc import ABC, abstractmethod
-from functools import cached_property
-from typing import ClassVar, Self
+from collections.abc import Callable
+from functools import cached_property, wraps
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from nlmeflow.errors import ModelError
+from nlmeflow.arguments import check_fields
+from nlmeflow.errors import ModelError, whole
 from nlmeflow.laws.affine import Affine
 from nlmeflow.numerics import moments
 from nlmeflow.records import Saved
@@ -30,6 +32,17 @@ def sample_components(components: Components, n: int, seed: Seed) -> Tensor:
     return means[which] + (factors[which] @ noise).squeeze(-1)
 
 
+def _counted(sample: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return a law's `sample` that refuses a number of draws which is none; no draws are rows (0, d)."""
+
+    @wraps(sample)
+    def counted(law: "Law", n: object, *args: Any, **kwargs: Any) -> Tensor:
+        n = whole("n", n, 0)
+        return sample(law, n, *args, **kwargs) if n else torch.zeros(0, law.dim, dtype=torch.float64)
+
+    return counted
+
+
 class Law(Saved, ABC):
     """A fitted distribution of the individual parameters phi in R^d, on the unconstrained scale.
 
@@ -44,6 +57,14 @@ class Law(Saved, ABC):
     has_density: ClassVar[bool] = True
     counted: ClassVar[bool] = True
     has_roots: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "sample" in vars(cls):
+            cls.sample = _counted(cls.sample)  # type: ignore[method-assign]
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     @abstractmethod
@@ -142,6 +163,8 @@ class Law(Saved, ABC):
 
     def _rows(self, phi: Tensor) -> Tensor:
         """Return phi (..., d) as rows (n, d), or raise ModelError when its last axis is not d."""
+        if not isinstance(phi, Tensor):
+            raise ModelError(f"phi is a torch tensor (..., {self.dim}), got {type(phi).__name__}.")
         if phi.ndim == 0 or phi.shape[-1] != self.dim:
             raise ModelError(
                 f"phi has shape {tuple(phi.shape)}; its last axis must be d = {self.dim}, in the order of "

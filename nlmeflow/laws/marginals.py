@@ -7,17 +7,23 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
+from nlmeflow.arguments import checked
+from nlmeflow.errors import ModelError, number, whole
 from nlmeflow.laws.gaussian import GaussianLaw
 from nlmeflow.laws.law import Law
 from nlmeflow.running import estimating
 
 
+@checked
 def marginal_density(law: Law, axes: Sequence[int], grids: Sequence[np.ndarray]) -> np.ndarray:
     """Return the density of some coordinates of phi on a grid, others integrated out.
 
     Gauss-Legendre quadrature over 4.5 standard deviations when at most two coordinates are left
     out, a histogram of 200,000 draws smoothed over one cell when more are.
     """
+    _check_axes(law, axes)
+    if len(grids) != len(axes):
+        raise ModelError(f"A grid is needed for each of {len(axes)} coordinates, got {len(grids)}.")
     rest = [k for k in range(law.dim) if k not in axes]
     if len(rest) > 2:
         return _histogram(law, axes, grids)
@@ -52,8 +58,19 @@ def _histogram(law: Law, axes: Sequence[int], grids: Sequence[np.ndarray]) -> np
     return density
 
 
+@checked
 def span(law: Law, axis: int, reach: float = 3.5, points: int = 120) -> np.ndarray:
     """Return a grid of one coordinate: the population's mean, `reach` standard deviations around."""
+    _check_axes(law, [axis])
+    number("reach", reach, 0)
     gaussian = GaussianLaw.like(law)
     mean, sd = float(gaussian.mean[axis]), float(gaussian.sd[axis])
-    return np.linspace(mean - reach * sd, mean + reach * sd, points)
+    return np.linspace(mean - reach * sd, mean + reach * sd, whole("points", points, 2))
+
+
+def _check_axes(law: Law, axes: Sequence[int]) -> None:
+    """Raise ModelError unless the axes are numbers of different coordinates of the law."""
+    for axis in axes:
+        whole("The number of a coordinate", axis, 0, law.dim - 1)
+    if len(set(axes)) < len(axes):
+        raise ModelError(f"Coordinates are different from each other, got {tuple(axes)}.")

@@ -5,17 +5,18 @@ import math
 import torch
 from torch import Tensor
 
+from nlmeflow.arguments import checked
+from nlmeflow.errors import ModelError, whole
 from nlmeflow.laws.gaussian import GaussianLaw
 from nlmeflow.laws.law import Law
 from nlmeflow.laws.marginals import marginal_density, span
 from nlmeflow.laws.mixture import MixtureLaw
-from nlmeflow.laws.modes import Mode, basins, modes
+from nlmeflow.laws.modes import Mode, modes
 from nlmeflow.running import estimating
 from nlmeflow.seeds import derive
 
 __all__ = [
     "Mode",
-    "basins",
     "bridge_mass",
     "group_mass",
     "group_shares",
@@ -32,6 +33,7 @@ __all__ = [
 DRAWS = 20_000
 
 
+@checked
 def kl(truth: Law, estimate: Law, n: int = DRAWS, seed: int = 0) -> float:
     """Return KL(truth, estimate) = E_truth[log p_truth - log p_estimate], in nats."""
     with estimating():
@@ -39,13 +41,22 @@ def kl(truth: Law, estimate: Law, n: int = DRAWS, seed: int = 0) -> float:
         return float((truth.log_prob(phi) - estimate.log_prob(phi)).mean())
 
 
+def _check_dimensions(truth: Law, estimate: Law) -> None:
+    """Raise ModelError unless two laws have the same dimension."""
+    if truth.dim != estimate.dim:
+        raise ModelError(f"Laws of {truth.dim} and of {estimate.dim} dimensions cannot be compared.")
+
+
 def _balanced(truth: Law, estimate: Law, n: int, seed: int) -> Tensor:
     """Return log p_truth - log p_estimate at draws taken half from each law."""
+    _check_dimensions(truth, estimate)
+    n = whole("n", n, 2)
     with estimating():
         phi = torch.cat([truth.sample(n // 2, derive(seed, 0)), estimate.sample(n - n // 2, derive(seed, 1))])
         return truth.log_prob(phi) - estimate.log_prob(phi)
 
 
+@checked
 def total_variation(truth: Law, estimate: Law, n: int = DRAWS, seed: int = 0) -> float:
     """Return the total variation, half the integral of |f - g|, between 0 and 1.
 
@@ -60,6 +71,7 @@ def variation(difference: Tensor) -> float:
     return float((0.5 * difference).tanh().abs().mean())
 
 
+@checked
 def hellinger(truth: Law, estimate: Law, n: int = DRAWS, seed: int = 0) -> float:
     """Return the squared Hellinger distance, 1 - integral of sqrt(f g), between 0 and 1."""
     return squared_hellinger(_balanced(truth, estimate, n, seed))
@@ -85,11 +97,13 @@ def group_shares(groups: MixtureLaw, phi: Tensor) -> Tensor:
     return groups.log_joint(phi).softmax(0).mean(1)
 
 
+@checked
 def marginal_ise(truth: Law, estimate: Law, points: int = 481) -> Tensor:
     """Return the integrated squared error of each marginal density (d,), phi in units of the truth's sd.
 
     By the trapezium rule at so many points over six standard deviations on either side.
     """
+    _check_dimensions(truth, estimate)
     spread = GaussianLaw.like(truth)
     found = []
     for k in range(truth.dim):
@@ -100,6 +114,7 @@ def marginal_ise(truth: Law, estimate: Law, points: int = 481) -> Tensor:
     return torch.tensor(found, dtype=torch.float64)
 
 
+@checked
 def bridge_mass(truth: Law, estimate: Law, n: int = DRAWS, seed: int = 0) -> float:
     """Return the estimate's mass where the truth is under a thousandth of its maximum."""
     with estimating():

@@ -13,7 +13,8 @@ import torch
 from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
-from nlmeflow.errors import ModelError, check_whole
+from nlmeflow.arguments import check_fields
+from nlmeflow.errors import ModelError, check_whole, number
 from nlmeflow.laws.affine import lower_inverse
 from nlmeflow.laws.draws import Folds, PosteriorDraws, TrainingSet
 from nlmeflow.laws.em import climb
@@ -245,9 +246,9 @@ class Mixture(Specification):
     shrinkage: float | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_whole(self, 1, "components", "max_components")
-        if not 0 < self.floor < 1:
-            raise ModelError(f"floor lies between 0 and 1, got {self.floor!r}.")
+        number("floor", self.floor, 0, 1)
         if self.shrinkage is not None and not 0 <= self.shrinkage < float("inf"):
             raise ModelError(f"shrinkage is finite and not negative, got {self.shrinkage!r}.")
 
@@ -264,12 +265,25 @@ class Mixture(Specification):
         laws, best = self.sizes(training)
         return laws[best]
 
+    def nearby(self, training: TrainingSet) -> list[MixtureLaw]:
+        """Return the mixture of lowest BIC and those of a component less and more; else the one asked for."""
+        laws, best = self.sizes(training)
+        return laws[max(0, best - 1) : best + 2] if self.components is None else [laws[best]]
+
+    def refit(self, training: TrainingSet, weights: Tensor) -> list[MixtureLaw]:
+        """Choose the number of components again for each row, among those nearby, and fit it again."""
+        firsts, draws = self.nearby(training), training.draws
+        refits = []
+        for row in weights:
+            climbed = [climb(first, draws, 100, 1e-3, row) for first in firsts]
+            refits.append(min(climbed, key=lambda pair: bic(pair[0], pair[1], len(draws)))[0])
+        return refits
+
     def learn_without(self, training: TrainingSet, folds: Folds) -> list[MixtureLaw]:
         """Choose again and fit again without each fold, from the mixtures that all individuals gave."""
 
         def make() -> list[MixtureLaw]:
-            laws, best = self.sizes(training)
-            firsts = laws[max(0, best - 1) : best + 2] if self.components is None else [laws[best]]
+            firsts = self.nearby(training)
             return [_again(firsts, training.draws.subset(inside)) for inside, _ in folds.parts()]
 
         return training.memory.once((self, folds), make)

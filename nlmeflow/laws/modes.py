@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nlmeflow.errors import ModelError
+from nlmeflow.arguments import checked
+from nlmeflow.errors import ModelError, number
 from nlmeflow.laws.gaussian import GaussianLaw
 from nlmeflow.laws.law import Law
 from nlmeflow.running import estimating
@@ -50,6 +51,7 @@ class Basins:
         return torch.bincount(self.of(phi), minlength=len(self.modes)).to(phi.dtype) / len(phi)
 
 
+@checked
 def modes(
     law: Law, frame: GaussianLaw | None = None, prominence: float = PROMINENCE, mass: float = MASS
 ) -> list[Mode]:
@@ -62,12 +64,13 @@ def modes(
 
     Raises
     ------
-    ModelError : the law has more than three dimensions.
+    ModelError : the law has more than three dimensions; prominence or mass not between 0 and 1.
 
     """
     return list(basins(law, frame, prominence, mass).modes)
 
 
+@checked
 def basins(
     law: Law, frame: GaussianLaw | None = None, prominence: float = PROMINENCE, mass: float = MASS
 ) -> Basins:
@@ -75,11 +78,13 @@ def basins(
 
     Raises
     ------
-    ModelError : the law has more than three dimensions.
+    ModelError : the law has more than three dimensions; prominence or mass not between 0 and 1.
 
     """
     if law.dim > 3:
-        raise ModelError(f"Modes are sought in one to three dimensions; the law has {law.dim}.")
+        raise ModelError(f"modes() looks at one to three dimensions; the law has {law.dim}.")
+    number("prominence", prominence, 0, 1)
+    number("mass", mass, 0, 1)
     frame = GaussianLaw.like(law) if frame is None else frame
     points = POINTS[law.dim]
     axis = torch.linspace(-REACH, REACH, points, dtype=torch.float64)

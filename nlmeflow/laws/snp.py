@@ -16,6 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from nlmeflow.arguments import check_fields
 from nlmeflow.errors import ModelError, check_whole
 from nlmeflow.laws.affine import Affine, normal_log_prob
 from nlmeflow.laws.draws import Folds, PosteriorDraws, TrainingSet
@@ -177,6 +178,7 @@ class SNP(Specification):
     prior: float = 0.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_whole(self, 0, "order", "max_order")
         for name in ("order", "max_order"):
             if (getattr(self, name) or 0) > HIGHEST:

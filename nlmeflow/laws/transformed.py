@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from nlmeflow.errors import ModelError
+from nlmeflow.arguments import check_fields
 from nlmeflow.laws.affine import Affine
 from nlmeflow.laws.draws import Folds, TrainingSet
 from nlmeflow.laws.em import AGAIN, SmoothLaw, best_climb, climb_smooth, few
@@ -23,7 +23,6 @@ from nlmeflow.numerics import LOG_2PI
 from nlmeflow.seeds import Seed, generator
 
 Kind = Literal["box-cox", "heavy tails"]
-KINDS: tuple[Kind, ...] = ("box-cox", "heavy tails")
 BOUND = 1.5  # of a shape: lambda of Box-Cox, log lambda of heavy tails
 INNER = 0.999  # of the bound, at most
 LINEAR = 3.0  # Box-Cox goes on linearly where lambda z is below minus this
@@ -117,8 +116,7 @@ class Transformed(Specification):
     prior: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ModelError(f"kind is one of {', '.join(map(repr, KINDS))}; got {self.kind!r}.")
+        check_fields(self)
         check_prior(self.prior)
 
     @property

@@ -5,12 +5,14 @@ from typing import Any
 import arviz
 import numpy as np
 
+from nlmeflow.arguments import checked
 from nlmeflow.errors import whole
 from nlmeflow.fitting.fit import Fit
 from nlmeflow.laws.draws import resample, shuffled
 from nlmeflow.seeds import Stream, derive, generator
 
 
+@checked
 def to_arviz(fit: Fit, draws: int = 500, seed: int = 0) -> Any:
     """Return draws of the individual parameters given the data as arviz InferenceData.
 

@@ -1,18 +1,20 @@
 """Figures of `nlmeflow.diagnostics`: each takes a fit, draws on Axes, and returns them."""
 
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from scipy import stats
 
+from nlmeflow.arguments import checked
 from nlmeflow.fitting.fit import Fit
 from nlmeflow.reports import diagnostics
 
 MAIN, SEEN = "#1f6f8b", "#222222"
 
 
+@checked
 def vpc(fit: Fit, ax: Axes | None = None, **options: Any) -> Axes:
     """Draw the visual predictive check: bands of simulated quantiles, lines of observed ones.
 
@@ -32,6 +34,7 @@ def vpc(fit: Fit, ax: Axes | None = None, **options: Any) -> Axes:
     return ax
 
 
+@checked
 def npde(fit: Fit, ax: Axes | None = None, **options: Any) -> Axes:
     """Draw the quantiles of npde against those of the normal law, with a 95 % band for independent ones."""
     ax = plt.gca() if ax is None else ax
@@ -49,7 +52,10 @@ def npde(fit: Fit, ax: Axes | None = None, **options: Any) -> Axes:
     return ax
 
 
-def observed_predicted(fit: Fit, kind: str = "individual", ax: Axes | None = None) -> Axes:
+@checked
+def observed_predicted(
+    fit: Fit, kind: Literal["individual", "population"] = "individual", ax: Axes | None = None
+) -> Axes:
     """Draw observations against predictions; kind : "individual" or "population"."""
     ax = plt.gca() if ax is None else ax
     table = diagnostics.predictions(fit)
@@ -60,6 +66,7 @@ def observed_predicted(fit: Fit, kind: str = "individual", ax: Axes | None = Non
     return ax
 
 
+@checked
 def residuals(fit: Fit, ax: Axes | None = None) -> Axes:
     """Draw standardised individual residuals against time, with the limits of 95 % of normal ones."""
     ax = plt.gca() if ax is None else ax

@@ -12,7 +12,9 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from nlmeflow.errors import ModelError, whole
+from nlmeflow.arguments import checked
+from nlmeflow.data.checks import check_columns
+from nlmeflow.errors import ModelError, number, whole
 from nlmeflow.fitting.fit import Fit
 from nlmeflow.laws.affine import safe_cholesky
 from nlmeflow.laws.draws import heaviest
@@ -23,6 +25,7 @@ MOST_TIMES = 15  # distinct times that are not binned
 HELD = 4_000_000  # simulated observations held at a time
 
 
+@checked
 def simulate(fit: Fit, replicates: int = 200, seed: int = 0) -> Tensor:
     """Simulate the data set again: new individuals from the fitted law at the data's times and covariates.
 
@@ -51,6 +54,7 @@ def simulate(fit: Fit, replicates: int = 200, seed: int = 0) -> Tensor:
     return torch.cat(parts)
 
 
+@checked
 def vpc(
     fit: Fit,
     replicates: int = 200,
@@ -70,10 +74,9 @@ def vpc(
     ModelError : quantiles or level not between 0 and 1, bins not a whole number from 1; as in `simulate`.
 
     """
-    if not quantiles or not all(0 < q < 1 for q in quantiles):
+    if not len(quantiles) or not all(0 < q < 1 for q in quantiles):
         raise ModelError(f"quantiles lie between 0 and 1, got {tuple(quantiles)}.")
-    if not 0 < level < 1:
-        raise ModelError(f"level lies between 0 and 1, got {level!r}.")
+    number("level", level, 0, 1)
     mask = fit.data.mask.numpy()
     time, observed = fit.data.time.numpy()[mask], fit.data.response.numpy()[mask]
     simulated = simulate(fit, replicates, seed).numpy()[:, mask]
@@ -108,6 +111,7 @@ def who_column(fit: Fit, *ours: str) -> str:
     return "label" if name in ours else name
 
 
+@checked
 def npde(fit: Fit, replicates: int = 1000, seed: int = 0) -> pd.DataFrame:
     """Return normalised prediction distribution errors, one row per observation.
 
@@ -154,8 +158,10 @@ def npde(fit: Fit, replicates: int = 1000, seed: int = 0) -> pd.DataFrame:
     return pd.concat(rows, ignore_index=True)
 
 
+@checked
 def npde_tests(errors: pd.DataFrame) -> pd.Series:
     """Return p-values of `npde`: mean zero (t), variance one (chi-squared), normal (Kolmogorov)."""
+    check_columns(errors, ["npde"])
     values = errors["npde"].to_numpy()
     chi = (len(values) - 1) * values.var(ddof=1)
     share = stats.chi2.cdf(chi, len(values) - 1)
@@ -169,6 +175,7 @@ def npde_tests(errors: pd.DataFrame) -> pd.Series:
     )
 
 
+@checked
 def predictions(fit: Fit) -> pd.DataFrame:
     """Return observations beside predictions, one row per observation.
 

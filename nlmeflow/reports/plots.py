@@ -1,5 +1,6 @@
 """Figures: each function draws on Axes, gives them labels with units, and returns them."""
 
+import reprlib
 from collections.abc import Hashable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -9,6 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
 
+from nlmeflow.arguments import checked
+from nlmeflow.errors import ModelError, whole
 from nlmeflow.fitting.bands import Bands
 from nlmeflow.fitting.fit import Fit
 from nlmeflow.laws.draws import heaviest
@@ -41,12 +44,14 @@ PALETTE |= {"npml": "#b5a642", "two-stage": "#c77ca8", "heavy tails": "#c9a227",
 MASSES = (0.95, 0.8, 0.5, 0.2)  # of the regions of highest density that contours enclose
 
 
+@checked
 def colour(name: str, position: int = 0) -> str:
     """Return the colour of a law in every figure of the project."""
     others = ["#4c9f70", "#a04668", "#6b5ca5", "#b5a642"]
     return PALETTE.get(name, others[position % len(others)])
 
 
+@checked
 def levels(density: np.ndarray) -> list[float]:
     """Return the heights whose regions of highest density hold MASSES of the population."""
     ordered = np.sort(density.ravel())[::-1]
@@ -55,6 +60,7 @@ def levels(density: np.ndarray) -> list[float]:
     return sorted(set(heights))
 
 
+@checked
 def density(
     law: Law,
     grids: tuple[np.ndarray, np.ndarray],
@@ -66,6 +72,8 @@ def density(
     """Draw regions of highest density of two coordinates: 20, 50, 80 and 95 % of the population."""
     ax = plt.gca() if ax is None else ax
     values = marginal_density(law, axes, grids)
+    if not values.max() > 0:
+        raise ModelError("The law has no density at the points of the grids; `span` gives one where it lies.")
     heights = levels(values)
     if filled:
         for height in heights:
@@ -75,6 +83,7 @@ def density(
     return ax
 
 
+@checked
 def side_by_side(
     laws: Mapping[str, Law],
     labels: tuple[str, str],
@@ -86,6 +95,8 @@ def side_by_side(
 
     labels : of the two coordinates, with units. points (N, d) : drawn over the first law.
     """
+    if not laws:
+        raise ModelError("Give at least one law to draw.")
     first = next(iter(laws.values()))
     grids = (span(first, axes[0], 3.2, 90), span(first, axes[1], 4.0, 90))
     figure, panels = plt.subplots(1, len(laws), figsize=(2.75 * len(laws), 3.1), sharex=True, sharey=True)
@@ -99,6 +110,7 @@ def side_by_side(
     return figure
 
 
+@checked
 def population(fit: Fit, pair: tuple[str, str] | None = None, ax: Axes | None = None) -> Axes:
     """Draw the fitted law of two parameters on the unconstrained scale, and conditional means.
 
@@ -132,9 +144,18 @@ def _one(fit: Fit, ax: Axes, color: str) -> Axes:
 
 def _pair(fit: Fit, pair: tuple[str, str] | None) -> tuple[int, int]:
     if len(fit.names) < 2:
-        raise ValueError("The fit has one random parameter; plots.marginals shows it.")
+        raise ModelError("The fit has one random parameter; plots.marginals shows it.")
     first, second = fit.names[:2] if pair is None else pair
-    return fit.names.index(first), fit.names.index(second)
+    if first == second:
+        raise ModelError(f"pair names two parameters among {', '.join(fit.names)}, got '{first}' twice.")
+    return _axis(fit, first), _axis(fit, second)
+
+
+def _axis(fit: Fit, parameter: str) -> int:
+    """Return the place of a parameter in phi, or raise ModelError."""
+    if parameter not in fit.names:
+        raise ModelError(f"No parameter '{parameter}' in the law; it has {', '.join(fit.names)}.")
+    return fit.names.index(parameter)
 
 
 def _label(ax: Axes, fit: Fit, axes: tuple[int, int]) -> None:
@@ -142,15 +163,18 @@ def _label(ax: Axes, fit: Fit, axes: tuple[int, int]) -> None:
     ax.set_ylabel(fit.model.curve[fit.names[axes[1]]].label)
 
 
+@checked
 def marginals(
     laws: Mapping[str, Law], fit: Fit, parameter: str, ax: Axes | None = None, reach: float = 3.5
 ) -> Axes:
     """Draw one parameter's marginal density under several laws, on the unconstrained scale."""
     ax = plt.gca() if ax is None else ax
-    axis = fit.names.index(parameter)
+    axis = _axis(fit, parameter)
     grid = span(fit.law, axis, reach, 160)
     for k, (name, law) in enumerate(laws.items()):
         style = {"lw": 2.2, "ls": "--"} if name == "truth" else {"lw": 1.8}
+        if law.dim != len(fit.names):
+            raise ModelError(f"The law '{name}' has dimension {law.dim}; the fit has {', '.join(fit.names)}.")
         values = marginal_density(law, [axis], [grid])
         ax.plot(grid, values, color=colour(name, k), label=name, **style)
     about = fit.model.curve[parameter]
@@ -161,6 +185,7 @@ def marginals(
     return ax
 
 
+@checked
 def bands(bands: Bands, parameter: str, ax: Axes | None = None, color: str | None = None) -> Axes:
     """Draw one parameter's marginal density with its pointwise band."""
     ax = plt.gca() if ax is None else ax
@@ -176,6 +201,7 @@ def bands(bands: Bands, parameter: str, ax: Axes | None = None, color: str | Non
     return ax
 
 
+@checked
 def trajectories(
     fit: Fit, individuals: Sequence[Hashable] | None = None, ax: Axes | None = None, points: int = 200
 ) -> Axes:
@@ -183,10 +209,13 @@ def trajectories(
     ax = plt.gca() if ax is None else ax
     labels = list(fit.data.labels)
     chosen = labels[:6] if individuals is None else list(individuals)
+    for label in chosen:
+        if label not in labels:
+            raise ModelError(f"No individual {label!r} in the fit; it has {reprlib.repr(labels)}.")
     rows = [labels.index(label) for label in chosen]
     phi, weights = fit.conditional
     observed = fit.data.time[fit.data.mask]
-    times = np.linspace(float(observed.min()), float(observed.max()), points)
+    times = np.linspace(float(observed.min()), float(observed.max()), whole("points", points, 2))
     for k, row in enumerate(rows):
         mask = fit.data.mask[row]
         color = plt.cm.viridis(k / max(1, len(rows) - 1) * 0.9)
@@ -203,6 +232,7 @@ def _mean_curve(fit: Fit, phi: Tensor, weights: Tensor, times: np.ndarray) -> np
     return (weight[0] @ fit.predict(chosen[0], times) / weight.sum()).numpy()
 
 
+@checked
 def saem_paths(fit: Fit, exact: Mapping[str, float] | None = None) -> Figure:
     """Draw the path of each parameter over the iterations of SAEM, on the unconstrained scale.
 
@@ -211,7 +241,7 @@ def saem_paths(fit: Fit, exact: Mapping[str, float] | None = None) -> Figure:
     """
     trace = fit.trace
     if "iteration" not in trace:
-        raise ValueError("This fit was not made by nf.SAEM; plots.convergence shows it.")
+        raise ModelError("This fit was not made by nf.SAEM; plots.convergence shows it.")
     names = [name for name in trace.columns if name not in ("iteration", "step", "acceptance")]
     across = min(4, len(names))
     down = -(-len(names) // across)
@@ -233,11 +263,12 @@ def saem_paths(fit: Fit, exact: Mapping[str, float] | None = None) -> Figure:
     return figure
 
 
+@checked
 def convergence(fit: Fit, ax: Axes | None = None) -> Axes:
     """Draw the log-likelihood on fresh particles at each refresh, with its Monte-Carlo error."""
     trace = fit.trace
     if "log_likelihood" not in trace:
-        raise ValueError("SAEM does not compute the likelihood as it goes; plots.saem_paths shows its paths.")
+        raise ModelError("SAEM does not compute the likelihood as it goes; plots.saem_paths shows its paths.")
     ax = plt.gca() if ax is None else ax
     ax.errorbar(
         range(1, len(trace) + 1),
@@ -251,6 +282,7 @@ def convergence(fit: Fit, ax: Axes | None = None) -> Axes:
     return ax
 
 
+@checked
 def legend(ax: Axes, names: Sequence[str]) -> None:
     """Put a legend of filled densities on Axes."""
     handles = [Patch(color=colour(name, k), alpha=0.5, label=name) for k, name in enumerate(names)]

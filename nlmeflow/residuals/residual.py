@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from nlmeflow.errors import ModelError
+from nlmeflow.errors import ModelError, is_number
 from nlmeflow.records import Saved
 from nlmeflow.residuals.censoring import Bounds
 
@@ -106,7 +106,7 @@ class Residual(Saved, ABC):
 
 def check_given(value: float | None, name: str) -> None:
     """Raise ModelError unless a residual parameter is positive and finite, or left to be estimated."""
-    if value is not None and not 0 < value < float("inf"):
+    if value is not None and not (is_number(value) and value > 0):
         raise ModelError(f"{name} must be positive and finite, got {value!r}; None estimates it.")
 
 

@@ -11,8 +11,10 @@ import torch
 from scipy import stats
 from scipy.stats.distributions import rv_frozen
 
+from nlmeflow.arguments import checked
 from nlmeflow.data import LongitudinalData
-from nlmeflow.errors import ModelError, whole
+from nlmeflow.errors import ModelError, number, whole
+from nlmeflow.seeds import check_seed
 
 SPAN = 1.0  # the times divide (0, 1]
 
@@ -54,6 +56,7 @@ class LinearScenario:
     sigma: float
 
 
+@checked
 def load(name: str, n: int = 200, times: int = 6, sigma: float = 0.5, seed: int = 0) -> LinearScenario:
     """Simulate Y_kj = alpha_k + beta_k t_j + e_kj, alpha_k ~ N(0, 1), t_j = j / J, e ~ N(0, sigma^2).
 
@@ -68,7 +71,8 @@ def load(name: str, n: int = 200, times: int = 6, sigma: float = 0.5, seed: int 
         raise ModelError(f"No scenario '{name}'; there are {', '.join(LAWS)}.")
     n = whole("n", n, 2)
     times = whole("times", times, 3)
-    random = np.random.default_rng([list(LAWS).index(name), times, seed])
+    number("sigma", sigma, 0)
+    random = np.random.default_rng([list(LAWS).index(name), times, check_seed(seed)])
     slopes = LAWS[name].sample(n, random)
     intercepts = random.standard_normal(n)
     time = np.tile(SPAN * np.arange(1, times + 1) / times, (n, 1))

@@ -12,6 +12,8 @@ from typing import Any
 
 import pandas as pd
 
+from nlmeflow.errors import ModelError
+
 DATA = Path(__file__).resolve().parents[2] / "data"  # beside the package, where it lies in its repository
 STORE = "NLMEFLOW_STORE"
 
@@ -32,29 +34,59 @@ def stored_file(name: str) -> Path:
     return path
 
 
-def check_parameters(executed: Sequence[str]) -> None:
-    """Raise NameError when papermill set a name that the parameters cell does not have.
+def check_parameters(executed: Sequence[str], **accepted: Any) -> None:
+    """Refuse parameters that the chapter does not have, and values that it cannot use.
 
     Called in the cell after the parameters with IPython's `In`: its last element is the calling
     cell, the one before it is papermill's injected cell if there is one, else the parameters.
+
+    accepted : by name the least and the largest value, two integers where the parameter is one, else two
+        floats; or bool.
+
+    Raises
+    ------
+    NameError : papermill set a name that the parameters cell does not have.
+    ModelError : a value is of another type, or out of its range.
+
     """
-    if len(executed) < 3 or not executed[-2].startswith("# Parameters"):
-        return  # the defaults, or a runner that keeps no history
-    known, given = _assigned(executed[-3]), _assigned(executed[-2])
-    unknown = [name for name in given if name not in known]
+    if len(executed) < 3:
+        return  # a runner that keeps no history
+    injected = _assigned(executed[-2]) if executed[-2].startswith("# Parameters") else {}
+    declared = _assigned(executed[-3 if injected else -2])
+    unknown = [name for name in injected if name not in declared]
     if unknown:
         raise NameError(
-            f"This notebook has no parameter {', '.join(unknown)}; its parameters are {', '.join(known)}."
+            f"This notebook has no parameter {', '.join(unknown)}; its parameters are {', '.join(declared)}."
         )
+    for name, value in {**declared, **injected}.items():
+        if name in accepted:
+            _check_value(name, value, accepted[name])
 
 
-def _assigned(source: str) -> list[str]:
-    """Return the names that a cell assigns, in order."""
-    names = []
+def _check_value(name: str, value: object, accepted: Any) -> None:
+    """Raise ModelError unless a value is of the type, and in the range, that `check_parameters` accepts."""
+    if accepted is bool:
+        good, words = isinstance(value, bool), "True or False"
+    else:
+        low, high = accepted
+        kinds = int if isinstance(low, int) else int | float
+        good = isinstance(value, kinds) and not isinstance(value, bool) and low <= value <= high
+        words = f"{'an integer' if kinds is int else 'a number'} from {low:,} to {high:,}"
+    if not good:
+        raise ModelError(f"{name} is {words}; got {value!r}.")
+
+
+def _assigned(source: str) -> dict[str, Any]:
+    """Return the names that a cell assigns, in order, and their values; the text of what is no constant."""
+    values: dict[str, Any] = {}
     for statement in ast.parse(source).body:
-        targets = statement.targets if isinstance(statement, ast.Assign) else []
-        names += [target.id for target in targets if isinstance(target, ast.Name)]
-    return names
+        if isinstance(statement, ast.Assign):
+            try:
+                value = ast.literal_eval(statement.value)
+            except ValueError:
+                value = ast.unparse(statement.value)
+            values |= {target.id: value for target in statement.targets if isinstance(target, ast.Name)}
+    return values
 
 
 class Results:

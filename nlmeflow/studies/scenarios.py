@@ -19,14 +19,15 @@ from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
 from nlmeflow import curves
+from nlmeflow.arguments import checked
 from nlmeflow.data import LongitudinalData
-from nlmeflow.errors import ModelError
+from nlmeflow.errors import ModelError, whole
 from nlmeflow.fitting.model import Model
 from nlmeflow.laws.gaussian import GaussianLaw
 from nlmeflow.laws.law import Law
 from nlmeflow.laws.mixture import MixtureLaw
 from nlmeflow.residuals import Additive, LogAdditive
-from nlmeflow.seeds import Seed, generator, integer
+from nlmeflow.seeds import Seed, check_seed, generator, integer
 
 FromNoise = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -244,6 +245,7 @@ class Scenario:
         return torch.stack(values) if values else torch.zeros(0, dtype=torch.float64)
 
 
+@checked
 def load(name: str, design: str = "R", n: int = 200, seed: int = 0) -> Scenario:
     """Simulate a scenario of the benchmark; a larger n contains the individuals of the smaller.
 
@@ -260,9 +262,8 @@ def load(name: str, design: str = "R", n: int = 200, seed: int = 0) -> Scenario:
         raise ModelError(f"No scenario '{name}'; there are {', '.join(LAWS)}.")
     if design not in DESIGNS[name]:
         raise ModelError(f"{name} has designs {', '.join(DESIGNS[name])}; got '{design}'.")
-    if n < 2:
-        raise ModelError(f"n is at least 2, got {n}.")
-    key = [list(LAWS).index(name), list(DESIGNS[name]).index(design), seed]
+    n = whole("n", n, 2)
+    key = [list(LAWS).index(name), list(DESIGNS[name]).index(design), check_seed(seed)]
     law, (times, sigma) = LAWS[name], DESIGNS[name][design]
     phi = law.draw(n, *key)
     model, fixed = _model(name)
@@ -287,5 +288,5 @@ def _model(name: str) -> tuple[Model, dict[str, float]]:
 
 def best_gaussian(law: Truth, n: int = 200_000, seed: int = 0) -> GaussianLaw:
     """Return the Gaussian closest to the truth: that of the same mean and covariance."""
-    phi = law.draw(n, 99, seed)
+    phi = law.draw(whole("n", n, 2), 99, check_seed(seed))
     return GaussianLaw(phi.mean(0), torch.linalg.cholesky(phi.mT.cov()))

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from nlmeflow.arguments import check_fields
 from nlmeflow.errors import ModelError, check_whole
 from nlmeflow.laws.averaging import held_out_average, prior_weights, stacking_weights
 from nlmeflow.laws.draws import Folds, PosteriorDraws, TrainingSet, cross_scores
@@ -159,12 +160,11 @@ class Flow(Specification):
     with_relatives: bool = True
 
     def __post_init__(self) -> None:
-        if self.base not in ("gaussian", "mixture", None):
-            raise ModelError(f"base is 'gaussian', 'mixture' or None, got {self.base!r}.")
         check_whole(self, 2, "folds")
         check_whole(self, 1, "steps", "layers")
         object.__setattr__(self, "hidden", widths(self.hidden))
         object.__setattr__(self, "kind", _names(self.kind))
+        check_fields(self)
         if self.noise < 0 or (self.rate is not None and self.rate <= 0):
             raise ModelError("noise is not negative, and rate is positive.")
         for base in self.bases():
@@ -242,7 +242,9 @@ class Flow(Specification):
         found = self.candidates(training, training.split(self.folds))
         table, penalty = Table.of(found)
         shares = torch.stack([prior_weights(row[:, None] * table, penalty) for row in weights])
-        chosen = torch.multinomial(shares, 1, generator=generator(derive(training.seed, Stream.REFITTED)))[:, 0]
+        chosen = torch.multinomial(shares, 1, generator=generator(derive(training.seed, Stream.REFITTED)))[
+            :, 0
+        ]
         refits: dict[int, Law] = {}
         for k in chosen.unique().tolist():
             training.report(f"again: {found[k].name}")

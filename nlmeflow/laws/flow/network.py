@@ -16,13 +16,13 @@ from zuko.flows.autoregressive import MaskedAutoregressiveTransform
 from zuko.flows.coupling import GeneralCouplingTransform
 from zuko.transforms import MonotonicAffineTransform, MonotonicRQSTransform
 
+from nlmeflow.arguments import check_fields
 from nlmeflow.errors import ModelError, check_whole, whole
 from nlmeflow.laws.flow.quadratic import Quadratic
 from nlmeflow.records import Saved
 from nlmeflow.seeds import integer
 
 Kind = Literal["realnvp", "autoregressive", "spline", "quadratic"]
-KINDS: tuple[Kind, ...] = ("realnvp", "autoregressive", "spline", "quadratic")
 LAYERS: dict[Kind, int] = {"realnvp": 4, "autoregressive": 2, "spline": 1, "quadratic": 2}
 RATES: dict[Kind, float] = {"realnvp": 0.01, "autoregressive": 0.01, "spline": 0.015, "quadratic": 0.06}
 LOG_SCALE_BOUND = 2.0  # an affine layer scales by at most e^2
@@ -57,8 +57,7 @@ class Network(Saved):
     hidden: tuple[int, ...] = (16, 16)
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ModelError(f"kind is one of {', '.join(KINDS)}; got {self.kind!r}.")
+        check_fields(self)
         if self.layers is None:
             object.__setattr__(self, "layers", LAYERS[self.kind])
         check_whole(self, 1, "layers")

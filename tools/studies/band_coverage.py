@@ -1,23 +1,28 @@
-"""Do bands cover the density of the population? Simulated data of known laws.
+"""Do bands and intervals of the bootstrap cover? Simulated data of known laws.
 
     python -m nlmeflow.studies tools/studies/band_coverage.yml [--out data/coverage/bands.csv]
 
-Each replicate: 100 individuals, rich design; Gaussian, mixture and flow are fitted, and 90 % bands made from
-40 refits with random weights of the individuals. Printed: the share of points, between the 5 % and the 95 %
-quantile of the onset tau, at which the band holds the truth's marginal density, with its standard error
+Each replicate: 100 individuals, rich design; Gaussian, mixture and flow are fitted, and estimated again 40
+times with random weights of the individuals. Printed: the share of points, between the 5 % and the 95 %
+quantile of the onset tau, at which the 90 % band holds the truth's marginal density, with its standard error
 over replicates; for the Gaussian also the share at which it holds the closest Gaussian, which is all that it
-can promise: bands know nothing of the bias of a law that is too simple.
+can promise: bands know nothing of the bias of a law that is too simple. Then how often 95 % intervals hold
+the true parameters and quantiles of the onset.
 """
 
 import numpy as np
 import pandas as pd
+import torch
 
 import nlmeflow as nf
+from nlmeflow.fitting.bootstrap import Bootstrap
 from nlmeflow.laws.marginals import marginal_density
 from nlmeflow.laws.specification import Specification
+from nlmeflow.numerics import NORMAL_95
 from nlmeflow.studies.run import Row
 
 REFITS, LEVEL = 40, 0.9
+QUANTILES = (0.1, 0.5, 0.9)
 LAWS: tuple[Specification, ...] = (nf.Gaussian(), nf.Mixture(), nf.Flow())
 
 
@@ -32,13 +37,31 @@ def measure(scenario: str, n: int, replicate: int) -> list[Row]:
     fits = known.model.fit_laws(known.data, {law.name: law for law in LAWS}, seed=replicate, progress=False)
     rows = []
     for law, fit in fits.items():
-        table = fit.bands(REFITS, LEVEL, seed=replicate, progress=False).table("tau", grid)
+        found = fit.bootstrap(REFITS, seed=replicate, progress=False)
+        table = found.bands(LEVEL).table("tau", grid)
         row: Row = {"law": law, "truth": table_covers(table, truth)}
         row["width"] = float(((table["upper"] - table["lower"]) / truth).mean())
         if law == "gaussian":
             row["best of its kind"] = table_covers(table, marginal_density(best, [0], [grid]))
-        rows.append(row)
+        rows.append(row | covered(known, found))
     return rows
+
+
+def covered(known: nf.scenarios.Scenario, found: Bootstrap) -> Row:
+    """Return, by name, whether 95 % intervals hold the true parameters and quantiles, 1 or 0."""
+    mean, covariance = known.law.two_moments
+    truth = torch.cat([mean, covariance.diagonal().sqrt(), known.beta, torch.tensor([known.sigma])])
+    names = [f"{kind} {name}" for kind in ("mean", "sd") for name in known.model.random]
+    names += [*known.model.fixed, "sigma"]
+    value, error = found.parameters()
+    kept = [k for k in range(len(value)) if k != 2 * known.law.dim]  # but the correlation
+    hold = (value[kept] - truth).abs() < NORMAL_95 * error[kept]
+    row: Row = {name: int(holds) for name, holds in zip(names, hold, strict=True)}
+    table = found.quantiles(QUANTILES).loc["tau"]
+    true = known.law.sample(400_000, 2)[:, 0].numpy()
+    for level, low, high in zip(QUANTILES, table["lower"], table["upper"], strict=True):
+        row[f"{level:g} quantile of tau"] = int(low < np.quantile(true, level) < high)
+    return row
 
 
 def table_covers(table: pd.DataFrame, density: np.ndarray) -> float:
@@ -47,8 +70,10 @@ def table_covers(table: pd.DataFrame, density: np.ndarray) -> float:
 
 
 def report(rows: pd.DataFrame) -> None:
-    """Print the coverage of each law's bands."""
+    """Print the coverage of each law's bands and intervals."""
     grouped = rows.groupby(["scenario", "law"])
     table = grouped[["truth", "best of its kind", "width"]].mean()
     table = table.assign(error=grouped["truth"].sem(), replicates=grouped.size())
     print(f"nominal {LEVEL}\n{table.round(3).to_string()}")
+    intervals = grouped[list(rows.loc[:, "mean tau":])].mean()
+    print(f"intervals, nominal 0.95\n{intervals.round(2).T.to_string()}")

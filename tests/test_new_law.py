@@ -139,8 +139,17 @@ def test_it_has_tables(fit):
     table = fit.individuals()
     assert len(table) == 40
     assert np.isfinite(table.to_numpy()).all()
-    with pytest.raises(nf.ModelError, match="this is a StudentLaw"):
-        fit.standard_errors()
+    errors = fit.standard_errors()["standard error"]
+    free = 40 * (8 - 2)  # observations less two parameters of each individual
+    assert errors[("residual", "sigma")] == pytest.approx(0.04 / (2 * free) ** 0.5, rel=0.3)
+
+
+def test_it_has_quantiles_with_errors(fit):
+    """The median, because such a law need not have moments: pi / 2 times the variance of the mean, about."""
+    row = fit.bootstrap(40, progress=False).quantiles([0.5]).loc[("tau", 0.5)]
+    spread = float(fit.law.frame.factor[0, 0])
+    assert row["standard error"] == pytest.approx(1.25 * spread / 40**0.5, rel=0.4)
+    assert row["lower"] < 50 < row["upper"]
 
 
 def test_it_has_bands_that_hold_it(fit):

@@ -496,6 +496,7 @@ import os, signal, sys, torch
 import nlmeflow as nf
 
 first = torch.optim.LBFGS
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell runs the tests in its background
 
 def interrupt():
     os.kill(os.getpid(), signal.SIGINT)

@@ -19,6 +19,7 @@ from nlmeflow.fitting.bands import Bands
 from nlmeflow.fitting.bootstrap import Bootstrap
 from nlmeflow.fitting.fitted import Fitted
 from nlmeflow.fitting.saving import save
+from nlmeflow.fitting.structure import check_data
 from nlmeflow.laws.draws import resample
 from nlmeflow.laws.points.certificate import Certificate, certify
 from nlmeflow.numerics import median_sd
@@ -47,13 +48,13 @@ class Fit(Fitted):
         """Return log p(y_i) of individuals that took no part in the fit."""
         return self.on(data).marginal
 
-    @checked
     def on(self, data: LongitudinalData) -> "Fit":
         """Return this fit looking at other individuals: nothing is estimated again.
 
         `fit.on(new).individuals()` are the conditional means of new individuals, and the functions of
         `nlmeflow.diagnostics` check the model on data that took no part in its fit.
         """
+        check_data(data)
         with estimating():
             problem = self.problem(data)
             if not self.law.has_density:

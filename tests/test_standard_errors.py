@@ -58,6 +58,12 @@ def sparse():
     return scenario.model.fit(scenario.data, seed=1, progress=False)
 
 
+@pytest.fixture(scope="module")
+def mixed():
+    scenario = nf.scenarios.load("L2", "R", 60, 0)
+    return scenario.model.fit(scenario.data, nf.Mixture(components=2), seed=1, progress=False)
+
+
 def test_the_bootstrap_agrees_with_the_sandwich(sparse):
     """Of a Gaussian fit the bootstrap's covariance is I^-1 (sum_i s_i s_i') I^-1 but for its own error."""
     chart = Chart(sparse.problem(), sparse.state)
@@ -69,9 +75,8 @@ def test_the_bootstrap_agrees_with_the_sandwich(sparse):
     assert errors.numpy() == pytest.approx(exact.numpy(), rel=0.12)
 
 
-def test_other_laws_have_standard_errors_from_the_bootstrap():
-    scenario = nf.scenarios.load("L2", "R", 60, 0)
-    fit = scenario.model.fit(scenario.data, nf.Mixture(components=2), seed=1, progress=False)
+def test_other_laws_have_standard_errors_from_the_bootstrap(mixed):
+    fit = mixed
     table = fit.standard_errors()
     kinds = ["mean", "mean", "sd", "sd", "correlation", "fixed", "residual"]
     assert table.index.get_level_values("kind").tolist() == kinds
@@ -83,9 +88,8 @@ def test_other_laws_have_standard_errors_from_the_bootstrap():
     assert printed.loc["tau", "s.e."] == table.loc[("mean", "tau"), "standard error"]
 
 
-def test_quantiles_and_shares_have_limits():
-    scenario = nf.scenarios.load("L2", "R", 60, 0)
-    fit = scenario.model.fit(scenario.data, nf.Mixture(components=2), seed=1, progress=False)
+def test_quantiles_and_shares_have_limits(mixed):
+    fit = mixed
     found = fit.bootstrap(40, progress=False)
     quantiles = found.quantiles([0.5])
     median = fit.population(40_000, seed=3)["tau"].median()

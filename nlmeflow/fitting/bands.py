@@ -47,10 +47,8 @@ class Bands:
         densities = np.stack([marginal_density(law, [axis], [points]) for law in self.laws])
         tail = (1 - self.level) / 2
         low, high = np.quantile(densities, [tail, 1 - tail], axis=0)
-        density, half = (
-            marginal_density(self.law, [axis], [points]),
-            norm.isf(tail) * densities.std(0, ddof=1),
-        )
+        density = marginal_density(self.law, [axis], [points])
+        half = norm.isf(tail) * densities.std(0, ddof=1)
         low, high = np.minimum(low, density - half).clip(0), np.maximum(high, density + half)
         columns = {"density": density, "lower": low, "upper": high}
         return pd.DataFrame(columns, index=pd.Index(points, name=parameter))

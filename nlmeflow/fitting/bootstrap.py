@@ -54,13 +54,11 @@ class Bootstrap:
             raise ModelError("A law made of points has no density to weigh posterior draws with.")
         with estimating(), show_progress(fit.specification, progress) as report:
             problem, state = fit.problem(), fit.state
-            reference, random = (
-                broad_reference(fit.law, fit.gaussian),
-                generator(derive(seed, Stream.BAND_DRAWS)),
-            )
+            reference = broad_reference(fit.law, fit.gaussian)
+            random = generator(derive(seed, Stream.BOOTSTRAP_DRAWS))
             draws = posterior_draws(problem, fit.drawn(), state, reference, DRAWS, random)
-            training = TrainingSet(draws, derive(seed, Stream.BAND_LAWS), report=report)
-            weights = dirichlet_weights(replicates, len(draws), derive(seed, Stream.BAND_WEIGHTS))
+            training = TrainingSet(draws, derive(seed, Stream.BOOTSTRAP_LAWS), report=report)
+            weights = dirichlet_weights(replicates, len(draws), derive(seed, Stream.BOOTSTRAP_WEIGHTS))
             return cls(fit, estimated_again(fit.specification, problem, state, training, weights))
 
     @property
@@ -131,10 +129,14 @@ class Bootstrap:
         with estimating():
             value = found(self.fit.law.sample(SAMPLE, 0)).numpy()
             errors = np.stack([found(phi).numpy() for phi in self._samples]).std(0, ddof=1)
-        columns = {"value": value, "standard error": errors}
-        limits = {"lower": value - NORMAL_95 * errors, "upper": value + NORMAL_95 * errors}
-        return pd.DataFrame(columns | limits, index)
+        return with_limits(pd.DataFrame({"value": value, "standard error": errors}, index))
 
     @cached_property
     def _samples(self) -> list[Tensor]:
         return [law.sample(SAMPLE, 0) for law in self.laws]
+
+
+def with_limits(estimates: pd.DataFrame) -> pd.DataFrame:
+    """Return a table of values and standard errors with 95 % limits, value -+ 1.96 standard errors."""
+    half = NORMAL_95 * estimates["standard error"]
+    return estimates.assign(lower=estimates["value"] - half, upper=estimates["value"] + half)

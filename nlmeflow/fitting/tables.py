@@ -19,9 +19,9 @@ from nlmeflow.estimation.information import (
     reported_slopes,
     scores_and_information,
 )
-from nlmeflow.fitting.bootstrap import Bootstrap
+from nlmeflow.fitting.bootstrap import Bootstrap, with_limits
 from nlmeflow.fitting.fitted import Fitted
-from nlmeflow.numerics import NORMAL_95, moments
+from nlmeflow.numerics import moments
 from nlmeflow.running import one_thread
 
 DIGITS = "{:.5g}".format  # of printed numbers, so that small ones can be read
@@ -113,9 +113,8 @@ def standard_errors(fit: Fitted) -> pd.DataFrame:
     with one_thread():
         found = _by_information(fit) if fit.law.normal is not None else _by_bootstrap(fit)
         frame = pd.DataFrame([_estimate(fit, *row) for row in found.rows()]).set_index(["kind", "parameter"])
-    half = NORMAL_95 * frame["standard error"]
     frame.attrs["boundary"] = [f"{kind} {name}" for kind, name in found.boundary]
-    return frame.assign(lower=frame["value"] - half, upper=frame["value"] + half)
+    return with_limits(frame)
 
 
 class Reported(NamedTuple):

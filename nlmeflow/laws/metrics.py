@@ -11,24 +11,10 @@ from nlmeflow.laws.gaussian import GaussianLaw
 from nlmeflow.laws.law import Law
 from nlmeflow.laws.marginals import marginal_density, span
 from nlmeflow.laws.mixture import MixtureLaw
-from nlmeflow.laws.modes import Mode, modes
+from nlmeflow.laws.modes import Mode as Mode
+from nlmeflow.laws.modes import modes as modes
 from nlmeflow.running import estimating
 from nlmeflow.seeds import derive
-
-__all__ = [
-    "Mode",
-    "bridge_mass",
-    "group_mass",
-    "group_shares",
-    "hellinger",
-    "kl",
-    "marginal_ise",
-    "modes",
-    "share_outside",
-    "squared_hellinger",
-    "total_variation",
-    "variation",
-]
 
 DRAWS = 20_000
 

@@ -273,11 +273,7 @@ class Mixture(Specification):
     def refit(self, training: TrainingSet, weights: Tensor) -> list[MixtureLaw]:
         """Choose the number of components again for each row, among those nearby, and fit it again."""
         firsts, draws = self.nearby(training), training.draws
-        refits = []
-        for row in weights:
-            climbed = [climb(first, draws, 100, 1e-3, row) for first in firsts]
-            refits.append(min(climbed, key=lambda pair: bic(pair[0], pair[1], len(draws)))[0])
-        return refits
+        return [_lowest([climb(first, draws, 100, 1e-3, row) for first in firsts], draws) for row in weights]
 
     def learn_without(self, training: TrainingSet, folds: Folds) -> list[MixtureLaw]:
         """Choose again and fit again without each fold, from the mixtures that all individuals gave."""
@@ -290,9 +286,13 @@ class Mixture(Specification):
 
 
 def _again(firsts: Sequence[MixtureLaw], draws: PosteriorDraws) -> MixtureLaw:
-    climbed = [climb(first, draws.thinned(32), 40, 0.02) for first in firsts]
-    best, _ = min(climbed, key=lambda pair: bic(pair[0], pair[1], len(draws)))
+    best = _lowest([climb(first, draws.thinned(32), 40, 0.02) for first in firsts], draws)
     return climb(best, draws, 10, 0.02)[0]
+
+
+def _lowest(climbed: Sequence[tuple[MixtureLaw, float]], draws: PosteriorDraws) -> MixtureLaw:
+    """Return the mixture of lowest BIC, from mixtures with their log-likelihoods."""
+    return min(climbed, key=lambda pair: bic(pair[0], pair[1], len(draws)))[0]
 
 
 def redrawn(law: MixtureLaw, draws: PosteriorDraws, stiffness: float, prior: float) -> MixtureLaw:
@@ -331,10 +331,10 @@ def _best_start(
     gaussian = population(draws)
     means, _ = moments(draws.phi, draws.weigh(gaussian.inflated(1.5)).weights)
     seed = derive(training.seed, size)  # a stream without a name: stored results rest on it
-    number = draws.phi.shape[1]
+    n_draws = draws.phi.shape[1]
     firsts = [
         MixtureLaw.start(
-            means if k % 2 == 0 else draws.phi[:, k % number], gaussian, law, size, derive(seed, k)
+            means if k % 2 == 0 else draws.phi[:, k % n_draws], gaussian, law, size, derive(seed, k)
         )
         for k in range(STARTS if size > 1 else 1)
     ]

@@ -242,9 +242,8 @@ class Flow(Specification):
         found = self.candidates(training, training.split(self.folds))
         table, penalty = Table.of(found)
         shares = torch.stack([prior_weights(row[:, None] * table, penalty) for row in weights])
-        chosen = torch.multinomial(shares, 1, generator=generator(derive(training.seed, Stream.REFITTED)))[
-            :, 0
-        ]
+        random = generator(derive(training.seed, Stream.REFITTED))
+        chosen = torch.multinomial(shares, 1, generator=random)[:, 0]
         refits: dict[int, Law] = {}
         for k in chosen.unique().tolist():
             training.report(f"again: {found[k].name}")

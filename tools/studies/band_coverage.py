@@ -7,7 +7,8 @@ times with random weights of the individuals. Printed: the share of points, betw
 quantile of the onset tau, at which the 90 % band holds the truth's marginal density, with its standard error
 over replicates; for the Gaussian also the share at which it holds the closest Gaussian, which is all that it
 can promise: bands know nothing of the bias of a law that is too simple. Then how often 95 % intervals hold
-the true parameters and quantiles of the onset.
+the true parameters, quantiles of the onset, and share of the first group: the truth's mass in the first of the
+groups that the fit found, where it found more than one.
 """
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 import nlmeflow as nf
 from nlmeflow.fitting.bootstrap import Bootstrap
 from nlmeflow.laws.marginals import marginal_density
+from nlmeflow.laws.modes import basins
 from nlmeflow.laws.specification import Specification
 from nlmeflow.numerics import NORMAL_95
 from nlmeflow.studies.run import Row
@@ -61,7 +63,15 @@ def covered(known: nf.scenarios.Scenario, found: Bootstrap) -> Row:
     true = known.law.sample(400_000, 2)[:, 0].numpy()
     for level, low, high in zip(QUANTILES, table["lower"], table["upper"], strict=True):
         row[f"{level:g} quantile of tau"] = int(low < np.quantile(true, level) < high)
-    return row
+    return row | share_covered(known, found)
+
+
+def share_covered(known: nf.scenarios.Scenario, found: Bootstrap) -> Row:
+    """Return whether a 95 % interval holds the truth's mass in the first group, where there are several."""
+    table = found.shares()
+    share = float(basins(found.fit.law).shares(known.law.sample(400_000, 2))[0])
+    holds = int(table["lower"].iloc[0] < share < table["upper"].iloc[0]) if len(table) > 1 else None
+    return {"groups": len(table), "share of the first group": holds}
 
 
 def table_covers(table: pd.DataFrame, density: np.ndarray) -> float:

@@ -149,3 +149,25 @@ def test_bad_censoring_is_named(change, options, message):
 def test_combined_errors_are_refused():
     with pytest.raises(nf.ModelError, match=r"not with nf\.Combined"):
         nf.Model(level(), nf.Combined()).fit(read(scores(), censoring="kind", limit="end"), progress=False)
+
+
+def test_first_values_know_what_is_censored():
+    """A growth of which the first two thirds are below the limit: the fit reaches what was simulated."""
+    random, time = np.random.default_rng(5), np.sort(np.random.default_rng(6).uniform(0, 12, (20, 10)), 1)
+    size = random.normal(10, 0.8, (20, 1))
+    response = size / (1 + np.exp((5 - time) / 1.5)) + 0.2 * random.standard_normal((20, 10))
+    limit = 8.0
+    frame = pd.DataFrame({"who": np.repeat(np.arange(20), 10), "t": time.ravel(), "y": response.ravel()})
+    frame["kind"] = np.where(frame["y"] < limit, "left", "")
+    frame["y"] = frame["y"].clip(lower=limit)
+    data = nf.LongitudinalData.from_frame(frame, "who", "t", "y", censoring="kind")
+    model = nf.Model(nf.curves.logistic_growth(), fixed=("xmid", "scal"))
+    fit = model.fit(data, seed=0, progress=False)
+    assert fit.residual["sigma"] == pytest.approx(0.2, rel=0.3)
+    assert fit.fixed["xmid"] == pytest.approx(5, abs=0.6)
+    first = model.problem(data)
+    below, above = torch.full_like(first.data.response, -50.0), torch.full_like(first.data.response, 50.0)
+    hidden = first.data.bounds[1].isfinite()
+    assert torch.equal(first.nearest(below)[hidden], below[hidden])
+    assert first.nearest(above)[hidden].unique().tolist() == [limit]
+    assert torch.equal(first.nearest(above)[~hidden], first.data.response[~hidden])

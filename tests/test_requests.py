@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import requires
 
@@ -18,7 +19,11 @@ import pytest
 import torch
 
 import nlmeflow as nf
+from nlmeflow.estimation.em import State
+from nlmeflow.estimation.start import reach
+from nlmeflow.fitting.fitted import check_finite
 from nlmeflow.fitting.suspicions import suspicions
+from nlmeflow.laws.gaussian import GaussianLaw
 
 DAYS = np.arange(30.0, 75, 5)
 CURVE = nf.curves.logistic_senescence()
@@ -371,6 +376,22 @@ def test_a_failure_says_what_is_wrong_with_the_data():
     straight = plants(sd=0.0)
     with pytest.raises(nf.EstimationError, match="residual error"):
         fitted(straight)
+
+
+def test_a_fixed_parameter_that_runs_off_is_named():
+    """On a scale without ends a value far beyond the units of time and response is none."""
+    random, time = np.random.default_rng(2), torch.linspace(50, 100, 8, dtype=torch.float64).expand(12, -1)
+    data = nf.LongitudinalData.regular(time, torch.from_numpy(10 + random.standard_normal((12, 8))))
+    state = State(
+        GaussianLaw(torch.tensor([10.0, 0.0]).double(), torch.eye(2).double()),
+        torch.tensor([-4e31]).double(),
+        torch.ones(1).double(),
+    )
+    model = nf.Model(nf.curves.exponential_recovery(), fixed=("y0",))
+    farthest = reach(model.problem(data))
+    with pytest.raises(nf.EstimationError, match="Parameter 'y0' ran off"):
+        check_finite(model, state, farthest)
+    check_finite(model, replace(state, beta=torch.tensor([1e6]).double()), farthest)
 
 
 def test_times_far_from_their_origin_are_explained():

@@ -1,5 +1,7 @@
 """nlmeflow.estimation.information: published values, a linear mixed model, finite differences."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import statsmodels.api as sm
@@ -50,6 +52,28 @@ def test_the_information_is_minus_the_hessian():
     assert (-information.diagonal()).numpy() == pytest.approx(found, rel=1e-3)
     slopes = torch.stack([(value(e) - value(-e)) / 2e-3 for e in step], 1)
     assert torch.allclose(scores, slopes, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("residual", [nf.LogAdditive(), nf.Proportional(), nf.Combined()])
+def test_particles_that_the_data_exclude_leave_derivatives_finite(residual):
+    random, time = np.random.default_rng(3), torch.linspace(0, 4, 5, dtype=torch.float64).expand(8, -1)
+    mean = random.normal(1.5, 1.0, (8, 1)) ** 2 + random.uniform(0.2, 1.0, (8, 1)) * time.numpy()
+    data = nf.LongitudinalData.regular(
+        time, torch.from_numpy(mean * np.exp(0.4 * random.standard_normal((8, 5))))
+    )
+    fit = nf.Model(nf.curves.linear(), residual).fit(data, nf.Gaussian(prior=1.0), seed=1, progress=False)
+    particles = fit.drawn()
+    squares = particles.summary.squares.index_fill(1, torch.tensor([0]), torch.inf)
+    spoilt = replace(particles.summary, squares=squares)
+    kept = replace(particles, log_proposal=particles.log_proposal.index_fill(1, torch.tensor([0]), torch.inf))
+    chart = Chart(fit.problem(), fit.state)
+    for found, expected in zip(
+        scores_and_information(chart, replace(particles, summary=spoilt)),
+        scores_and_information(chart, kept),
+        strict=True,
+    ):
+        assert torch.isfinite(found).all()
+        assert torch.allclose(found, expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.fixture(scope="module")

@@ -45,6 +45,9 @@ class WithinSummary(Summary):
     log_proposal: Tensor
     inner: Summary
 
+    def finite(self) -> "WithinSummary":
+        return WithinSummary(self.deviation, self.log_proposal, self.inner.finite())
+
 
 @dataclass(frozen=True)
 class WithinResidual(Residual):

@@ -81,7 +81,7 @@ class Chart:
         if problem.common:
             part = problem.subset(torch.arange(len(problem))[rows])
             summary = part.summary(eta, beta)
-        log_data = problem.residual.log_likelihood(summary, sigma) - particles.log_proposal[rows]
+        log_data = problem.residual.log_likelihood(summary.finite(), sigma) - particles.log_proposal[rows]
         log_law = MovedLaw(self.state.law, self.frame, frame).log_prob(eta)
         return (log_data + log_law).logsumexp(1)
 
@@ -92,6 +92,11 @@ def scores_and_information(
     """Return the scores of individuals (N, size) and the observed information (size, size).
 
     First derivatives of each log p(y_i) in the chart's coordinates, and minus the second ones of their sum.
+
+    Raises
+    ------
+    EstimationError : a derivative is not finite.
+
     """
     width = particles.phi.shape[1] * chart.problem.data.time.shape[1]
     whole = chart.problem.individuals is not chart.problem  # groups are not cut into rows
@@ -100,7 +105,13 @@ def scores_and_information(
         _derivatives(chart, particles, slice(start, start + step))
         for start in range(0, len(chart.problem), step)
     ]
-    return torch.cat([scores for scores, _ in parts]), torch.stack([seen for _, seen in parts]).sum(0)
+    scores, seen = torch.cat([one for one, _ in parts]), torch.stack([one for _, one in parts]).sum(0)
+    if not (torch.isfinite(scores).all() and torch.isfinite(seen).all()):
+        raise EstimationError(
+            "The observed information is not finite: the curve's derivatives are not at parameters that the "
+            "data allow. Give the curve's function values and derivatives that are finite everywhere."
+        )
+    return scores, seen
 
 
 def _derivatives(chart: Chart, particles: Particles, rows: slice) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,8 @@ from nlmeflow.estimation.problem import Problem
 from nlmeflow.laws.affine import safe_cholesky
 from nlmeflow.laws.gaussian import Gaussian, GaussianLaw
 
+FAR = 100.0  # times the residual error of the first values that a start does not exceed
+
 
 @dataclass(frozen=True)
 class Laplace:
@@ -123,6 +125,7 @@ def _climb(
     longest: float | None,
 ) -> GaussianStart:
     law, beta, sigma = first_gaussian(problem, first, specification)
+    most = FAR * sigma
     phi = law.mean.expand(len(problem), -1).clone()
     damping = phi.new_full((len(phi),), 1e-4)
     for iteration in range(max_iterations):
@@ -140,7 +143,7 @@ def _climb(
             ]
         )
         law, beta, sigma = new_law, new_beta, new_sigma
-        _check(problem, law, beta, sigma)
+        _check(problem, law, beta, sigma, most)
         if change.abs().max() < tolerance:
             break
     return GaussianStart(law, beta, sigma, modes(problem, law, beta, sigma, phi, steps=4))
@@ -163,8 +166,9 @@ def first_gaussian(
         [first[name] for name in problem.fixed] + [0.0] * len(problem.effects), dtype=torch.float64
     )
     prediction, slopes = problem.jacobian(mean.expand(len(problem), -1), beta)
-    sigma = problem.residual.start(problem.data.response, prediction, problem.data.mask)
-    deviation = torch.where(problem.data.mask, problem.data.response - prediction, 0.0)
+    nearest = problem.nearest(prediction)
+    sigma = problem.residual.start(nearest, prediction, problem.data.mask)
+    deviation = torch.where(problem.data.mask, nearest - prediction, 0.0)
     slopes = torch.where(problem.data.mask[..., None], slopes, 0.0)[..., : problem.dim]
     sizes = slopes.square().sum((0, 1)).sqrt()
     spread = deviation.square().sum().sqrt() / sizes.clamp_min(1e-300)
@@ -218,8 +222,8 @@ def _update(
     return new_law, new_beta, sigma * ratio.clamp(0.2, 5.0)
 
 
-def _check(problem: Problem, law: GaussianLaw, beta: Tensor, sigma: Tensor) -> None:
-    """Raise EstimationError when a parameter is no number, or e^200 of any unit away."""
+def _check(problem: Problem, law: GaussianLaw, beta: Tensor, sigma: Tensor, most: Tensor) -> None:
+    """Raise EstimationError when a parameter is no number, or e^200 of any unit away, or sigma too large."""
     values = dict(zip(problem.random, law.mean.tolist(), strict=True))
     values |= dict(zip(problem.beta_names, beta.tolist(), strict=True))
     scales = {name: problem.curve[name].scale.name for name in problem.curve.names}
@@ -231,3 +235,5 @@ def _check(problem: Problem, law: GaussianLaw, beta: Tensor, sigma: Tensor) -> N
         raise EstimationError(
             "The residual error vanished while a start was sought: curves pass through the data."
         )
+    if bool((sigma > most).all()):
+        raise EstimationError("The curves ran away from the data while a start was sought.")

@@ -14,7 +14,7 @@ from nlmeflow.errors import ModelError
 from nlmeflow.laws.gaussian import GaussianLaw
 from nlmeflow.laws.law import Law
 from nlmeflow.numerics import TINY
-from nlmeflow.residuals.censoring import Bounds
+from nlmeflow.residuals.censoring import Bounds, censored
 from nlmeflow.residuals.residual import Residual, Summary
 
 CHUNK = 4_000_000  # predictions held at a time
@@ -264,6 +264,14 @@ class Problem:
             return None
         low, high = (side[rows].reshape(-1, *[1] * extra, side.shape[1]) for side in self.data.bounds)
         return low, high
+
+    def nearest(self, prediction: Tensor) -> Tensor:
+        """Return what the data allow nearest to predictions (N, ..., n): the response where observed."""
+        extra = prediction.dim() - 2
+        response = self.data.response.reshape(len(self.data), *[1] * extra, -1)
+        if (bounds := self.bounds(extra=extra)) is None:
+            return response
+        return torch.where(censored(bounds), prediction.clamp(*bounds), response)
 
     def log_likelihood(self, phi: Tensor, beta: Tensor, sigma: Tensor) -> Tensor:
         """Return log p(y_i | phi): (N, M, d) -> (N, M)."""

@@ -21,6 +21,7 @@ N_POLISHED = 12
 N_INDIVIDUALS = 40
 POOR = 0.5  # share of the spread of the responses that a start should leave unexplained at most
 SWEEPS = 3
+BEYOND = 1e10  # times the largest unit: a parameter has run off
 STEPS = (1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
 
 
@@ -92,12 +93,7 @@ def _choices(problem: Problem, parameter: Parameter, given: float | None) -> Ten
     if lower > -torch.inf and upper < torch.inf:
         return torch.linspace(-2.5, 2.5, 7, dtype=torch.float64)
     time, response = problem.data.time[problem.data.mask], problem.data.response[problem.data.mask]
-    span, size = time.max() - time.min(), response.abs().max()
-    span, size = span.clamp_min(1e-300), size.clamp_min(1e-300)
-    units = [span, 1 / span, size, size / span, torch.ones_like(span)]
-    for x in problem.inputs.values():
-        units += [x.abs().mean() / size, x.abs().mean() / (size * span)]
-    scales = torch.stack([unit * step for unit in units for step in STEPS])
+    scales = (_units(problem)[:, None] * torch.tensor(STEPS, dtype=time.dtype)).flatten()
     if lower == 0:
         return parameter.scale.unconstrained(scales)
     levels = torch.linspace(0, 1, 7, dtype=time.dtype)
@@ -107,6 +103,22 @@ def _choices(problem: Problem, parameter: Parameter, given: float | None) -> Ten
         return both
     inside = both[(both > lower) & (both < upper)]
     return parameter.scale.unconstrained(inside)
+
+
+def _units(problem: Problem) -> Tensor:
+    """Return sizes that a parameter of the curve may have, from those of time, response and inputs."""
+    time, response = problem.data.time[problem.data.mask], problem.data.response[problem.data.mask]
+    span, size = (time.max() - time.min()).clamp_min(1e-300), response.abs().max().clamp_min(1e-300)
+    units = [span, 1 / span, size, size / span, torch.ones_like(span)]
+    for x in problem.inputs.values():
+        units += [x.abs().mean() / size, x.abs().mean() / (size * span)]
+    return torch.stack(units)
+
+
+def reach(problem: Problem) -> float:
+    """Return a value, far beyond all first values, that no parameter has in these data's units."""
+    farthest = problem.data.time[problem.data.mask].abs().max()
+    return BEYOND * float(torch.cat([_units(problem), farthest[None]]).max())
 
 
 def _combinations(choices: list[Tensor], seed: int) -> Tensor:
@@ -158,8 +170,7 @@ def _promising(problem: Problem, points: Tensor, losses: Tensor) -> Tensor:
 
 
 def _residuals(problem: Problem, prediction: Tensor) -> Tensor:
-    response, mask = problem.data.response[:, None], problem.data.mask[:, None]
-    return torch.where(mask, response - prediction, 0.0)
+    return torch.where(problem.data.mask[:, None], problem.nearest(prediction) - prediction, 0.0)
 
 
 def _losses(problem: Problem, points: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from nlmeflow.estimation.engine import Task
 from nlmeflow.estimation.likelihood import LEAST_BATCHES, Marginal, conditional_modes, marginal, on_points
 from nlmeflow.estimation.particles import Particles, Proposal, draw
 from nlmeflow.estimation.problem import Problem
+from nlmeflow.estimation.start import reach
 from nlmeflow.fitting.structure import Structure
 from nlmeflow.laws.gaussian import GaussianLaw
 from nlmeflow.laws.law import Law
@@ -23,7 +24,7 @@ from nlmeflow.laws.specification import Specification
 from nlmeflow.running import Memory, estimating
 from nlmeflow.seeds import Stream, derive, generator
 
-FARTHEST = 1e100  # natural value at which a parameter has run off
+FARTHEST = 1e100  # natural value at which a parameter on a bounded scale has run off
 NOTHING = 1e-3  # residual error, as a share of that without a curve, to which a fit that goes on has shrunk
 VANISHED = 1e-6  # and the share that is none, also where a fit has ended
 
@@ -58,7 +59,7 @@ class Fitted:
         """
         trace = pd.DataFrame([asdict(r) if isinstance(r, Record) else r for r in result.trace])
         state, place = result.state, result.proposal
-        check_finite(model, state)
+        check_finite(model, state, reach(task.problem.individuals))
         check_residual(task.problem, state, VANISHED if result.converged else NOTHING)
         data = task.everyone or task.problem.data
         where = spread_out(model, data, task, place)
@@ -206,20 +207,26 @@ def spread_out(
     return centre, factor
 
 
-def check_finite(model: Structure, state: State) -> None:
-    """Raise EstimationError when a parameter ran off to where the curve's own units end."""
+def check_finite(model: Structure, state: State, farthest: float) -> None:
+    """Raise EstimationError when a parameter ran off.
+
+    To where its scale ends, or, on a scale without ends, to `farthest`; fixed ones too.
+    """
     law = GaussianLaw.like(state.law)
-    wide = torch.stack([law.mean - 3 * law.sd, law.mean, law.mean + 3 * law.sd])
-    for name, values in model.curve.natural(wide, model.random).items():
-        lower = model.curve[name].scale.lower
-        near = lower > -torch.inf and bool((values - lower < 1 / FARTHEST).any())
-        if near or not bool((values.abs() < FARTHEST).all()):
-            middle, sd = law.mean[model.random.index(name)], law.sd[model.random.index(name)]
+    fixed = state.beta[: len(model.fixed)]
+    mean, sd = torch.cat([law.mean, fixed]), torch.cat([law.sd, torch.zeros_like(fixed)])
+    names = (*model.random, *model.fixed)
+    wide = torch.stack([mean - 3 * sd, mean, mean + 3 * sd])
+    for k, (name, values) in enumerate(model.curve.natural(wide, names).items()):
+        scale = model.curve[name].scale
+        near = scale.lower > -torch.inf and bool((values - scale.lower < 1 / FARTHEST).any())
+        most = farthest if scale.lower == -torch.inf and scale.upper == torch.inf else FARTHEST
+        if near or not bool((values.abs() < most).all()):
             raise EstimationError(
-                f"Parameter '{name}' ran off while fitting (mean {float(middle):.3g}, sd {float(sd):.3g} on "
-                f"the {model.curve[name].scale.name} scale): the data do not determine it. Give it a first "
-                f"value with fit(..., start={{'{name}': ...}}), name it in fixed=(...), or take a simpler "
-                "curve."
+                f"Parameter '{name}' ran off while fitting (mean {float(mean[k]):.3g}, sd "
+                f"{float(sd[k]):.3g} on the {scale.name} scale): the data do not determine it. Give it a "
+                f"first value with fit(..., start={{'{name}': ...}}), name it in fixed=(...), or take a "
+                "simpler curve."
             )
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from nlmeflow.errors import ModelError
 from nlmeflow.numerics import LOG_2PI
 from nlmeflow.residuals.censoring import Bounds
-from nlmeflow.residuals.residual import Residual, Summary, check_given, noise
+from nlmeflow.residuals.residual import IMPOSSIBLE, Residual, Summary, check_given, noise
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,11 @@ class Predicted(Summary):
     size: Tensor
     squares: Tensor
     mask: Tensor
+
+    def finite(self) -> "Predicted":
+        lost = ~(torch.isfinite(self.size) & torch.isfinite(self.squares))
+        size, squares = self.size.masked_fill(lost, 0.0), self.squares.masked_fill(lost, IMPOSSIBLE)
+        return Predicted(size, squares, self.mask)
 
 
 @dataclass(frozen=True)

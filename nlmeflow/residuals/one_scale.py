@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nlmeflow.numerics import LOG_2PI
 from nlmeflow.residuals.censoring import Bounds, censored, log_between, scaled, truncated
-from nlmeflow.residuals.residual import Residual, Summary, check_given, noise
+from nlmeflow.residuals.residual import IMPOSSIBLE, Residual, Summary, check_given, noise
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,18 @@ class Squares(Summary):
     log_jacobian: Tensor | None = None
     low: Tensor | None = None
     high: Tensor | None = None
+
+    def finite(self) -> "Squares":
+        lost = ~torch.isfinite(self.squares)
+        jacobian, low, high = self.log_jacobian, self.low, self.high
+        if low is not None and high is not None:
+            nowhere = low.isnan() | high.isnan()
+            lost = lost | nowhere.any(-1)
+            low, high = low.masked_fill(nowhere, -torch.inf), high.masked_fill(nowhere, torch.inf)
+        if jacobian is not None:
+            lost = lost | ~torch.isfinite(jacobian)
+            jacobian = jacobian.masked_fill(lost, 0.0)
+        return Squares(self.squares.masked_fill(lost, IMPOSSIBLE), self.count, jacobian, low, high)
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,19 @@ from nlmeflow.errors import ModelError, is_number
 from nlmeflow.records import Saved
 from nlmeflow.residuals.censoring import Bounds
 
+IMPOSSIBLE = 1e30  # squared error in place of one that is not finite: no weight, and finite derivatives
+
 
 @dataclass(frozen=True)
 class Summary:
     """What the likelihood needs of predictions: named tensors (...) or (..., n), or None."""
+
+    def finite(self) -> Self:
+        """Return the summary with finite numbers, and next to no likelihood, where the data are impossible.
+
+        Derivatives of a weight that is zero are zero then, and not NaN.
+        """
+        return self
 
     def map(self, change: Callable[..., Tensor], *others: Self) -> Self:
         """Return the summary with a change made to each tensor, given those of other summaries too."""

@@ -7,8 +7,8 @@ times with random weights of the individuals. Printed: the share of points, betw
 quantile of the onset tau, at which the 90 % band holds the truth's marginal density, with its standard error
 over replicates; for the Gaussian also the share at which it holds the closest Gaussian, which is all that it
 can promise: bands know nothing of the bias of a law that is too simple. Then how often 95 % intervals hold
-the true parameters, quantiles of the onset, and share of the first group: the truth's mass in the first of the
-groups that the fit found, where it found more than one.
+the true parameters, quantiles of the onset, and the share of the first group: the truth's mass in the first
+of the groups that the fit found, where it found more than one.
 """
 
 import numpy as np

@@ -197,6 +197,7 @@ def two():
 
 LINE = nf.laws.GaussianLaw(torch.zeros(1).double(), torch.eye(1).double())
 PLANE = nf.laws.GaussianLaw(torch.tensor([50.0, 1.1]).double(), torch.eye(2).double())
+POINTS = nf.laws.DiscreteLaw(torch.eye(2).double(), torch.tensor([0.4, 0.6]).double())
 LINES = nf.linear_scenarios.load("bimodal", 20).data
 GRID = np.linspace(0, 1, 5)
 AN_ARRAY = np.zeros((2, 3))
@@ -292,6 +293,15 @@ WRONG = {
     "start": (lambda fit: CURVE.with_starts(tau="a"), "tau = 'a' is not a number in"),
     "bound": (lambda fit: nf.bounded(0, None), "upper is a number, got None"),
     "bandwidth": (lambda fit: nf.SmoothNPMLE(bandwidth=0), "bandwidth is a number between 0 and 10"),
+    "dose": (lambda fit: nf.curves.oral(-1.0), "dose is a number above 0, got -1.0"),
+    "no dose": (lambda fit: nf.curves.oral(None), "dose is a number or a string, got None"),
+    "doses at once": (lambda fit: nf.curves.infusion([1, 2], 1.0), "dose is a number or a string, got"),
+    "duration": (lambda fit: nf.curves.infusion(1.0, float("nan")), "duration is a number"),
+    "corner": (lambda fit: nf.curves.change_point(0), "smoothness is a number above 0, got 0"),
+    "points' bandwidth": (lambda fit: POINTS.smoothed(-1), "bandwidth is a number above 0, got -1"),
+    "points' names": (lambda fit: POINTS.frame(("tau",)), "The law has 2 coordinates; names are 1"),
+    "phi of a curve": (lambda fit: fit.predict(np.ones((3, 1)), [1.0]), r"phi is \(K, 2\): tau, s; got"),
+    "times of a curve": (lambda fit: fit.predict(np.ones((3, 2)), 1.0), "times is a list, each a number"),
     # simulations
     "two scales": (lambda fit: simulated(sigma=[0.1, 0.2]), "sigma holds 1 values, sigma; got"),
     "one scale of two": (

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nlmeflow.arguments import checked
 from nlmeflow.curves.curve import Curve, Parameter
+from nlmeflow.errors import number
 
 Psi = Mapping[str, Tensor]
 LIBRARY: dict[str, Callable[..., Curve]] = {}
@@ -18,6 +20,7 @@ LIBRARY: dict[str, Callable[..., Curve]] = {}
 
 def _listed(make: Callable[..., Curve]) -> Callable[..., Curve]:
     """Add a curve to the catalogue and note in it how it was made."""
+    make = checked(make)
 
     @functools.wraps(make)
     def recorded(*args: Any, **kwargs: Any) -> Curve:
@@ -79,6 +82,7 @@ def change_point(smoothness: float, time_unit: str = "days", response_unit: str 
     f = A - b h log(1 + exp((t - tau) / h)), h = `smoothness` > 0 in the unit of time: a broken
     line whose corner at tau is rounded over about 4 h.
     """
+    number("smoothness", smoothness, 0)
 
     def function(t: Tensor, psi: Psi) -> Tensor:
         late = (t - psi["tau"]) / smoothness
@@ -146,6 +150,12 @@ def _fast_phase_first(psi: dict[str, float]) -> dict[str, float]:
     return {"A1": psi["A2"], "k1": psi["k2"], "A2": psi["A1"], "k2": psi["k1"]}
 
 
+def _check_amount(name: str, value: float | str) -> None:
+    """Raise ModelError unless an amount is a positive number, or the name of the column that holds it."""
+    if not isinstance(value, str):
+        number(name, value, 0)
+
+
 @_listed
 def oral(dose: float | str = "dose", time_unit: str = "h", volume_unit: str = "L") -> Curve:
     """One compartment, first-order absorption (bioavailability 1), a dose at time zero.
@@ -159,6 +169,7 @@ def oral(dose: float | str = "dose", time_unit: str = "h", volume_unit: str = "L
         Parameter("CL", "log", f"{volume_unit}/{time_unit}", "clearance"),
         Parameter("V", "log", volume_unit, "volume of distribution"),
     ]
+    _check_amount("dose", dose)
     if isinstance(dose, str):
         return Curve(
             lambda t, psi, x: _oral(t, psi, x[dose]),
@@ -178,6 +189,8 @@ def infusion(dose: float | str, duration: float | str, time_unit: str = "h", vol
     f = D / (T ke V) (1 - exp(-ke min(t, T))) exp(-ke max(t - T, 0)), T = `duration`. Both are numbers, or the
     names of covariate columns; several infusions are superposed, and may have led to a steady state.
     """
+    _check_amount("dose", dose)
+    _check_amount("duration", duration)
 
     def amount_and_length(x: Psi) -> Iterator[Tensor | float]:
         return (x[about] if isinstance(about, str) else about for about in (dose, duration))

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from nlmeflow.arguments import checked
+from nlmeflow.arguments import checked, taken
 from nlmeflow.data import LongitudinalData
 from nlmeflow.errors import ModelError, whole
 from nlmeflow.estimation.likelihood import DataLikelihood, Marginal, around, locate
@@ -184,8 +184,19 @@ class Fit(Fitted):
         """Return the curve at `times` for individual parameters (K, d): (K, number of times).
 
         For curves without covariates.
+
+        Raises
+        ------
+        ModelError : the curve takes covariates; phi of other parameters than the law's; times that are no
+            numbers.
+
         """
-        t = torch.as_tensor(np.asarray(times), dtype=phi.dtype)
+        if inputs := self.model.curve.inputs:
+            raise ModelError(f"The curve takes {', '.join(inputs)}, which differ between individuals.")
+        phi, size = torch.as_tensor(phi, dtype=torch.float64), len(self.names)
+        if phi.dim() != 2 or phi.shape[1] != size:
+            raise ModelError(f"phi is (K, {size}): {', '.join(self.names)}; got {tuple(phi.shape)}.")
+        t = torch.as_tensor(np.asarray(taken("times", times, Sequence[float])), dtype=phi.dtype)
         psi = {k: v[:, None] for k, v in self.model.curve.natural(phi, self.names).items()}
         psi |= {name: phi.new_tensor(value) for name, value in self.fixed.items()}
         return self.model.curve(t, psi).expand(len(phi), len(t))

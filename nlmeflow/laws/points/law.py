@@ -11,7 +11,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from nlmeflow.errors import ModelError
+from nlmeflow.arguments import names_of
+from nlmeflow.errors import ModelError, number
 from nlmeflow.laws.gaussian import GaussianLaw
 from nlmeflow.laws.kernels import KernelLaw
 from nlmeflow.laws.law import Law
@@ -68,7 +69,14 @@ class DiscreteLaw(Law):
         """Return points and weights, the heaviest first; names of the coordinates.
 
         The weights are in a column "weight", or "weight of the point" where a coordinate has that name.
+
+        Raises
+        ------
+        ModelError : not as many names as coordinates.
+
         """
+        if len(names := names_of("names", names)) != self.dim:
+            raise ModelError(f"The law has {self.dim} coordinates; names are {len(names)}.")
         order = self.weights.argsort(descending=True)
         columns = {name: self.support[order, k].numpy() for k, name in enumerate(names)}
         key = "weight of the point" if "weight" in names else "weight"
@@ -79,7 +87,14 @@ class DiscreteLaw(Law):
 
         None: Scott's rule for as many points as the weights are worth, (1 / sum w^2)^(-1/(d+4)). For
         pictures and distances only: it is wider than the law by construction.
+
+        Raises
+        ------
+        ModelError : a bandwidth that is not positive.
+
         """
-        if bandwidth is None:
+        if bandwidth is not None:
+            bandwidth = number("bandwidth", bandwidth, 0)
+        else:
             bandwidth = float(self.weights.square().sum()) ** (1 / (self.dim + 4))
         return KernelLaw(self.weights, self.support, bandwidth * self.moments.factor)

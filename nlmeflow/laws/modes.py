@@ -101,7 +101,7 @@ def basins(
     }
     peaks = sorted(kept, key=lambda peak: -kept[peak].height)
     label = torch.from_numpy(grid.labels(peaks))
-    beyond = label < 0  # cells of next to no density: the nearest mode
+    beyond = label < 0  # cells of next to no density, or of a peak that does not count: the nearest mode
     label[beyond] = torch.cdist(mesh[beyond], mesh[peaks]).argmin(1)
     return Basins(tuple(kept[peak] for peak in peaks), frame, label.reshape((points,) * law.dim))
 
@@ -155,7 +155,7 @@ class _Persistence:
         position = {peak: k for k, peak in enumerate(peaks)}
         label = np.full(self.size, -1)
         for cell, peak in self.own.items():
-            while peak not in position:
+            while peak not in position and peak in self.into:
                 peak = self.into[peak]
-            label[cell] = position[peak]
+            label[cell] = position.get(peak, -1)  # the highest peak may hold too little to count
         return label

@@ -82,7 +82,12 @@ def test_a_highest_peak_of_little_mass_is_no_mode():
     found = basins(MixtureLaw(weights, means, factors, 0.01 * factors[0]), mass=0.2)
     assert [round(float(mode.place)) for mode in found.modes] == [2, -2]
     assert [mode.mass for mode in found.modes] == pytest.approx([0.43, 0.42], abs=0.005)
-    assert found.of(torch.tensor([[-2.0], [2.0], [4.0]]).double()).tolist() == [1, 0, 0]
+    phi = torch.tensor([[-2.0], [2.0], [4.0]]).double()
+    assert found.of(phi).tolist() == [1, 0, 0]
+    assert found.shares(phi).tolist() == pytest.approx([2 / 3, 1 / 3])
+    none = basins(MixtureLaw(weights, means, factors, 0.01 * factors[0]), mass=0.5)
+    assert none.modes == ()
+    assert none.shares(phi).tolist() == []
 
 
 def test_metrics_have_their_known_values():

@@ -75,6 +75,12 @@ def test_modes_of_the_truth_are_counted(name):
     assert sum(mode.mass for mode in found) == pytest.approx(1.0, abs=0.03)
 
 
+def test_a_gaussian_has_one_mode_though_four_cells_of_the_grid_are_as_high():
+    (mode,) = nf.metrics.modes(GaussianLaw(torch.zeros(2).double(), torch.eye(2).double()))
+    assert mode.mass == pytest.approx(1.0, abs=0.001)
+    assert mode.height == pytest.approx(1.0)
+
+
 def test_a_highest_peak_of_little_mass_is_no_mode():
     """Its cells go to the nearest mode."""
     weights, means = torch.tensor([0.42, 0.43, 0.15]).double(), torch.tensor([[-2.0], [2.0], [4.0]]).double()

@@ -143,7 +143,7 @@ class _Persistence:
                 else:
                     held[owner] += held[lower]
                 self.into[lower] = owner
-        top = int(order[0])
+        top = self._last(int(order[0]))  # of several cells as high, the one that the others joined
         self.found[top] = float(density[top]), float(held[top])
 
     def _last(self, peak: int) -> int:

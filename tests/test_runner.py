@@ -318,6 +318,7 @@ def test_what_differs_from_stored_rows_is_said_by_column():
     assert differences(moved, stored, key) == [
         "column 'value' differs in 4 of 8 rows: 7, stored 1.5 (replicate 1, n 0.5, law one)"
     ]
+    assert differences(new, stored.assign(later=stored["n"].where(stored["replicate"] == 2)), key) == []
     assert differences(new.assign(other=1), stored, key) == ["column 'other' is not stored"]
     assert differences(new.iloc[1:], stored, key) == ["7 rows, and 8 are stored"]
 

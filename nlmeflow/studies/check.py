@@ -11,12 +11,13 @@ def differences(rows: pd.DataFrame, stored: pd.DataFrame, key: list[str]) -> lis
 
     Rows are told apart by the values of their job, `key`, and their columns of text.
     """
+    if lost := [name for name in key if name not in stored]:
+        return [f"the stored rows have no {', '.join(lost)}"]
+    stored = stored.merge(rows[key].drop_duplicates(), on=key).dropna(axis=1, how="all")
+    rows = rows.dropna(axis=1, how="all")
     common = [str(name) for name in rows if name in stored and name not in SECONDS]
     found = [f"column '{name}' is not stored" for name in rows if name not in {*stored, *SECONDS}]
     found += [f"column '{name}' is stored only" for name in stored if name not in {*rows, *SECONDS}]
-    if lost := [name for name in key if name not in stored]:
-        return [f"the stored rows have no {', '.join(lost)}"]
-    stored = stored.merge(rows[key].drop_duplicates(), on=key)
     labels = key + [name for name in common if name not in key and rows[name].dtype == "str"]
     new, old = (part[common].sort_values(labels, kind="stable", ignore_index=True) for part in (rows, stored))
     if len(new) != len(old):

@@ -3,6 +3,8 @@
 #   make book                 set up, execute the chapters, build the site in build/site
 #   make test                 every check, every test, chapters run twice in the quick profile, site
 #   make quick                every check of the code and the fast tests, in about a minute
+#   make study STUDY=core     run a study of tools/studies into data/studies; goes on where it was interrupted
+#   make study PROFILE=quick  a few jobs of it again: have they the stored rows?
 #   make store                keep figures and tables of the chapters in data/ (needs the real data)
 #   make clean                remove what was built, keep the environment
 #
@@ -11,8 +13,9 @@
 #
 # Versions are those of constraints.txt. The package itself accepts the ranges of pyproject.toml.
 
-# chapters executed, and files tested, at the same time
+# chapters executed, files tested, and jobs of a study measured, at the same time
 JOBS ?= 2
+STUDY ?= core
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -34,7 +37,7 @@ STORED := $(shell find data -type f)
 EXECUTED := $(CHAPTERS:book/%=build/published/%)
 QUICK := $(CHAPTERS:book/%=build/quick/%)
 
-.PHONY: book test quick store clean setup check-code check-format check-types check-layers check-dead check-notebooks
+.PHONY: book test quick study store clean setup check-code check-format check-types check-layers check-dead check-notebooks
 .DELETE_ON_ERROR:
 
 book: $(INSTALLED)
@@ -90,6 +93,16 @@ check-dead: $(INSTALLED)
 
 check-notebooks: $(INSTALLED)
 	$(BIN)/nbstripout --verify --extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution" $(CHAPTERS)
+
+RUNNER = $(BIN)/python -m nlmeflow.studies
+ROWS = $(firstword $(wildcard data/studies/$(STUDY) data/study/$(STUDY).csv))
+
+study: $(INSTALLED)
+ifeq ($(PROFILE),quick)
+	$(RUNNER) check tools/studies/$(STUDY).yml --against $(ROWS) --processes $(JOBS)
+else
+	$(RUNNER) run tools/studies/$(STUDY).yml --out data/studies/$(STUDY) --processes $(JOBS)
+endif
 
 store: $(INSTALLED)
 	NLMEFLOW_STORE=1 $(BIN)/python tools/execute.py book/shape.ipynb build/store/shape.ipynb

@@ -14,7 +14,7 @@ from warnings import warn
 from nlmeflow import curves, laws
 from nlmeflow.curves import Curve, Parameter, Transform, bounded
 from nlmeflow.data import LongitudinalData, read_nonmem
-from nlmeflow.errors import DataError, EstimationError, ModelError
+from nlmeflow.errors import DataError, EstimationError, ModelError, extra
 from nlmeflow.estimation.saem import SAEM
 from nlmeflow.fitting.comparison import Comparison, compare
 from nlmeflow.fitting.conditional import Conditional, conditional_flow
@@ -106,7 +106,6 @@ _LATER = {
     "scenarios": "studies.scenarios",
     "to_arviz": "reports.arviz",
 }
-_EXTRAS = {"arviz": "arviz", "matplotlib": "plots", "pooch": "data", "pyreadr": "data"}  # which has a package
 _FORMER = {"study": "studies.core", "linear_study": "studies.linear"}
 
 
@@ -116,14 +115,8 @@ def __getattr__(name: str) -> Any:
     elif name not in _LATER:
         raise AttributeError(f"module 'nlmeflow' has no attribute {name!r}")
     path = _LATER.get(name) or _FORMER[name]
-    try:
+    with extra(f"nlmeflow.{name}"):
         module = import_module(f"nlmeflow.{path}")
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in _EXTRAS:
-            raise
-        message = f"nlmeflow.{name} needs the package {package}: pip install 'nlmeflow[{_EXTRAS[package]}]'."
-        raise ModuleNotFoundError(message, name=package) from None
     return module if path.endswith(f".{name}") or name in _FORMER else getattr(module, name)
 
 

@@ -1,8 +1,20 @@
 """The errors a person can meet. Each message names what was written and what would be accepted."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
+
+EXTRAS = {  # which extra has a package
+    "arviz": "arviz",
+    "distributed": "studies",
+    "matplotlib": "plots",
+    "pooch": "data",
+    "pyarrow": "studies",
+    "pyreadr": "data",
+    "yaml": "studies",
+}
 
 
 class DataError(ValueError):
@@ -55,3 +67,22 @@ def check_whole(owner: object, least: int, *names: str) -> None:
         value, default = getattr(owner, name), owner.__dataclass_fields__[name].default  # type: ignore[attr-defined]
         if value is not None or default is not None:
             object.__setattr__(owner, name, whole(name, value, least))
+
+
+@contextmanager
+def extra(what: str) -> Iterator[None]:
+    """Say of what needs a package that is not installed which extra of nlmeflow has it.
+
+    Raises
+    ------
+    ModuleNotFoundError : the package is not installed.
+
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            raise
+        message = f"{what} needs the package {package}: pip install 'nlmeflow[{EXTRAS[package]}]'."
+        raise ModuleNotFoundError(message, name=package) from None

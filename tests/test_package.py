@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 USE = """
 import importlib.util, json, sys, time
-extras = ["IPython", "arviz", "matplotlib", "pooch", "pyreadr", "statsmodels", "yaml"]
+extras = ["IPython", "arviz", "dask", "matplotlib", "pooch", "pyarrow", "pyreadr", "statsmodels", "yaml"]
 found = [name for name in extras if importlib.util.find_spec(name)]
 before = time.process_time()
 import nlmeflow as nf

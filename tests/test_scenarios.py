@@ -6,6 +6,7 @@ import torch
 
 import nlmeflow as nf
 from nlmeflow.laws import GaussianLaw, MixtureLaw
+from nlmeflow.laws.modes import basins
 from nlmeflow.studies.scenarios import LAWS, MODES, best_gaussian
 
 # KL and total variation from the truth to the best Gaussian, as the benchmark states them
@@ -72,6 +73,27 @@ def test_modes_of_the_truth_are_counted(name):
     found = nf.metrics.modes(LAWS[name])
     assert len(found) == MODES[name]
     assert sum(mode.mass for mode in found) == pytest.approx(1.0, abs=0.03)
+
+
+def test_a_gaussian_has_one_mode_though_four_cells_of_the_grid_are_as_high():
+    (mode,) = nf.metrics.modes(GaussianLaw(torch.zeros(2).double(), torch.eye(2).double()))
+    assert mode.mass == pytest.approx(1.0, abs=0.001)
+    assert mode.height == pytest.approx(1.0)
+
+
+def test_a_highest_peak_of_little_mass_is_no_mode():
+    """Its cells go to the nearest mode."""
+    weights, means = torch.tensor([0.42, 0.43, 0.15]).double(), torch.tensor([[-2.0], [2.0], [4.0]]).double()
+    factors = torch.tensor([[[0.5]], [[0.5]], [[0.1]]]).double()
+    found = basins(MixtureLaw(weights, means, factors, 0.01 * factors[0]), mass=0.2)
+    assert [round(float(mode.place)) for mode in found.modes] == [2, -2]
+    assert [mode.mass for mode in found.modes] == pytest.approx([0.43, 0.42], abs=0.005)
+    phi = torch.tensor([[-2.0], [2.0], [4.0]]).double()
+    assert found.of(phi).tolist() == [1, 0, 0]
+    assert found.shares(phi).tolist() == pytest.approx([2 / 3, 1 / 3])
+    none = basins(MixtureLaw(weights, means, factors, 0.01 * factors[0]), mass=0.5)
+    assert none.modes == ()
+    assert none.shares(phi).tolist() == []
 
 
 def test_metrics_have_their_known_values():

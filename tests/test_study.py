@@ -1,48 +1,23 @@
-"""nlmeflow.studies: interrupted ones go on, failures are left out, tables are what they say."""
+"""nlmeflow.studies: each lists its jobs, tables are what they say."""
 
-import json
-import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from time import time_ns
 
 import pandas as pd
 import pytest
 
 from nlmeflow.studies import core, notebook
-from nlmeflow.studies import run as runner
-from nlmeflow.studies.run import Study, run
+from nlmeflow.studies.run import Study, found
 from nlmeflow.studies.scenarios import LAWS
 
 STUDIES = sorted((Path(__file__).resolve().parent.parent / "tools" / "studies").glob("*.yml"))
 
 
-def stamped(scenario, replicate, fails=9):
-    """Return one row that no second call repeats; one replicate fails."""
-    if replicate == fails:
-        raise ValueError("no law in sight")
-    return [{"law": "clock", "kl": float(time_ns() % 10**9)}]
-
-
-@pytest.mark.slow  # it starts processes
-def test_a_study_goes_on_where_it_stopped_and_leaves_failures_out(tmp_path, capsys):
-    path = tmp_path / "rows.csv"
-    jobs = [{"replicate": replicate, "scenario": "L1"} for replicate in (0, 1, 9)]
-    run(Study(stamped, print, jobs[:1]), path, 1)
-    first = pd.read_csv(path)
-    run(Study(stamped, print, jobs, {"fails": 9}), path, 2)
-    second = pd.read_csv(path)
-    assert second["replicate"].tolist() == [0, 1]
-    assert second["kl"][0] == first["kl"][0]
-    assert "no law in sight" in capsys.readouterr().out
-    assert [file.name for file in tmp_path.iterdir()] == ["rows.csv"]
-
-
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_every_study_names_functions_that_exist_and_lists_its_jobs(path):
     study = Study.read(path, replicates=2)
-    assert callable(study.measure)
-    assert callable(study.report)
+    assert callable(found(study.measure))
+    assert callable(found(study.report))
     assert len({tuple(job.items()) for job in study.jobs}) == len(study.jobs) > 0
 
 
@@ -58,33 +33,23 @@ def test_a_grid_may_be_several_and_replicates_come_first(tmp_path):
     assert [(job["replicate"], job["a"]) for job in study.jobs] == [
         (4, 1),
         (4, 2),
+        (4, 3),
         (5, 1),
         (5, 2),
-        (4, 3),
         (5, 3),
     ]
 
 
-@pytest.mark.parametrize(("more", "used"), [([], 20), (["--replicates", "3"], 3)])
-def test_a_study_notes_what_it_was_made_with(more, used, tmp_path, monkeypatch):
+def test_versions_are_those_of_installed_packages(monkeypatch):
     def without_figures(name):
         if name == "matplotlib":
             raise PackageNotFoundError(name)
         return version(name)
 
     monkeypatch.setattr(notebook, "version", without_figures)
-    monkeypatch.setattr(runner, "run", lambda study, path, processes: pd.DataFrame(study.jobs))
-    path, out = tmp_path / "some.yml", tmp_path / "rows.csv"
-    path.write_text(
-        "measure: builtins:dict\nreport: builtins:print\ngrid: {n: [50]}\n"
-        "replicates: 20\noptions: {fit_seed: 1}\n"
-    )
-    monkeypatch.setattr(sys, "argv", ["studies", str(path), "--out", str(out), *more])
-    runner.main()
-    about = json.loads((tmp_path / "rows.json").read_text())
-    assert (about["study"], about["replicates"], about["options"]) == ("some.yml", used, {"fit_seed": 1})
-    assert about["versions"].keys() == {"python", "nlmeflow", "torch", "zuko", "numpy", "scipy", "pandas"}
-    assert about["versions"]["torch"] == version("torch")
+    found = notebook.versions()
+    assert found.keys() == {"python", "nlmeflow", "torch", "zuko", "numpy", "scipy", "pandas"}
+    assert found["torch"] == version("torch")
 
 
 def test_ratios_are_to_the_better_of_gaussian_and_mixture():

@@ -32,8 +32,8 @@ class Mode:
 class Basins:
     """The modes of a law, the highest first, and to which of them each cell of a grid belongs.
 
-    label (points, ..., points): position of the cell's mode; the grid has coordinates in which `frame` is
-    standard normal.
+    label (points, ..., points): position of the cell's mode, -1 where no mode counts; the grid has
+    coordinates in which `frame` is standard normal.
     """
 
     modes: tuple[Mode, ...]
@@ -48,7 +48,7 @@ class Basins:
 
     def shares(self, phi: Tensor) -> Tensor:
         """Return the share of phi (n, d) that belongs to each mode, (K,)."""
-        return torch.bincount(self.of(phi), minlength=len(self.modes)).to(phi.dtype) / len(phi)
+        return torch.bincount(self.of(phi) + 1, minlength=len(self.modes) + 1)[1:].to(phi.dtype) / len(phi)
 
 
 @checked
@@ -101,8 +101,9 @@ def basins(
     }
     peaks = sorted(kept, key=lambda peak: -kept[peak].height)
     label = torch.from_numpy(grid.labels(peaks))
-    beyond = label < 0  # cells of next to no density: the nearest mode
-    label[beyond] = torch.cdist(mesh[beyond], mesh[peaks]).argmin(1)
+    if peaks:
+        beyond = label < 0  # cells of next to no density, or of a peak that does not count: the nearest mode
+        label[beyond] = torch.cdist(mesh[beyond], mesh[peaks]).argmin(1)
     return Basins(tuple(kept[peak] for peak in peaks), frame, label.reshape((points,) * law.dim))
 
 
@@ -142,7 +143,7 @@ class _Persistence:
                 else:
                     held[owner] += held[lower]
                 self.into[lower] = owner
-        top = int(order[0])
+        top = self._last(int(order[0]))  # of several cells as high, the one that the others joined
         self.found[top] = float(density[top]), float(held[top])
 
     def _last(self, peak: int) -> int:
@@ -155,7 +156,7 @@ class _Persistence:
         position = {peak: k for k, peak in enumerate(peaks)}
         label = np.full(self.size, -1)
         for cell, peak in self.own.items():
-            while peak not in position:
+            while peak not in position and peak in self.into:
                 peak = self.into[peak]
-            label[cell] = position[peak]
+            label[cell] = position.get(peak, -1)  # the highest peak may hold too little to count
         return label

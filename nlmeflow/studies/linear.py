@@ -18,6 +18,7 @@ from nlmeflow.studies.linear_scenarios import LinearScenario
 from nlmeflow.studies.notebook import stored_file
 from nlmeflow.studies.run import Row
 
+CELL = ["law", "times", "sigma", "n"]
 GRID = np.linspace(-7.0, 8.0, 400)
 MIXED = (100, 10)  # at most so many individuals, in so many replicates, for the linear mixed model
 
@@ -27,30 +28,37 @@ def error(density: np.ndarray, truth: np.ndarray) -> float:
     return float(np.trapezoid((density - truth) ** 2, GRID))
 
 
-def measure(law: str, n: int, sigma: float, times: int, replicates: int) -> list[Row]:
-    """Return the errors of each replicate of one cell."""
-    rows: list[Row] = []
-    fixed = []
-    for replicate in range(replicates):
-        scenario = linear_scenarios.load(law, n, times, sigma, replicate)
-        truth = scenario.truth.pdf(GRID)
-        row: Row = {"replicate": replicate}
-        seen = observe(scenario.data)
-        criterion = contrast(seen)
-        every = densities(seen, GRID, seen.u[EVERY::EVERY])
-        errors = np.trapezoid((every - truth) ** 2, GRID, axis=1)
-        fixed.append(errors)
-        row["deconvolution"] = errors[int(criterion["criterion"].to_numpy().argmin())]
-        pairs = observe(scenario.data, noise="unknown") if times >= 4 else None
-        if pairs is not None:
-            best = contrast(pairs)["criterion"].to_numpy().argmin()
-            row["unknown noise"] = error(densities(pairs, GRID, pairs.u[[EVERY * (best + 1)]])[0], truth)
-        row["two-stage"] = error(stats.gaussian_kde(seen.z)(GRID), truth)
-        if n <= MIXED[0] and replicate < MIXED[1]:
-            row["Gaussian mixed model"] = error(_mixed(scenario), truth)
-        rows.append(row)
-    best = np.mean(fixed, axis=0).argmin()  # cut-offs in units of 1 / sd(Z), the same in all replicates
-    return [row | {"best fixed cut-off": errors[best]} for row, errors in zip(rows, fixed, strict=True)]
+def measure(law: str, n: int, sigma: float, times: int, replicate: int) -> list[Row]:
+    """Return the errors on one data set; "fixed cut-offs" are those of every cut-off."""
+    scenario = linear_scenarios.load(law, n, times, sigma, replicate)
+    truth = scenario.truth.pdf(GRID)
+    seen = observe(scenario.data)
+    criterion = contrast(seen)
+    every = densities(seen, GRID, seen.u[EVERY::EVERY])
+    errors = np.trapezoid((every - truth) ** 2, GRID, axis=1)
+    row: Row = {"deconvolution": errors[int(criterion["criterion"].to_numpy().argmin())]}
+    pairs = observe(scenario.data, noise="unknown") if times >= 4 else None
+    if pairs is not None:
+        best = contrast(pairs)["criterion"].to_numpy().argmin()
+        row["unknown noise"] = error(densities(pairs, GRID, pairs.u[[EVERY * (best + 1)]])[0], truth)
+    row["two-stage"] = error(stats.gaussian_kde(seen.z)(GRID), truth)
+    if n <= MIXED[0] and replicate < MIXED[1]:
+        row["Gaussian mixed model"] = error(_mixed(scenario), truth)
+    return [row | {"fixed cut-offs": errors.astype(np.float32)}]
+
+
+def with_best_cutoff(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return rows with the error of the best fixed cut-off of their cell in place of those of all cut-offs.
+
+    Cut-offs are in units of 1 / sd(Z), the same in all replicates.
+    """
+
+    def best(errors: pd.Series) -> pd.Series:
+        table = np.stack(errors.to_list())
+        return pd.Series(table[:, table.mean(0).argmin()].astype(float), errors.index)
+
+    chosen = rows.groupby(CELL)["fixed cut-offs"].transform(best)
+    return rows.assign(**{"best fixed cut-off": chosen.astype(float)}).drop(columns="fixed cut-offs")
 
 
 def _mixed(scenario: LinearScenario) -> np.ndarray:
@@ -77,9 +85,9 @@ def stored() -> pd.DataFrame:
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:
     """Return mean errors over the replicates, one row per cell."""
-    return rows.groupby(["law", "times", "sigma", "n"]).mean(numeric_only=True).drop(columns="replicate")
+    return rows.groupby(CELL).mean(numeric_only=True).drop(columns="replicate")
 
 
 def report(rows: pd.DataFrame) -> None:
     """Print the table of a study."""
-    print(table(rows).round(4).to_string())
+    print(table(with_best_cutoff(rows)).round(4).to_string())

@@ -1,6 +1,6 @@
 """What does each remedy against overfitting do? Flows and mixtures with one remedy at a time taken away.
 
-    python -m nlmeflow.studies tools/studies/ablation.yml [--out data/ablation/training.csv]
+    python -m nlmeflow.studies run tools/studies/ablation.yml [--out data/studies/ablation]
 
 Each replicate: 200 individuals, rich and sparse design; every network of the average, and RealNVP, trained
 as `nf.Flow()` trains it, then without one of its remedies; mixtures with their number of components chosen

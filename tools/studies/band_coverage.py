@@ -1,6 +1,6 @@
 """Do bands and intervals of the bootstrap cover? Simulated data of known laws.
 
-    python -m nlmeflow.studies tools/studies/band_coverage.yml [--out data/coverage/bands.csv]
+    python -m nlmeflow.studies run tools/studies/band_coverage.yml [--out data/studies/band_coverage]
 
 Each replicate: 100 individuals, rich design; Gaussian, mixture and flow are fitted, and estimated again 40
 times with random weights of the individuals. Printed: the share of points, between the 5 % and the 95 %

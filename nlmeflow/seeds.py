@@ -59,6 +59,9 @@ class Stream(IntEnum):
     REPLICATED_NOISE = 605
     EXPORTED_DRAWS = 606
     EXPORTED_ORDER = 607
+    POPULATION_LAW = 700
+    POPULATION_DESIGN = 701
+    POPULATION_INDIVIDUALS = 702
 
 
 def check_seed(seed: object) -> int:

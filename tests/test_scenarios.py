@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from scipy import integrate, stats
 
 import nlmeflow as nf
 from nlmeflow.laws import GaussianLaw, MixtureLaw
 from nlmeflow.laws.modes import basins
+from nlmeflow.studies import core
+from nlmeflow.studies.scenario import Scenario, Truth
 from nlmeflow.studies.scenarios import LAWS, MODES, best_gaussian
 
 # KL and total variation from the truth to the best Gaussian, as the benchmark states them
@@ -22,6 +25,10 @@ BEST_GAUSSIAN = {
     "P1": (0.45, 0.40),
     "P2": (0.51, 0.41),
 }
+
+
+def normal(mean, sd):
+    return GaussianLaw(torch.tensor([mean]).double(), torch.tensor([[sd]]).double())
 
 
 @pytest.mark.parametrize("name", LAWS)
@@ -91,22 +98,23 @@ def test_a_highest_peak_of_little_mass_is_no_mode():
     phi = torch.tensor([[-2.0], [2.0], [4.0]]).double()
     assert found.of(phi).tolist() == [1, 0, 0]
     assert found.shares(phi).tolist() == pytest.approx([2 / 3, 1 / 3])
-    none = basins(MixtureLaw(weights, means, factors, 0.01 * factors[0]), mass=0.5)
-    assert none.modes == ()
-    assert none.shares(phi).tolist() == []
+    only = basins(MixtureLaw(weights, means, factors, 0.01 * factors[0]), mass=0.5)
+    assert [round(float(mode.place)) for mode in only.modes] == [2]
+    assert only.shares(phi).tolist() == [1]
 
 
 def test_metrics_have_their_known_values():
-    def normal(mean, sd):
-        return GaussianLaw(torch.tensor([mean]).double(), torch.tensor([[sd]]).double())
-
     a, b = normal(0.0, 1.0), normal(1.0, 2.0)
     assert nf.metrics.kl(a, b, 200_000) == pytest.approx(np.log(2) + (1 + 1) / 8 - 0.5, abs=0.01)
     c = normal(1.0, 1.0)
     assert nf.metrics.total_variation(a, c, 200_000) == pytest.approx(2 * 0.691462 - 1, abs=0.005)
-    assert nf.metrics.hellinger(a, c, 200_000) == pytest.approx(1 - np.exp(-1 / 8), abs=0.003)
-    for measure in (nf.metrics.kl, nf.metrics.total_variation, nf.metrics.hellinger):
+    squared = 1 - np.sqrt(2 * 2 / (1 + 4)) * np.exp(-1 / (4 * (1 + 4)))  # of N(0, 1) and N(1, 2^2)
+    assert nf.metrics.squared_hellinger(a, b, 200_000) == pytest.approx(squared, abs=0.003)
+    assert nf.metrics.hellinger(a, b, 200_000) == pytest.approx(np.sqrt(squared), abs=0.005)
+    for measure in (nf.metrics.kl, nf.metrics.total_variation, nf.metrics.squared_hellinger):
         assert measure(a, a) == pytest.approx(0, abs=1e-12)
+    early = stats.norm.cdf(0.5, 1, 2) - stats.norm.cdf(0.5)
+    assert nf.metrics.error_of_share(a, b, 0, 0.5, 200_000) == pytest.approx(early, abs=0.005)
     two = MixtureLaw(
         torch.tensor([0.5, 0.5]).double(),
         torch.tensor([[-5.0], [5.0]]).double(),
@@ -118,8 +126,99 @@ def test_metrics_have_their_known_values():
     assert float(nf.metrics.marginal_ise(b, normal(3.0, 2.0))[0]) == pytest.approx(exact, abs=1e-6)
     assert nf.metrics.group_mass(two, two).tolist() == pytest.approx([0.5, 0.5], abs=0.01)
     assert nf.metrics.group_mass(two, normal(5.0, 1.0))[1] > 0.999
-    assert nf.metrics.bridge_mass(two, normal(0.0, 1.0)) > 0.7
-    assert nf.metrics.bridge_mass(two, two) < 0.01
+    assert nf.metrics.mass_outside(two, normal(0.0, 1.0)) > 0.7
+    assert nf.metrics.mass_outside(two, two) < 0.01
+    with pytest.warns(DeprecationWarning, match="is now metrics.mass_outside"):
+        assert nf.metrics.bridge_mass(two, a) == nf.metrics.mass_outside(two, a)
+
+
+def mixture(means, sds, weights=None):
+    """Gaussians (K, d) with diagonal covariances."""
+    means, factors = torch.tensor(means).double(), torch.diag_embed(torch.tensor(sds).double())
+    count, dim = means.shape
+    weights = torch.full((count,), 1 / count).double() if weights is None else torch.tensor(weights).double()
+    return MixtureLaw(weights, means, factors, 0.01 * torch.eye(dim).double())
+
+
+def test_mass_between_two_groups_on_a_line_is_that_of_an_interval():
+    groups, n = mixture([[-5.0], [5.0]], [[1.0], [0.5]]), 200_000
+    estimate = GaussianLaw(torch.tensor([1.0]).double(), torch.tensor([[3.0]]).double())
+    reach = stats.norm.ppf(0.995)
+    interval = np.diff(stats.norm.cdf([-5 + reach, 5 - 0.5 * reach], 1, 3))[0]
+    assert nf.metrics.mass_between_groups(groups, estimate, n) == pytest.approx(interval, abs=0.004)
+    narrow = np.diff(stats.norm.cdf([-5 + stats.norm.ppf(0.95), 5 - 0.5 * stats.norm.ppf(0.95)], 1, 3))[0]
+    assert nf.metrics.mass_between_groups(groups, estimate, n, level=0.9) == pytest.approx(narrow, abs=0.004)
+    assert nf.metrics.mass_between_groups(mixture([[0.0]], [[1.0]]), estimate) == 0
+    with pytest.raises(nf.ModelError, match="level is a number between 0 and 1"):
+        nf.metrics.mass_between_groups(groups, estimate, level=1.0)
+
+
+def test_mass_between_groups_in_the_plane_is_a_strip_without_its_discs_whatever_the_units():
+    groups = mixture([[-6.0, 0.0], [6.0, 0.0]], [[1.0, 1.0], [1.0, 1.0]])
+    estimate = mixture([[0.0, 1.0]], [[4.0, 2.0]])
+    radius = np.sqrt(stats.chi2.ppf(0.99, 2))
+
+    def across(x):
+        half = np.array([np.sqrt(max(radius**2 - (6 - abs(x)) ** 2, 0)), radius])
+        parts = np.diff(stats.norm.cdf([half, -half[::-1]], 1, 2))  # above and below the disc
+        return stats.norm.pdf(x, 0, 4) * parts.sum()
+
+    exact = integrate.quad(across, -6, 6, points=[-6 + radius, 6 - radius])[0]
+    n = 200_000
+    found = nf.metrics.mass_between_groups(groups, estimate, n)
+    assert found == pytest.approx(exact, abs=0.004)
+    turn = torch.tensor([[3.0, 0.0], [-2.0, 0.1]]).double()
+    moved = [
+        MixtureLaw(
+            law.weights,
+            law.means @ turn.mT + 7,
+            torch.linalg.cholesky(turn @ law.factors @ law.factors.mT @ turn.mT),
+            law.floor,
+        )
+        for law in (groups, estimate)
+    ]
+    assert nf.metrics.mass_between_groups(*moved, n) == pytest.approx(exact, abs=0.004)
+
+
+def test_a_third_group_on_the_way_is_not_between_the_others():
+    ends, middle = [[-6.0], [6.0]], mixture([[0.0]], [[0.5]])
+    assert nf.metrics.mass_between_groups(mixture(ends, [[1.0], [1.0]]), middle) > 0.99
+    three = mixture([*ends, [0.0]], [[1.0], [1.0], [0.5]])
+    assert nf.metrics.mass_between_groups(three, middle) == pytest.approx(0.01, abs=0.004)
+
+
+def test_a_high_peak_of_little_mass_is_no_mode():
+    peak = mixture([[0.0], [9.0]], [[2.0], [0.05]], [0.972, 0.028])
+    (found,) = nf.metrics.modes(peak)
+    assert float(found.place) == pytest.approx(0, abs=0.05)
+    assert found.height < 1
+    assert len(nf.metrics.modes(peak, mass=0.02)) == 2
+    assert basins(peak).of(torch.tensor([[0.0], [9.0]]).double()).tolist() == [0, 0]
+    assert len(nf.metrics.modes(peak, mass=0.99)) == 1  # no mode holds so much: the one of largest mass
+
+
+def test_regret_of_selection_is_that_of_normal_laws_and_lines():
+    """tau ~ N(m, w^2), y = tau + e: conditional means are linear in y, the regret an integral over them."""
+    n, sigma, slope = 20_000, 0.8, 1.0
+    truth = Truth(1, normal(2.0, 0.5).log_prob, lambda u, z: 2 + 0.5 * z)
+    wrong = normal(2.6, 0.6)
+    about = {"name": "line", "design": "3 times", "seed": 0, "trait": "intercept"}
+    model = nf.Model(nf.curves.linear(), fixed=("slope",))
+    known = Scenario.simulate(truth, model, np.arange(3.0), sigma, {"slope": slope}, 2, (1, 0), **about)
+    found = core.predictive(known, core.Look.at(truth), {"wrong": wrong, "right": normal(2.0, 0.5)}, n)
+    error, threshold = sigma**2 / 3, 2 + 0.5 * stats.norm.ppf(0.2)
+    share, other = 0.25 / (0.25 + error), 0.36 / (0.36 + error)
+    y = 2.6 + (threshold - 2.6) / other  # where the wrong rule changes
+    last, spread = 2 + share * (y - 2), 0.5 * np.sqrt(share)
+    a, b = (threshold - 2) / spread, (last - 2) / spread
+    lost = (2 - threshold) * (stats.norm.cdf(b) - stats.norm.cdf(a)) - spread * (
+        stats.norm.pdf(b) - stats.norm.pdf(a)
+    )
+    assert abs(lost) > 0.003
+    assert 0.5 * found["wrong"]["regret of selection"] == pytest.approx(abs(lost), rel=0.1)
+    assert found["right"]["regret of selection"] < 1e-3
+    early = stats.norm.cdf(threshold, 2.6, 0.6) - 0.2
+    assert found["wrong"]["error of the early share"] == pytest.approx(early, abs=0.01)
 
 
 def test_unknown_scenarios_are_refused():

@@ -1,12 +1,16 @@
 """Distances between a population law and its estimate, and what can be said of its structure."""
 
 import math
+from itertools import combinations
+from warnings import warn
 
 import torch
+from scipy.stats import chi2
 from torch import Tensor
 
 from nlmeflow.arguments import checked
-from nlmeflow.errors import ModelError, whole
+from nlmeflow.errors import ModelError, number, whole
+from nlmeflow.laws.affine import Affine
 from nlmeflow.laws.gaussian import GaussianLaw
 from nlmeflow.laws.law import Law
 from nlmeflow.laws.marginals import marginal_density, span
@@ -17,6 +21,7 @@ from nlmeflow.running import estimating
 from nlmeflow.seeds import derive
 
 DRAWS = 20_000
+SEGMENT = 101  # places of an ellipsoid on its way from one group to another
 
 
 @checked
@@ -58,14 +63,20 @@ def variation(difference: Tensor) -> float:
 
 
 @checked
-def hellinger(truth: Law, estimate: Law, n: int = DRAWS, seed: int = 0) -> float:
+def squared_hellinger(truth: Law, estimate: Law, n: int = DRAWS, seed: int = 0) -> float:
     """Return the squared Hellinger distance, 1 - integral of sqrt(f g), between 0 and 1."""
-    return squared_hellinger(_balanced(truth, estimate, n, seed))
+    return 1 - affinity(_balanced(truth, estimate, n, seed))
 
 
-def squared_hellinger(difference: Tensor) -> float:
-    """Return the squared Hellinger distance from log f - log g at draws taken half from each law."""
-    return float(1 - (1 / (0.5 * difference).cosh()).mean())
+@checked
+def hellinger(truth: Law, estimate: Law, n: int = DRAWS, seed: int = 0) -> float:
+    """Return the Hellinger distance, sqrt(1 - integral of sqrt(f g)), between 0 and 1."""
+    return math.sqrt(squared_hellinger(truth, estimate, n, seed))
+
+
+def affinity(difference: Tensor) -> float:
+    """Return the integral of sqrt(f g) from log f - log g at draws taken half from each law."""
+    return float((1 / (0.5 * difference).cosh()).mean())
 
 
 def group_mass(groups: MixtureLaw, estimate: Law, n: int = DRAWS, seed: int = 0) -> Tensor:
@@ -101,13 +112,102 @@ def marginal_ise(truth: Law, estimate: Law, points: int = 481) -> Tensor:
 
 
 @checked
-def bridge_mass(truth: Law, estimate: Law, n: int = DRAWS, seed: int = 0) -> float:
-    """Return the estimate's mass where the truth is under a thousandth of its maximum."""
+def mass_between_groups(
+    groups: MixtureLaw, estimate: Law, n: int = DRAWS, seed: int = 0, level: float = 0.99
+) -> float:
+    """Return the mass of an estimate between the groups of a true mixture, by n draws.
+
+    An individual phi lies between groups a and b if an ellipsoid that moves from the one to the other sweeps
+    over it, and it lies between groups if this holds for any two of them and it is in the ellipsoid of none:
+
+    min_t Q(phi; (1 - t) m_a + t m_b, (1 - t) Omega_a + t Omega_b) <= c < min_k Q(phi; m_k, Omega_k)
+
+    t from 0 to 1, Q(phi; m, Omega) = (phi - m)' Omega^-1 (phi - m), c the quantile of chi2(d) at `level`:
+    each ellipsoid holds this share of its group. All pairs count, not those of a spanning tree alone, because
+    a third group's ellipsoid on the way is left out anyway, and a tree would depend on a distance. An affine
+    map of phi, such as other units, leaves the measure as it is. It is 0 with one group, and where ellipsoids
+    overlap on the way nothing but their flanks is between them.
+
+    Raises
+    ------
+    ModelError : laws of other dimensions, or a level not between 0 and 1.
+
+    """
+    _check_dimensions(groups, estimate)
+    with estimating():
+        return share_between(groups, estimate.sample(n, seed), level)
+
+
+def share_between(groups: MixtureLaw, phi: Tensor, level: float = 0.99) -> float:
+    """Return the share of draws phi (n, d) between the groups of a mixture, as `mass_between_groups` says."""
+    largest = float(chi2.ppf(number("level", level, 0, 1), groups.dim))
+
+    def inside(mean: Tensor, covariance: Tensor) -> Tensor:
+        frame = Affine(mean, torch.linalg.cholesky(covariance))
+        return frame.standardise(phi).square().sum(-1) <= largest
+
+    own = list(zip(groups.means, groups.factors @ groups.factors.mT, strict=True))
+    swept = torch.zeros(len(phi), dtype=torch.bool)
+    for (mean, covariance), (other, others) in combinations(own, 2):
+        for t in torch.linspace(0, 1, SEGMENT, dtype=phi.dtype):
+            swept |= inside(mean.lerp(other, t), covariance.lerp(others, t))
+    for mean, covariance in own:
+        swept &= ~inside(mean, covariance)
+    return float(swept.double().mean())
+
+
+@checked
+def mass_outside(truth: Law, estimate: Law, n: int = DRAWS, seed: int = 0) -> float:
+    """Return the estimate's mass where the truth is under a thousandth of its maximum, tails included."""
     with estimating():
         highest = truth.log_prob(truth.sample(n, derive(seed, 0))).max()
         return share_outside(truth.log_prob(estimate.sample(n, derive(seed, 1))), highest)
 
 
+def bridge_mass(truth: Law, estimate: Law, n: int = DRAWS, seed: int = 0) -> float:
+    """Return `mass_outside`, whose former name this is."""
+    message = "metrics.bridge_mass is now metrics.mass_outside; see also metrics.mass_between_groups."
+    warn(message, DeprecationWarning, stacklevel=2)
+    return mass_outside(truth, estimate, n, seed)
+
+
 def share_outside(log_truth: Tensor, highest: Tensor) -> float:
     """Return the share of draws at which the truth is under a thousandth of its maximum."""
     return float((log_truth < highest - math.log(1000)).double().mean())
+
+
+@checked
+def error_of_share(
+    truth: Law, estimate: Law, parameter: int, threshold: float, n: int = DRAWS, seed: int = 0
+) -> float:
+    """Return by how much the estimate of P(phi_k < threshold) is wrong, k = parameter (from 0), by n draws.
+
+    With tau and a day as threshold it is the error of the share of early varieties.
+
+    Raises
+    ------
+    ModelError : laws of other dimensions, or no such parameter.
+
+    """
+    _check_dimensions(truth, estimate)
+    k = whole("parameter", parameter, 0, truth.dim - 1)
+    with estimating():
+        true, estimated = (law.sample(n, seed)[:, k] < threshold for law in (truth, estimate))
+        return float(estimated.double().mean() - true.double().mean())
+
+
+def selection_regret(best: Tensor, estimated: Tensor, threshold: float) -> float:
+    """Return the yield that is lost where individuals are chosen by an estimated law, per individual.
+
+    An individual whose parameter is phi_k yields threshold - phi_k if it is chosen (days by which a variety
+    is earlier than needed, a loss where it is later), nothing if it is not. With the law p known, the rule of
+    highest expected yield chooses where E_p[phi_k | y] < threshold; by the law q those are chosen where
+    E_q[phi_k | y] < threshold. The difference in yield,
+
+    regret = E_y[ |threshold - E_p[phi_k | y]|  1(the two rules differ at y) ] >= 0,
+
+    is in the unit of phi_k. best, estimated : E_p[phi_k | y_i] and E_q[phi_k | y_i] of individuals drawn from
+    the truth, (n,).
+    """
+    differ = (best < threshold) != (estimated < threshold)
+    return float(((threshold - best).abs() * differ).mean())

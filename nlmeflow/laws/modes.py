@@ -58,7 +58,8 @@ def modes(
     """Return the modes of a law of one to three dimensions, the highest first.
 
     A mode stands at least `prominence` (as a share of the highest mode's density) above the pass
-    that leads to a higher one, and its basin holds at least `mass`. Found on a grid in the
+    that leads to a higher one, and its basin holds at least `mass`; where no mode does both, the one of
+    largest mass is returned. Found on a grid in the
     coordinates in which `frame` (the law's own mean and covariance when absent) is standard normal,
     by merging superlevel sets from the top (persistence).
 
@@ -94,17 +95,17 @@ def basins(
         density = law.log_prob(phi).exp().numpy()
     grid = _Persistence(density, (points,) * law.dim, prominence)
     total, top = density.sum(), density.max()
-    kept = {
+    every = {
         peak: Mode(phi[peak], float(density[peak] / top), float(lift / top), float(held / total))
         for peak, (lift, held) in grid.found.items()
-        if lift >= prominence * top and held >= mass * total
     }
-    peaks = sorted(kept, key=lambda peak: -kept[peak].height)
+    kept = [peak for peak, one in every.items() if one.prominence >= prominence and one.mass >= mass]
+    kept = kept or [max(every, key=lambda peak: every[peak].mass)]
+    peaks = sorted(kept, key=lambda peak: -every[peak].height)
     label = torch.from_numpy(grid.labels(peaks))
-    if peaks:
-        beyond = label < 0  # cells of next to no density, or of a peak that does not count: the nearest mode
-        label[beyond] = torch.cdist(mesh[beyond], mesh[peaks]).argmin(1)
-    return Basins(tuple(kept[peak] for peak in peaks), frame, label.reshape((points,) * law.dim))
+    beyond = label < 0  # cells of next to no density, or of a peak that does not count: the nearest mode
+    label[beyond] = torch.cdist(mesh[beyond], mesh[peaks]).argmin(1)
+    return Basins(tuple(every[peak] for peak in peaks), frame, label.reshape((points,) * law.dim))
 
 
 class _Persistence:

@@ -3,7 +3,9 @@
 Each job is one replicate of one scenario in one design, run by `nlmeflow.studies.run`.
 """
 
+import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from time import process_time
 
 import numpy as np
@@ -43,9 +45,10 @@ from nlmeflow.seeds import Stream, derive, generator
 from nlmeflow.studies import scenarios
 from nlmeflow.studies.notebook import stored_file
 from nlmeflow.studies.run import Row
-from nlmeflow.studies.scenarios import Scenario, Truth
+from nlmeflow.studies.scenario import Scenario, Truth
 
 FOLDS = 5
+EARLY = 0.2  # share of the individuals of a truth that count as early
 FIT_SEEDS = 1000  # apart are the seeds of fits with other random numbers
 LAWS: tuple[Specification, ...] = (Gaussian(), Mixture(), Flow())
 RELATIVES: tuple[Specification, ...] = (
@@ -68,17 +71,22 @@ def measure(
     candidates of the average alone, "without ..." the average without one of them, "rule: ..." the average
     with its weights set in another way.
     """
-    known, seed = scenarios.load(scenario, design, n, replicate), replicate + FIT_SEEDS * fit_seed
+    known = scenarios.load(scenario, design, n, replicate)
+    return compared(known, replicate + FIT_SEEDS * fit_seed, SETS[laws])
+
+
+def compared(known: Scenario, seed: int, laws: tuple[Specification, ...]) -> list[Row]:
+    """Fit and compare laws on the data of a scenario, as `measure` does."""
     folds = Folds.random(len(known.phi), FOLDS, derive(seed, Stream.COMPARISON_FOLDS))
     task = known.model.task(known.data, seed=seed, folds=folds)
     begun = process_time()
-    comparison = compare_task(known.model, task, SETS[laws], known.data.labels, progress=False)
+    comparison = compare_task(known.model, task, laws, known.data.labels, progress=False)
     seconds = process_time() - begun
     found: dict[str, Law] = {name: fit.law.density() for name, fit in comparison.fits.items()}
     found["stacked"] = comparison.stacked
     with estimating():
         look = Look.at(known.law)
-        news = predictive(known, found)
+        news = predictive(known, look, found)
         measured = {name: {"law": name, **look.measures(law), **news[name]} for name, law in found.items()}
         measured["stacked"]["seconds"] = seconds
         for name, fit in comparison.fits.items():
@@ -88,11 +96,14 @@ def measure(
 
 def measure_oracle(scenario: str, design: str, n: int, replicate: int, fit_seed: int = 0) -> list[Row]:
     """Return the row of the oracle, the flow learned from the true phi, on one replicate."""
-    known = scenarios.load(scenario, design, n, replicate)
-    laws = {"oracle": oracle(known.phi, replicate + FIT_SEEDS * fit_seed)}
+    return [oracle_row(scenarios.load(scenario, design, n, replicate), replicate + FIT_SEEDS * fit_seed)]
+
+
+def oracle_row(known: Scenario, seed: int) -> Row:
+    """Return the row of the flow learned from the true phi of a scenario."""
+    law, look = oracle(known.phi, seed), Look.at(known.law)
     with estimating():
-        measures = Look.at(known.law).measures(laws["oracle"])
-    return [{"law": "oracle", **measures, **predictive(known, laws)["oracle"]}]
+        return {"law": "oracle", **look.measures(law), **predictive(known, look, {"oracle": law})["oracle"]}
 
 
 def oracle(phi: Tensor, seed: int) -> Law:
@@ -135,34 +146,45 @@ def ablation(look: "Look", found: list[Candidate]) -> list[Row]:
     return rows + [{"law": f"rule: {rule}", "kl": divergence(w, everyone)} for rule, w in rules.items()]
 
 
-def predictive(scenario: Scenario, laws: dict[str, Law], n: int = 200) -> dict[str, Row]:
-    """Return what each law costs on n new individuals of the same design.
+def predictive(scenario: Scenario, look: "Look", laws: dict[str, Law], n: int = 200) -> dict[str, Row]:
+    """Return what each law costs on n new individuals of the same design, curve and sigma known.
 
-    "loss": mean of log p_truth(y) - log p_law(y), in nats per individual, curve and sigma known;
-    "regret": how much larger the mean squared error of conditional means is than under the truth, as a
-    share of it (coordinates in units of the true sds).
+    "loss": mean of log p_truth(y) - log p_law(y), in nats per individual. "regret": how much larger the mean
+    squared error of conditional means is than under the truth, as a share of it (coordinates in units of the
+    true sds). Early are the 20 % of the true law with the lowest value of the scenario's trait: "error of the
+    early share" is that of their share, "regret of selection" the yield lost where early individuals are
+    chosen by their conditional means under the law, in sds of the trait (see `metrics.selection_regret`).
     """
-    name, design, seed = scenario.name, scenario.design, scenario.seed
-    new = scenarios.load(name, design, n, 1000 + seed)
+    new, spread = scenario.others(n), look.phi.std(0)
+    k = scenario.model.random.index(scenario.trait)
+    threshold = look.phi[:, k].quantile(EARLY)
     problem = scenario.model.problem(new.data)
     with estimating():
-        random = generator(derive(seed, Stream.NEW_DATA))
+        random = generator(derive(scenario.seed, Stream.NEW_DATA))
         state = State(new.law, new.beta, torch.tensor([new.sigma], dtype=torch.float64))
         drawn = draw(problem, locate(problem, state, 128, random), state.beta, 128, random)
         ratio = drawn.log_ratio(problem, state.sigma)
-        spread = new.law.sample(metrics.DRAWS, 0).std(0)
 
-        def look(law: Law) -> tuple[Tensor, Tensor]:
+        def seen(law: Law) -> tuple[Tensor, Tensor]:
             step = expectation(ratio, law.log_prob(drawn.phi))
-            mean, _ = moments(drawn.phi, step.weights)
-            return step.log_likelihood.mean(), ((mean - new.phi) / spread).square().mean()
+            return step.log_likelihood.mean(), moments(drawn.phi, step.weights)[0]
 
-        best, error = look(new.law)
-        seen = {law_name: look(law) for law_name, law in laws.items()}
-    return {
-        law_name: {"loss": float(best - value), "regret": float(own / error - 1)}
-        for law_name, (value, own) in seen.items()
-    }
+        def error(mean: Tensor) -> Tensor:
+            return ((mean - new.phi) / spread).square().mean()
+
+        best, right = seen(new.law)
+        rows = {}
+        for name, law in laws.items():
+            value, mean = seen(law)
+            early = law.sample(metrics.DRAWS, 0)[:, k] < threshold
+            rows[name] = {
+                "loss": float(best - value),
+                "regret": float(error(mean) / error(right) - 1),
+                "error of the early share": float(early.double().mean()) - EARLY,
+                "regret of selection": metrics.selection_regret(right[:, k], mean[:, k], float(threshold))
+                / float(spread[k]),
+            }
+    return rows
 
 
 @dataclass
@@ -183,6 +205,11 @@ class Look:
         phi = truth.sample(metrics.DRAWS, 0)
         return cls(truth, phi, truth.log_prob(phi))
 
+    @cached_property
+    def modes(self) -> int:
+        """The number of modes of the truth."""
+        return len(metrics.modes(self.truth))
+
     def log_prob(self, law: Law) -> Tensor:
         """Return log p_law at the truth's draws, (n,)."""
         if law.averaged is not None:
@@ -194,9 +221,11 @@ class Look:
         """Return the headline measures, the number of modes, errors of masses, marginals, three moments.
 
         Total variation and Hellinger distance by n draws, half from each law (see `nlmeflow.laws.metrics`).
-        Errors of moments are root mean squares over the coordinates, in units of the true sds; "error of
-        a mass" is the largest over the groups of a true mixture; "marginal ise" the mean over the
-        coordinates, in two dimensions only (in three the quadrature takes longer than the fits).
+        "modes" and how many too many, up to three dimensions. Of a true mixture "error of a mass", the
+        largest over its groups, and "mass between groups"; "mass outside" is `metrics.mass_outside`.
+        "marginal ise" is the mean over the coordinates, in two dimensions only (in three the quadrature takes
+        longer than the fits). Errors of moments are root mean squares over the coordinates, in units of the
+        true sds.
         """
         log_law = self.log_prob(law)
         drawn, half = law.sample(n, 0), n // 2
@@ -217,14 +246,17 @@ class Look:
         if (groups := self.truth.groups) is not None:
             mass = metrics.group_shares(groups, drawn)
             structure["error of a mass"] = float((mass - groups.weights).abs().max())
+            structure["mass between groups"] = metrics.share_between(groups, drawn)
+        if law.dim <= 3:
+            structure["modes"] = len(metrics.modes(law))
+            structure["error of modes"] = structure["modes"] - self.modes
         if law.dim == 2:
             structure["marginal ise"] = float(metrics.marginal_ise(self.truth, law, 121).mean())
         return structure | {
             "kl": float((self.log_truth - log_law).mean()),
             "tv": metrics.variation(difference),
-            "hellinger": metrics.squared_hellinger(difference),
-            "modes": len(metrics.modes(law)),
-            "bridge mass": metrics.share_outside(log_drawn, self.log_truth.max()),
+            "hellinger": math.sqrt(1 - metrics.affinity(difference)),
+            "mass outside": metrics.share_outside(log_drawn, self.log_truth.max()),
             "error of the mean": size(z.mean(0)),
             "error of the sd": size(z.std(0) - 1),
             "error of the skewness": size(skewness(z) - skewness(t)),

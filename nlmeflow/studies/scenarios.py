@@ -5,11 +5,10 @@
 
 L1 to L8 are logistic senescence, phi = (tau, log s), A = 1 a fixed effect (random in L8); P1 and P2
 are pharmacokinetics with log-additive errors. Designs: "R" rich, "S" sparse, "M" in between.
+`nf.scenarios.random` draws populations that nobody chose.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,50 +19,17 @@ from torch import Tensor
 
 from nlmeflow import curves
 from nlmeflow.arguments import checked
-from nlmeflow.data import LongitudinalData
 from nlmeflow.errors import ModelError, whole
 from nlmeflow.fitting.model import Model
 from nlmeflow.laws.gaussian import GaussianLaw
-from nlmeflow.laws.law import Law
 from nlmeflow.laws.mixture import MixtureLaw
 from nlmeflow.residuals import Additive, LogAdditive
-from nlmeflow.seeds import Seed, check_seed, generator, integer
-
-FromNoise = Callable[[np.ndarray, np.ndarray], np.ndarray]
-
-
-@dataclass(frozen=True, eq=False)
-class Truth(Law):
-    """A population law that is known: phi = map(u, z), u uniform (n,), z standard normal (n, d).
-
-    groups : the Gaussian mixture that it is, or None.
-    """
-
-    d: int
-    log_density: Callable[[Tensor], Tensor]
-    from_noise: FromNoise
-    free: int = 0
-    groups: MixtureLaw | None = None
-
-    @property
-    def dim(self) -> int:
-        return self.d
-
-    @property
-    def n_parameters(self) -> int:
-        return self.free
-
-    def log_prob(self, phi: Tensor) -> Tensor:
-        return self.log_density(self._rows(phi)).reshape(phi.shape[:-1])
-
-    def sample(self, n: int, seed: Seed) -> Tensor:
-        return self.draw(n, integer(generator(seed)))
-
-    def draw(self, n: int, *key: int) -> Tensor:
-        """Draw (n, d) from the stream of a key; a larger n contains the smaller."""
-        u = np.random.default_rng([*key, 0]).random(n)
-        z = np.random.default_rng([*key, 1]).standard_normal((n, self.dim))
-        return torch.from_numpy(self.from_noise(u, z))
+from nlmeflow.seeds import check_seed
+from nlmeflow.studies.random_populations import FINAL as FINAL
+from nlmeflow.studies.random_populations import TUNING as TUNING
+from nlmeflow.studies.random_populations import VALIDATION as VALIDATION
+from nlmeflow.studies.random_populations import random as random
+from nlmeflow.studies.scenario import Scenario, Truth
 
 
 def _mixture(*groups: tuple[float, list[float], list[float], Any]) -> Truth:
@@ -196,6 +162,7 @@ NAMES = {
     "P1": "slow and fast clearance",
     "P2": "bimodal elimination",
 }
+TRAITS = {"P1": "CL", "P2": "ke"}  # by which individuals are chosen; tau elsewhere
 MODES = {"L1": 1, "L2": 2, "L3": 1, "L4": 1, "L6": 2, "L7": 3, "L8": 2, "P1": 2, "P2": 2}
 
 _SENESCENCE = {
@@ -221,30 +188,6 @@ DESIGNS: dict[str, dict[str, tuple[np.ndarray, float]]] = {
 }
 
 
-@dataclass(frozen=True)
-class Scenario:
-    """Simulated data and the truth behind them."""
-
-    name: str
-    design: str
-    seed: int
-    data: LongitudinalData
-    model: Model
-    phi: Tensor
-    law: Truth
-    sigma: float
-    fixed: dict[str, float]
-
-    @property
-    def beta(self) -> Tensor:
-        """The true fixed effects on the unconstrained scale, (p,)."""
-        values = [
-            self.model.curve[name].scale.unconstrained(torch.tensor(value, dtype=torch.float64))
-            for name, value in self.fixed.items()
-        ]
-        return torch.stack(values) if values else torch.zeros(0, dtype=torch.float64)
-
-
 @checked
 def load(name: str, design: str = "R", n: int = 200, seed: int = 0) -> Scenario:
     """Simulate a scenario of the benchmark; a larger n contains the individuals of the smaller.
@@ -263,16 +206,11 @@ def load(name: str, design: str = "R", n: int = 200, seed: int = 0) -> Scenario:
     if design not in DESIGNS[name]:
         raise ModelError(f"{name} has designs {', '.join(DESIGNS[name])}; got '{design}'.")
     n = whole("n", n, 2)
-    key = [list(LAWS).index(name), list(DESIGNS[name]).index(design), check_seed(seed)]
-    law, (times, sigma) = LAWS[name], DESIGNS[name][design]
-    phi = law.draw(n, *key)
+    key = (list(LAWS).index(name), list(DESIGNS[name]).index(design), check_seed(seed))
     model, fixed = _model(name)
-    time = torch.from_numpy(times).expand(n, -1)
-    mean = model.mean_response(phi, time, **fixed)
-    noise = sigma * torch.from_numpy(np.random.default_rng([*key, 2]).standard_normal((n, len(times))))
-    response = mean + noise if isinstance(model.residual, Additive) else mean * noise.exp()
-    data = LongitudinalData.regular(time, response)
-    return Scenario(name, design, seed, data, model, phi, law, sigma, fixed)
+    times, sigma = DESIGNS[name][design]
+    about = {"name": name, "design": design, "seed": seed, "trait": TRAITS.get(name, "tau")}
+    return Scenario.simulate(LAWS[name], model, times, sigma, fixed, n, key, **about)
 
 
 def _model(name: str) -> tuple[Model, dict[str, float]]:
@@ -289,4 +227,4 @@ def _model(name: str) -> tuple[Model, dict[str, float]]:
 def best_gaussian(law: Truth, n: int = 200_000, seed: int = 0) -> GaussianLaw:
     """Return the Gaussian closest to the truth: that of the same mean and covariance."""
     phi = law.draw(whole("n", n, 2), 99, check_seed(seed))
-    return GaussianLaw(phi.mean(0), torch.linalg.cholesky(phi.mT.cov()))
+    return GaussianLaw.of(phi, phi.new_ones(len(phi)))

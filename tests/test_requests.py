@@ -404,6 +404,14 @@ def test_a_fixed_parameter_that_runs_off_is_named():
     check_finite(model, replace(state, beta=torch.tensor([1e6]).double()), farthest)
 
 
+def test_a_start_does_not_go_to_where_a_parameter_moves_nothing():
+    """Two times late after an oral dose, and next to nothing of the absorption in sight."""
+    known = nf.scenarios.load("P1", "H", 200, 7)
+    fit = known.model.fit(known.data, seed=7, progress=False)
+    state = State(nf.scenarios.best_gaussian(known.law), known.beta, torch.tensor([known.sigma]).double())
+    assert fit.log_likelihood().value > replace(fit, law=state.law, sigma=state.sigma).log_likelihood().value
+
+
 def test_times_far_from_their_origin_are_explained():
     found = suspicions(read(plants().assign(day=lambda f: f["day"] + 1.7e9)))
     assert "begin at 1.7e+09 and span 40" in " ".join(found)

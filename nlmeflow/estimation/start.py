@@ -51,11 +51,12 @@ def pooled_start(
         raise EstimationError(_no_start(problem, points))
     check_zeros(whole, points[torch.isfinite(losses)][:5], points.new_zeros(0))
     best = _promising(pooled, points, losses)
-    polished, polished_losses = _polish(pooled, points[best], losses[best])
+    limits = _limits(choices)
+    polished, polished_losses = _polish(pooled, points[best], losses[best], limits)
     if thorough or float(polished_losses.min()) > POOR * _spread(pooled):
         points, losses = _swept(pooled, choices, points, losses)
         best = _promising(pooled, points, losses)
-        more, more_losses = _polish(pooled, points[best], losses[best])
+        more, more_losses = _polish(pooled, points[best], losses[best], limits)
         polished, polished_losses = torch.cat([polished, more]), torch.cat([polished_losses, more_losses])
     losses = polished_losses
     natural = problem.curve.natural(polished[losses.argmin()])
@@ -181,8 +182,17 @@ def _losses(problem: Problem, points: Tensor) -> Tensor:
     return torch.where(torch.isfinite(losses), losses, torch.inf)
 
 
-def _polish(problem: Problem, points: Tensor, losses: Tensor, steps: int = 40) -> tuple[Tensor, Tensor]:
-    """Levenberg-Marquardt on several starts at once."""
+def _limits(choices: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return how far a start may go: as the candidates do, any way where one value was given."""
+    many = torch.tensor([len(choice) > 1 for choice in choices])
+    lowest, highest = torch.stack([c.min() for c in choices]), torch.stack([c.max() for c in choices])
+    return lowest.where(many, -torch.inf), highest.where(many, torch.inf)
+
+
+def _polish(
+    problem: Problem, points: Tensor, losses: Tensor, limits: tuple[Tensor, Tensor], steps: int = 40
+) -> tuple[Tensor, Tensor]:
+    """Levenberg-Marquardt on several starts at once, inside limits: beyond them a parameter moves nothing."""
     damping = torch.full_like(losses, 1e-2)
     beta = points.new_zeros(0)
     for _ in range(steps):
@@ -194,7 +204,7 @@ def _polish(problem: Problem, points: Tensor, losses: Tensor, steps: int = 40) -
         system = hessian * scale[:, :, None] * scale[:, None]
         lift = (damping + 1e-12)[:, None].expand_as(scale)
         step = scale * torch.linalg.solve_ex(system + torch.diag_embed(lift), scale * gradient)[0]
-        tried = points + torch.where(torch.isfinite(step), step, 0.0)
+        tried = (points + torch.where(torch.isfinite(step), step, 0.0)).clamp(*limits)
         tried_losses = _losses(problem, tried)
         better = tried_losses < losses
         gain = torch.where(better, 1 - tried_losses / losses, 0.0)

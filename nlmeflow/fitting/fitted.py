@@ -24,7 +24,7 @@ from nlmeflow.laws.specification import Specification
 from nlmeflow.running import Memory, estimating
 from nlmeflow.seeds import Stream, derive, generator
 
-FARTHEST = 1e100  # natural value at which a parameter on a bounded scale has run off
+FARTHEST = 1e100  # natural value, within three standard deviations, at which a parameter has run off
 NOTHING = 1e-3  # residual error, as a share of that without a curve, to which a fit that goes on has shrunk
 VANISHED = 1e-6  # and the share that is none, also where a fit has ended
 
@@ -210,7 +210,7 @@ def spread_out(
 def check_finite(model: Structure, state: State, farthest: float) -> None:
     """Raise EstimationError when a parameter ran off.
 
-    To where its scale ends, or, on a scale without ends, to `farthest`; fixed ones too.
+    To where its scale ends, or, on a scale without an end, its typical value to `farthest`; fixed ones too.
     """
     law = GaussianLaw.like(state.law)
     fixed = state.beta[: len(model.fixed)]
@@ -220,8 +220,8 @@ def check_finite(model: Structure, state: State, farthest: float) -> None:
     for k, (name, values) in enumerate(model.curve.natural(wide, names).items()):
         scale = model.curve[name].scale
         near = scale.lower > -torch.inf and bool((values - scale.lower < 1 / FARTHEST).any())
-        most = farthest if scale.lower == -torch.inf and scale.upper == torch.inf else FARTHEST
-        if near or not bool((values.abs() < most).all()):
+        far = scale.upper == torch.inf and not abs(float(values[1])) < farthest
+        if near or far or not bool((values.abs() < FARTHEST).all()):
             raise EstimationError(
                 f"Parameter '{name}' ran off while fitting (mean {float(mean[k]):.3g}, sd "
                 f"{float(sd[k]):.3g} on the {scale.name} scale): the data do not determine it. Give it a "

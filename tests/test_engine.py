@@ -1,5 +1,6 @@
 """nlmeflow.estimation.likelihood, .particles, .engine: the likelihood against quadrature, honest errors."""
 
+import numpy as np
 import pytest
 import torch
 from quadrature import adaptive, brute_force
@@ -7,8 +8,10 @@ from quadrature import adaptive, brute_force
 import nlmeflow as nf
 from nlmeflow.estimation.em import State
 from nlmeflow.estimation.engine import posterior_draws
+from nlmeflow.estimation.laplace import gaussian_start
 from nlmeflow.estimation.likelihood import locate, marginal
 from nlmeflow.estimation.particles import Proposal, _calibration, draw
+from nlmeflow.estimation.start import pooled_start
 from nlmeflow.laws import FlowLaw, GaussianLaw, MixtureLaw, Network, StackedLaw
 from nlmeflow.laws.draws import resample
 from nlmeflow.seeds import generator
@@ -129,3 +132,27 @@ def test_an_ascent_that_creeps_along_the_boundary_is_left(senescence):
     assert fit.log_likelihood().value == pytest.approx(948.692, abs=0.01)
     assert fit.law.correlation[0, 1] > 0.999
     assert fit.trace["iterations"].sum() < 200
+
+
+def test_first_values_of_a_logarithmic_error_see_the_tail():
+    """Over a dozen decades the peak alone leaves the rate free; on the scale of the logarithm it is seen."""
+    random, time = np.random.default_rng(6), torch.linspace(0.5, 12, 7, dtype=torch.float64).expand(30, -1)
+    rate = 2.5 * np.exp(0.1 * random.standard_normal((30, 1)))
+    response = 10 * np.exp(-rate * time.numpy() + 0.5 * random.standard_normal((30, 7)))
+    data = nf.LongitudinalData.regular(time, torch.from_numpy(response))
+    first = pooled_start(nf.Model(nf.curves.oral(100.0), nf.LogAdditive()).problem(data), {}, 0)
+    assert first["CL"] - first["V"] == pytest.approx(np.log(2.5), abs=0.15)
+
+
+def test_the_start_takes_the_more_likely_of_two_maxima():
+    """Hardly any decline is seen whole: from an error that explains all, sigma stays twice too large."""
+    random = np.random.default_rng(1)
+    time = np.sort(random.uniform(30, 72, (20, 6)), 1)
+    onset = random.normal(74, 9, (20, 1))
+    rate = 0.022 * np.exp(0.15 * random.standard_normal((20, 1)))
+    plateau = 1.1 + 0.15 * random.standard_normal((20, 1))
+    response = plateau - rate * np.logaddexp(0, time - onset) + 0.01 * random.standard_normal((20, 6))
+    data = nf.LongitudinalData.regular(torch.from_numpy(time), torch.from_numpy(response))
+    problem = nf.Model(nf.curves.change_point(1.0)).problem(data)
+    best = gaussian_start(problem, pooled_start(problem, {}, 0), nf.Gaussian())
+    assert float(best.sigma[0]) == pytest.approx(0.01, rel=0.15)

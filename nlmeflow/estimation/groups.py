@@ -369,4 +369,4 @@ def group_start(problem: GroupedProblem, first: dict[str, float], specification:
     )
     sigma = torch.cat([whole.sigma, whole.law.sd[varying] * share.sqrt()])
     laplace = modes(problem, law, whole.beta, sigma, means, NEWTON)
-    return GaussianStart(law, whole.beta, sigma, laplace)
+    return GaussianStart(law, whole.beta, sigma, laplace, whole.settled)

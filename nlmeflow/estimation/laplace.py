@@ -6,8 +6,10 @@ sigma (Lindstrom and Bates, Biometrics 1990). This is where estimation starts, n
 the particles of `particles.py` remove the linearisation.
 """
 
+import math
 from dataclasses import dataclass, replace
 from functools import singledispatch
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -17,6 +19,9 @@ from nlmeflow.estimation.problem import Problem
 from nlmeflow.laws.affine import safe_cholesky
 from nlmeflow.laws.gaussian import Gaussian, GaussianLaw
 
+BROKEN = (EstimationError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
+LIKELIER = 1.0  # nats by which a second start is better
+WIDER = 3.0  # times the sds of the first values, where individuals are followed
 FAR = 100.0  # times the residual error of the first values that a start does not exceed
 
 
@@ -30,12 +35,16 @@ class Laplace:
 
 @dataclass(frozen=True)
 class GaussianStart:
-    """A Gaussian population with its fixed effects, residual parameters and individual modes."""
+    """A Gaussian population with its fixed effects, residual parameters and individual modes.
+
+    settled : whether it is where the steps to it ended, and not only the last of them.
+    """
 
     law: GaussianLaw
     beta: Tensor
     sigma: Tensor
     laplace: Laplace
+    settled: bool
 
 
 @dataclass(frozen=True)
@@ -108,12 +117,42 @@ def gaussian_start(
 ) -> GaussianStart:
     """Return the Gaussian fit of the linearised model, from pooled first values.
 
-    Where it breaks down, because a linearisation far from the data sends it off, once more in short steps.
+    Where it does not settle, it is sought once more, because the likelihood may have several maxima: not from
+    a residual error that explains all differences between individuals, but from a tenth of it and a
+    population three times as wide, which follows each individual's data. This is taken where it is more
+    likely by more than `LIKELIER`. Where one breaks down, because a linearisation far from the data sends it
+    off, it is tried again in short steps.
+
+    Raises
+    ------
+    EstimationError : both broke down.
+
     """
-    try:
-        return _climb(problem, first, specification, max_iterations, tolerance, longest=None)
-    except (EstimationError, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
-        return _climb(problem, first, specification, max_iterations, tolerance, longest=2.0)
+    found, failed = [], None
+    for narrow in (1.0, 0.1):
+        try:
+            try:
+                start = _climb(problem, first, specification, max_iterations, tolerance, narrow)
+            except BROKEN:
+                start = _climb(problem, first, specification, max_iterations, tolerance, narrow, longest=2.0)
+        except BROKEN as error:
+            failed = error
+            continue
+        found.append(start)
+        if start.settled:
+            break
+    if not found:
+        raise cast(Exception, failed)
+    values = [_log_likelihood(problem, start) for start in found]
+    return found[-1] if values[-1] > values[0] + LIKELIER else found[0]
+
+
+def _log_likelihood(problem: Problem, start: GaussianStart) -> float:
+    """Return Laplace's approximation of the marginal log-likelihood, up to a constant; -inf for no number."""
+    mode, factor = start.laplace.mode, start.laplace.factor
+    joint = -_objective(problem, mode, start.law, start.beta, start.sigma)
+    value = float((joint + factor.diagonal(dim1=-2, dim2=-1).log().sum(1)).sum())
+    return -math.inf if math.isnan(value) else value
 
 
 def _climb(
@@ -122,10 +161,14 @@ def _climb(
     specification: Gaussian,
     max_iterations: int,
     tolerance: float,
-    longest: float | None,
+    narrow: float,
+    longest: float | None = None,
 ) -> GaussianStart:
+    """Climb from first values, with `narrow` times their residual error."""
     law, beta, sigma = first_gaussian(problem, first, specification)
     most = FAR * sigma
+    if narrow < 1 and not problem.residual.given:
+        law, sigma = replace(law, factor=WIDER * law.factor), narrow * sigma
     phi = law.mean.expand(len(problem), -1).clone()
     damping = phi.new_full((len(phi),), 1e-4)
     for iteration in range(max_iterations):
@@ -144,9 +187,9 @@ def _climb(
         )
         law, beta, sigma = new_law, new_beta, new_sigma
         _check(problem, law, beta, sigma, most)
-        if change.abs().max() < tolerance:
+        if settled := bool(change.abs().max() < tolerance):
             break
-    return GaussianStart(law, beta, sigma, modes(problem, law, beta, sigma, phi, steps=4))
+    return GaussianStart(law, beta, sigma, modes(problem, law, beta, sigma, phi, steps=4), settled)
 
 
 def _shortened(before: GaussianLaw, after: GaussianLaw, longest: float) -> GaussianLaw:

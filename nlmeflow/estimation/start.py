@@ -5,7 +5,7 @@ units changes nothing; the best of a quasi-random sample of combinations is poli
 Levenberg-Marquardt steps, several at a time.
 """
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import torch
 from torch import Tensor
@@ -50,21 +50,50 @@ def pooled_start(
     if not bool(torch.isfinite(losses).any()):
         raise EstimationError(_no_start(problem, points))
     check_zeros(whole, points[torch.isfinite(losses)][:5], points.new_zeros(0))
-    best = _promising(pooled, points, losses)
-    limits = _limits(choices)
-    polished, polished_losses = _polish(pooled, points[best], losses[best], limits)
-    if thorough or float(polished_losses.min()) > POOR * _spread(pooled):
-        points, losses = _swept(pooled, choices, points, losses)
-        best = _promising(pooled, points, losses)
-        more, more_losses = _polish(pooled, points[best], losses[best], limits)
-        polished, polished_losses = torch.cat([polished, more]), torch.cat([polished_losses, more_losses])
-    losses = polished_losses
-    natural = problem.curve.natural(polished[losses.argmin()])
+    point = _sought(pooled, choices, points, losses, thorough)
+    if problem.residual.logarithmic:
+        logged = _Logged.of(pooled)
+        losses = _losses(logged, points)
+        poor = not float(_losses(logged, point[None])) <= POOR * _spread(logged)
+        if poor and bool(torch.isfinite(losses).any()):
+            point = _sought(logged, choices, points, losses, thorough)
+    natural = problem.curve.natural(point)
     usual = problem.curve.conventional({name: float(value) for name, value in natural.items()})
     return {
         name: float(problem.curve[name].scale.unconstrained(torch.tensor(value, dtype=torch.float64)))
         for name, value in usual.items()
     }
+
+
+class _Logged(Problem):
+    """The problem on the logarithmic scale of response and curve, where a tail counts as much as a peak."""
+
+    @classmethod
+    def of(cls, problem: Problem) -> "_Logged":
+        """Return the logarithm of a problem."""
+        parts = {field.name: getattr(problem, field.name) for field in fields(problem)}
+        data = problem.data
+        low, high = data.bounds or (data.response, data.response)
+        bounds = None if data.bounds is None else (low.clamp_min(0.0).log(), high.clamp_min(0.0).log())
+        response = torch.where(data.mask, data.response.log(), 0.0)
+        return cls(**parts | {"data": replace(data, response=response, bounds=bounds)})
+
+    def predict(self, phi: Tensor, beta: Tensor, rows: slice = slice(None)) -> Tensor:
+        return super().predict(phi, beta, rows).log()
+
+
+def _sought(
+    problem: Problem, choices: list[Tensor], points: Tensor, losses: Tensor, thorough: bool
+) -> Tensor:
+    """Return the best point after polishing the most promising ones, and, where it is poor, of a sweep."""
+    best, limits = _promising(problem, points, losses), _limits(choices)
+    polished, reached = _polish(problem, points[best], losses[best], limits)
+    if thorough or float(reached.min()) > POOR * _spread(problem):
+        points, losses = _swept(problem, choices, points, losses)
+        best = _promising(problem, points, losses)
+        more, losses = _polish(problem, points[best], losses[best], limits)
+        polished, reached = torch.cat([polished, more]), torch.cat([reached, losses])
+    return polished[reached.argmin()]
 
 
 def check_zeros(problem: Problem, points: Tensor, beta: Tensor) -> None:

@@ -169,6 +169,7 @@ class LogAdditive(OneScale):
     """
 
     domain: ClassVar[str] = "The log-additive error needs positive responses"
+    logarithmic: ClassVar[bool] = True
 
     def outside(self, response: Tensor) -> Tensor:
         return response <= 0

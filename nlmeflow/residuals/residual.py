@@ -54,11 +54,13 @@ class Residual(Saved, ABC):
 
     takes_bounds : whether observations may be censored.
     sums_up : whether its summary of predictions has lost the axis of times.
+    logarithmic : whether errors are differences of logarithms.
     """
 
     names: ClassVar[tuple[str, ...]]
     takes_bounds: ClassVar[bool] = False
     sums_up: ClassVar[bool] = False
+    logarithmic: ClassVar[bool] = False
 
     @property
     @abstractmethod

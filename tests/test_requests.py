@@ -412,6 +412,13 @@ def test_a_start_does_not_go_to_where_a_parameter_moves_nothing():
     assert fit.log_likelihood().value > replace(fit, law=state.law, sigma=state.sigma).log_likelihood().value
 
 
+def test_a_fit_that_has_not_converged_says_along_what_it_still_rises(two):
+    begun = replace(two, converged=False, sigma=0.7 * two.sigma)
+    assert "the likelihood still rises, most along 'sigma'" in str(begun.summary())
+    law = replace(two.law, mean=two.law.mean + torch.tensor([3.0, 0.0]).double())
+    assert "most along the mean of 'tau'" in str(replace(two, converged=False, law=law).summary())
+
+
 def test_times_far_from_their_origin_are_explained():
     found = suspicions(read(plants().assign(day=lambda f: f["day"] + 1.7e9)))
     assert "begin at 1.7e+09 and span 40" in " ".join(found)

@@ -53,6 +53,19 @@ class Chart:
         """Coordinates of the fit."""
         return torch.zeros(self.size, dtype=torch.float64)
 
+    @property
+    def names(self) -> list[str]:
+        """What each coordinate moves, in words."""
+        random = self.problem.random
+        pairs = zip(*torch.tril_indices(len(random), len(random), -1).tolist(), strict=True)
+        scales = self.problem.residual.names if self.scales else ()
+        return [
+            *(f"the mean of '{name}'" for name in random),
+            *(f"the standard deviation of '{name}'" for name in random),
+            *(f"the correlation of '{random[k]}' and '{random[j]}'" for j, k in pairs if self.below),
+            *(f"'{name}'" for name in (*self.problem.beta_names, *scales)),
+        ]
+
     def at(self, vector: Tensor) -> tuple[Affine, Tensor, Tensor]:
         """Return (mu, factor), beta and sigma at coordinates (size,)."""
         place, beta, log_scale = vector.split(self.sizes)
@@ -112,6 +125,14 @@ def scores_and_information(
             "data allow. Give the curve's function values and derivatives that are finite everywhere."
         )
     return scores, seen
+
+
+def steepest(problem: Problem, state: State, particles: Particles) -> str:
+    """Return in words the coordinate along which the likelihood rises most, in units of its curvature."""
+    chart = Chart(problem, state)
+    scores, information = scores_and_information(chart, particles)
+    slope = scores.sum(0).abs() / information.diagonal().abs().clamp_min(TINY).sqrt()
+    return chart.names[int(slope.argmax())]
 
 
 def _derivatives(chart: Chart, particles: Particles, rows: slice) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """Tables of a fit: its individuals, its groups, criteria, standard errors, and the printed summary."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,9 +19,11 @@ from nlmeflow.estimation.information import (
     reported_names,
     reported_slopes,
     scores_and_information,
+    steepest,
 )
 from nlmeflow.fitting.bootstrap import Bootstrap, with_limits
 from nlmeflow.fitting.fitted import Fitted
+from nlmeflow.fitting.suspicions import suspicions
 from nlmeflow.numerics import moments
 from nlmeflow.running import one_thread
 
@@ -224,6 +227,16 @@ def _errors(fit: Fitted) -> tuple[dict[tuple[str, str], float], list[str]]:
     return dict(zip(errors.index.to_flat_index(), errors, strict=True)), table.attrs["boundary"]
 
 
+def _unsettled(fit: Fitted) -> str:
+    """Return in words why a fit has not converged, as far as its numbers and its data tell."""
+    reasons = [f"stopped after {len(fit.trace)} rounds, see fit.trace"]
+    if fit.law.has_density:
+        with suppress(EstimationError):
+            most = steepest(fit.problem(), fit.state, fit.drawn())
+            reasons = [f"the likelihood still rises, most along {most}: fix it, or give first values"]
+    return ". ".join([*reasons, *suspicions(fit.data)])
+
+
 def _numbers(fit: Fitted) -> dict[str, str]:
     estimate = Estimate(fit.marginal.total, fit.marginal.error)
     ess = 1 / fit.latent[1].square().sum(1)
@@ -239,7 +252,7 @@ def _numbers(fit: Fitted) -> dict[str, str]:
     except ModelError:
         pass  # a law whose parameters cannot be counted
     numbers["effective particles"] = f"{float(ess.min()):.0f} least, {float(ess.median()):.0f} median"
-    numbers["converged"] = "yes" if fit.converged else "no: see fit.trace"
+    numbers["converged"] = "yes" if fit.converged else f"no: {_unsettled(fit)}"
     if fit.law.has_density and (float(ess.min()) < FEW or estimate.error > 1):
         numbers["warning"] = "the log-likelihood is uncertain; fit again with more particles, particles=..."
     return numbers

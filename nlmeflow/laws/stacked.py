@@ -63,8 +63,11 @@ class StackedLaw(Law):
         return sum(law.n_parameters for law in self.laws) + len(self.laws) - 1
 
     def log_prob(self, phi: Tensor) -> Tensor:
+        return self._in_blocks(phi, self._log_density)
+
+    def _log_density(self, rows: Tensor) -> Tensor:
         parts = [
-            law.log_prob(phi) + weight.log()
+            law.log_prob(rows) + weight.log()
             for law, weight in zip(self.laws, self.weights, strict=True)
             if weight > 0
         ]

@@ -1,13 +1,16 @@
 """nlmeflow.estimation.likelihood, .particles, .engine: the likelihood against quadrature, honest errors."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from quadrature import adaptive, brute_force
 
 import nlmeflow as nf
+from nlmeflow.estimation import likelihood
 from nlmeflow.estimation.em import State
 from nlmeflow.estimation.engine import posterior_draws
-from nlmeflow.estimation.likelihood import locate, marginal
+from nlmeflow.estimation.likelihood import averaged, locate, marginal
 from nlmeflow.estimation.particles import Proposal, _calibration, draw
 from nlmeflow.laws import FlowLaw, GaussianLaw, MixtureLaw, Network, StackedLaw
 from nlmeflow.laws.draws import resample
@@ -85,11 +88,55 @@ def test_monte_carlo_error_is_honest(senescence):
     assert 0.6 < spread / said < 1.6
 
 
+def test_the_error_of_many_individuals_is_honest_and_grows_as_the_root_of_their_number(senescence):
+    """A bias of each individual's estimate, small for one, would add up over many; copies make them many."""
+    state, few = state_and_problem(senescence, laws(2)["gaussian"], 2)
+    proposal = locate(few, state, 512, generator(1))
+    reference = float(adaptive(few, state.law, state.beta, state.sigma, nodes=25).sum())
+    for copies in (100, 400):
+        index = torch.arange(4).repeat(copies)
+        runs = [
+            marginal(few.subset(index), state, proposal.subset(index), 64, generator(seed))
+            for seed in range(4)
+        ]
+        assert all(run.error < 0.1 * (4 * copies / 200) ** 0.5 for run in runs)
+        error = sum(run.error**2 for run in runs) ** 0.5 / 4
+        assert abs(sum(run.total for run in runs) / 4 - copies * reference) < 3 * error
+
+
+def test_the_logarithm_of_a_mean_of_estimates_has_no_bias_that_counts():
+    """Each individual's log-likelihood is zero, estimated from eight batches with an error of 0.1."""
+    random = torch.Generator().manual_seed(1)
+    logs = (1 + 0.28 * torch.randn(8, 40_000, generator=random, dtype=torch.float64)).clamp_min(0.01).log()
+    found = averaged(logs, torch.full((40_000,), 8.0, dtype=torch.float64))
+    assert found.error == pytest.approx(0.1 * 40_000**0.5, rel=0.02)
+    assert abs(found.total) < 3 * found.error
+
+
+def test_more_batches_go_to_those_who_need_them(senescence, monkeypatch):
+    state, few = state_and_problem(senescence, laws(2)["gaussian"], 2)
+    proposal = locate(few, state, 512, generator(1))
+    centre = proposal.centre.clone()
+    centre[3] += 4 * proposal.factor[3].sum(1)  # most particles of the last one miss its data
+    asked = []
+
+    def counted(some, *arguments, **options):
+        asked.append(len(some))
+        return draw(some, *arguments, **options)
+
+    monkeypatch.setattr(likelihood, "draw", counted)
+    marginal(few, state, replace(proposal, centre=centre), 64, generator(2), tolerance=0.05)
+    assert asked[:9] == [4] * 9
+    assert len(asked) > 15
+    assert sum(asked[9:]) < 2 * len(asked[9:])
+
+
 def test_every_component_of_the_proposal_integrates_to_one(senescence):
     """Control variates make each component's own integral exact, not only in expectation."""
     law = laws(2)["gaussian"]
     proposal = Proposal(tensor([[48.0, 1.0]]), tensor([[[1.0, 0.0], [0.0, 0.1]]]), law, law.inflated(2))
-    phi, log_proposal = proposal.draw(512, generator(3))
+    phi, log_proposal, log_law = proposal.draw(512, generator(3))
+    assert torch.allclose(log_law, law.log_prob(phi))
     for component in (law, GaussianLaw(tensor([48.0, 1.0]), tensor([[1.15, 0.0], [0.0, 0.115]]))):
         integral = (component.log_prob(phi) - log_proposal).exp().mean()
         assert float(integral) == pytest.approx(1.0, abs=1e-3)

@@ -136,7 +136,7 @@ class Reported(NamedTuple):
 def _by_information(fit: Fitted) -> Reported:
     with torch.no_grad():
         chart = Chart(fit.problem(), fit.state)
-        _, information = scores_and_information(chart, fit.drawn())
+        _, information = scores_and_information(chart, fit.drawn)
         kept, held = inside(chart, information)
         values, slopes = reported_slopes(chart)
         boundary = [] if not held else at_boundary(chart, held, values, slopes)

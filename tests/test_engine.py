@@ -8,12 +8,13 @@ from quadrature import adaptive, brute_force
 
 import nlmeflow as nf
 from nlmeflow.estimation import likelihood
-from nlmeflow.estimation.em import State
+from nlmeflow.estimation.em import State, evaluate
 from nlmeflow.estimation.engine import posterior_draws
 from nlmeflow.estimation.likelihood import averaged, locate, marginal
 from nlmeflow.estimation.particles import Proposal, _calibration, draw
 from nlmeflow.laws import FlowLaw, GaussianLaw, MixtureLaw, Network, StackedLaw
 from nlmeflow.laws.draws import resample
+from nlmeflow.laws.law import ROWS
 from nlmeflow.seeds import generator
 
 
@@ -142,6 +143,52 @@ def test_every_component_of_the_proposal_integrates_to_one(senescence):
         assert float(integral) == pytest.approx(1.0, abs=1e-3)
     ratios = torch.rand(3, 50, 4, generator=generator(1), dtype=torch.float64) + 0.5
     assert torch.allclose(_calibration(ratios).mean(1), tensor([1.0, 1.0, 1.0]), atol=1e-6)
+
+
+def test_an_average_is_evaluated_some_points_at_a_time(monkeypatch):
+    """Memory does not grow with points times laws."""
+    law, density, sizes = laws(2)["mixture"], MixtureLaw.log_prob, []
+
+    def recorded(mixture, phi):
+        sizes.append(len(phi))
+        return density(mixture, phi)
+
+    monkeypatch.setattr(MixtureLaw, "log_prob", recorded)
+    phi = law.sample(2 * ROWS + 6, 1).reshape(2, -1, 2)
+    assert torch.allclose(StackedLaw.average([law] * 3).log_prob(phi), density(law, phi))
+    assert sizes == [ROWS] * 6 + [6] * 3
+
+
+def test_laws_left_out_of_an_average_move_no_more_than_their_weight():
+    known = laws(2)
+    weights = tensor([0.6, 0.391, 0.009])
+    parts = [known["mixture"], known["gaussian"], known["gaussian"].inflated(3.0)]
+    whole, kept = StackedLaw(tuple(parts), weights), StackedLaw.weighted(parts, weights, least=0.01)
+    phi = whole.sample(50_000, 1)
+    variation = 0.5 * (kept.log_prob(phi) - whole.log_prob(phi)).expm1().abs().mean()
+    assert 0.001 < float(variation) < 0.009
+
+
+def test_the_law_is_evaluated_once_at_particles(senescence, monkeypatch):
+    state, problem = state_and_problem(senescence, laws(2)["mixture"], 2)
+    proposal, density, places = locate(problem, state, 256, generator(1)), MixtureLaw.log_prob, []
+    monkeypatch.setattr(MixtureLaw, "log_prob", lambda law, phi: places.append(phi) or density(law, phi))
+    particles = draw(problem, proposal, state.beta, 64, generator(2))
+    found = evaluate(problem, state, particles)
+    assert len(places) == 1
+    again = evaluate(problem, state, particles.moved(torch.zeros(4, 2).double()))
+    assert len(places) == 2
+    assert torch.equal(found.weights, again.weights)
+
+
+def test_modes_sought_some_at_a_time_are_those_of_all(senescence, monkeypatch):
+    state, problem = state_and_problem(senescence, laws(2)["mixture"], 2)
+    particles = draw(problem, locate(problem, state, 256, generator(1)), state.beta, 256, generator(2))
+    weights = evaluate(problem, state, particles).weights
+    together = likelihood.conditional_modes(problem, state, particles, weights)
+    monkeypatch.setattr(likelihood, "AT_A_TIME", 3)
+    apart = likelihood.conditional_modes(problem, state, particles, weights)
+    assert torch.allclose(together, apart, atol=1e-4)
 
 
 def test_resampling_keeps_the_weights():

@@ -44,7 +44,10 @@ class StackedLaw(Law):
 
     @classmethod
     def weighted(cls, laws: Sequence[Law], weights: Tensor, least: float = NEGLIGIBLE) -> "StackedLaw":
-        """Return the mixture of the laws whose weight counts."""
+        """Return the mixture of the laws whose weight is above `least`, their weights divided by their sum.
+
+        The total variation, the share of the population put elsewhere, is at most the weight left out.
+        """
         kept = [k for k in range(len(laws)) if weights[k] > least]
         share = weights[kept]
         return cls(tuple(laws[k] for k in kept), share / share.sum())

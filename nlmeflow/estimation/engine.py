@@ -113,7 +113,9 @@ def first_values(task: Task, thorough: bool = False) -> dict[str, float]:
 
 def careful_gaussian(task: Task) -> Result:
     """Return a quick Gaussian fit kept off its boundary: it starts, scales and surrounds other laws."""
-    return task.memory.once("careful gaussian", lambda: gaussian_em(CAREFUL, task, QUICK))
+    size = min(QUICK.particles, task.particles)
+    quick = replace(QUICK, particles=size, first=size)
+    return task.memory.once("careful gaussian", lambda: gaussian_em(CAREFUL, task, quick))
 
 
 def rough_mixture(task: Task) -> Result:

@@ -25,7 +25,7 @@ from nlmeflow.seeds import integer
 NARROW, WIDE = 1.15, 2.5  # inflation of the individual's own scale
 SHARES = (0.7, 0.2, 0.05, 0.05)  # narrow, wide, law, broad
 LONG = 25.0  # observations of an individual beyond which it has fewer particles
-BLOCK = 10_000  # individuals whose density is computed at a time
+BLOCK = 1_000_000  # particles whose density is computed at a time
 
 
 @dataclass(frozen=True)
@@ -51,16 +51,18 @@ class Proposal:
         calibrated : see `_calibration`; without, means of weights have no bias, whatever M is.
         """
         sizes = _allocate(n)
-        parts = [
-            _local(self.centre, self.factor * NARROW, sizes[0], random),
-            _local(self.centre, self.factor * WIDE, sizes[1], random),
-            self._population(self.law, sizes[2], random),
-            self._population(self.broad, sizes[3], random),
-        ]
-        phi = torch.cat(parts, 1)
+        phi = torch.cat(
+            [
+                _local(self.centre, self.factor * NARROW, sizes[0], random),
+                _local(self.centre, self.factor * WIDE, sizes[1], random),
+                self._population(self.law, sizes[2], random),
+                self._population(self.broad, sizes[3], random),
+            ],
+            1,
+        )
         log_law = self.law.log_prob(phi)
-        tensors = phi, log_law, self.centre, self.factor
-        blocks = zip(*(tensor.split(BLOCK) for tensor in tensors), strict=True)
+        tensors, some = (phi, log_law, self.centre, self.factor), max(1, BLOCK // n)
+        blocks = zip(*(tensor.split(some) for tensor in tensors), strict=True)
         shares = torch.tensor(sizes, dtype=phi.dtype) / n
         mixed = [_mixed(self._log_components(*block), shares, calibrated) for block in blocks]
         return phi, torch.cat(mixed), log_law

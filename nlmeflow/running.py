@@ -60,12 +60,13 @@ def estimating() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def show_progress(law: object, show: bool | None) -> Iterator[Report]:
+def show_progress(law: object, show: bool | None, delay: float = 0.0) -> Iterator[Report]:
     """Give a function that shows what runs now in one line, with the time elapsed.
 
-    show : None shows it in a terminal only.
+    show : None shows it in a terminal only. delay : seconds before it is shown.
     """
-    with tqdm(desc=type(law).__name__, disable=None if show is None else not show, unit=" steps") as bar:
+    disable = None if show is None else not show
+    with tqdm(desc=type(law).__name__, disable=disable, unit=" steps", delay=delay) as bar:
 
         def report(message: str) -> None:
             bar.set_postfix_str(message)

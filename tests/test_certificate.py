@@ -57,6 +57,18 @@ def test_the_bound_holds_and_is_not_idle(fits, name):
     assert bound < 60 * gap
 
 
+def test_a_bound_from_some_individuals_is_that_from_all(setting, monkeypatch):
+    """One individual far from the others is among those least expected."""
+    data = straight_lines(n=400, seed=1)
+    data.response[123] += 8 * data.time[123]
+    fit = setting[1].fit(data, nf.Gaussian(), seed=1)
+    monkeypatch.setattr("nlmeflow.fitting.fit.STARTS", 40)
+    some = fit.certificate()
+    monkeypatch.setattr("nlmeflow.fitting.fit.STARTS", 400)
+    assert some.bound == pytest.approx(fit.certificate().bound, rel=1e-3)
+    assert float(some.phi) > 6
+
+
 def seen(problem, state):
     return DataLikelihood(problem, state.beta, state.sigma, torch.zeros(len(problem)).double())
 

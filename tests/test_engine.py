@@ -1,19 +1,23 @@
 """nlmeflow.estimation.likelihood, .particles, .engine: the likelihood against quadrature, honest errors."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from quadrature import adaptive, brute_force
 
 import nlmeflow as nf
-from nlmeflow.estimation.em import State
+from nlmeflow.estimation import likelihood
+from nlmeflow.estimation.em import State, evaluate
 from nlmeflow.estimation.engine import posterior_draws
 from nlmeflow.estimation.laplace import gaussian_start
-from nlmeflow.estimation.likelihood import locate, marginal
+from nlmeflow.estimation.likelihood import averaged, locate, marginal
 from nlmeflow.estimation.particles import Proposal, _calibration, draw
 from nlmeflow.estimation.start import pooled_start
 from nlmeflow.laws import FlowLaw, GaussianLaw, MixtureLaw, Network, StackedLaw
 from nlmeflow.laws.draws import resample
+from nlmeflow.laws.law import ROWS
 from nlmeflow.seeds import generator
 
 
@@ -88,16 +92,106 @@ def test_monte_carlo_error_is_honest(senescence):
     assert 0.6 < spread / said < 1.6
 
 
+def test_the_error_of_many_individuals_is_honest_and_grows_as_the_root_of_their_number(senescence):
+    """A bias of each individual's estimate, small for one, would add up over many; copies make them many."""
+    state, few = state_and_problem(senescence, laws(2)["gaussian"], 2)
+    proposal = locate(few, state, 512, generator(1))
+    reference = float(adaptive(few, state.law, state.beta, state.sigma, nodes=25).sum())
+    for copies in (100, 400):
+        index = torch.arange(4).repeat(copies)
+        runs = [
+            marginal(few.subset(index), state, proposal.subset(index), 64, generator(seed))
+            for seed in range(4)
+        ]
+        assert all(run.error < 0.1 * (4 * copies / 200) ** 0.5 for run in runs)
+        error = sum(run.error**2 for run in runs) ** 0.5 / 4
+        assert abs(sum(run.total for run in runs) / 4 - copies * reference) < 3 * error
+
+
+def test_the_logarithm_of_a_mean_of_estimates_has_no_bias_that_counts():
+    """Each individual's log-likelihood is zero, estimated from eight batches with an error of 0.1."""
+    random = torch.Generator().manual_seed(1)
+    logs = (1 + 0.28 * torch.randn(8, 40_000, generator=random, dtype=torch.float64)).clamp_min(0.01).log()
+    found = averaged(logs, torch.full((40_000,), 8.0, dtype=torch.float64))
+    assert found.error == pytest.approx(0.1 * 40_000**0.5, rel=0.02)
+    assert abs(found.total) < 3 * found.error
+
+
+def test_more_batches_go_to_those_who_need_them(senescence, monkeypatch):
+    state, few = state_and_problem(senescence, laws(2)["gaussian"], 2)
+    proposal = locate(few, state, 512, generator(1))
+    centre = proposal.centre.clone()
+    centre[3] += 4 * proposal.factor[3].sum(1)  # most particles of the last one miss its data
+    asked = []
+
+    def counted(some, *arguments, **options):
+        asked.append(len(some))
+        return draw(some, *arguments, **options)
+
+    monkeypatch.setattr(likelihood, "draw", counted)
+    marginal(few, state, replace(proposal, centre=centre), 64, generator(2), tolerance=0.05)
+    assert asked[:9] == [4] * 9
+    assert len(asked) > 15
+    assert sum(asked[9:]) < 2 * len(asked[9:])
+
+
 def test_every_component_of_the_proposal_integrates_to_one(senescence):
     """Control variates make each component's own integral exact, not only in expectation."""
     law = laws(2)["gaussian"]
     proposal = Proposal(tensor([[48.0, 1.0]]), tensor([[[1.0, 0.0], [0.0, 0.1]]]), law, law.inflated(2))
-    phi, log_proposal = proposal.draw(512, generator(3))
+    phi, log_proposal, log_law = proposal.draw(512, generator(3))
+    assert torch.allclose(log_law, law.log_prob(phi))
     for component in (law, GaussianLaw(tensor([48.0, 1.0]), tensor([[1.15, 0.0], [0.0, 0.115]]))):
         integral = (component.log_prob(phi) - log_proposal).exp().mean()
         assert float(integral) == pytest.approx(1.0, abs=1e-3)
     ratios = torch.rand(3, 50, 4, generator=generator(1), dtype=torch.float64) + 0.5
     assert torch.allclose(_calibration(ratios).mean(1), tensor([1.0, 1.0, 1.0]), atol=1e-6)
+
+
+def test_an_average_is_evaluated_some_points_at_a_time(monkeypatch):
+    """Memory does not grow with points times laws."""
+    law, density, sizes = laws(2)["mixture"], MixtureLaw.log_prob, []
+
+    def recorded(mixture, phi):
+        sizes.append(len(phi))
+        return density(mixture, phi)
+
+    monkeypatch.setattr(MixtureLaw, "log_prob", recorded)
+    phi = law.sample(2 * ROWS + 6, 1).reshape(2, -1, 2)
+    assert torch.allclose(StackedLaw.average([law] * 3).log_prob(phi), density(law, phi))
+    assert sizes == [ROWS] * 6 + [6] * 3
+
+
+def test_laws_left_out_of_an_average_move_no_more_than_their_weight():
+    known = laws(2)
+    weights = tensor([0.6, 0.391, 0.009])
+    parts = [known["mixture"], known["gaussian"], known["gaussian"].inflated(3.0)]
+    whole, kept = StackedLaw(tuple(parts), weights), StackedLaw.weighted(parts, weights, least=0.01)
+    phi = whole.sample(50_000, 1)
+    variation = 0.5 * (kept.log_prob(phi) - whole.log_prob(phi)).expm1().abs().mean()
+    assert 0.001 < float(variation) < 0.009
+
+
+def test_the_law_is_evaluated_once_at_particles(senescence, monkeypatch):
+    state, problem = state_and_problem(senescence, laws(2)["mixture"], 2)
+    proposal, density, places = locate(problem, state, 256, generator(1)), MixtureLaw.log_prob, []
+    monkeypatch.setattr(MixtureLaw, "log_prob", lambda law, phi: places.append(phi) or density(law, phi))
+    particles = draw(problem, proposal, state.beta, 64, generator(2))
+    found = evaluate(problem, state, particles)
+    assert len(places) == 1
+    again = evaluate(problem, state, particles.moved(torch.zeros(4, 2).double()))
+    assert len(places) == 2
+    assert torch.equal(found.weights, again.weights)
+
+
+def test_modes_sought_some_at_a_time_are_those_of_all(senescence, monkeypatch):
+    state, problem = state_and_problem(senescence, laws(2)["mixture"], 2)
+    particles = draw(problem, locate(problem, state, 256, generator(1)), state.beta, 256, generator(2))
+    weights = evaluate(problem, state, particles).weights
+    together = likelihood.conditional_modes(problem, state, particles, weights)
+    monkeypatch.setattr(likelihood, "AT_A_TIME", 3)
+    apart = likelihood.conditional_modes(problem, state, particles, weights)
+    assert torch.allclose(together, apart, atol=1e-4)
 
 
 def test_resampling_keeps_the_weights():

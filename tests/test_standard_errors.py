@@ -41,7 +41,7 @@ def test_a_linear_model_agrees_with_statsmodels():
 def test_the_information_is_minus_the_hessian():
     scenario = nf.scenarios.load("L1", "S", 30, 0)
     fit = scenario.model.fit(scenario.data, seed=1, progress=False, particles=256)
-    chart, particles = Chart(fit.problem(), fit.state), fit.drawn()
+    chart, particles = Chart(fit.problem(), fit.state), fit.drawn
     scores, information = scores_and_information(chart, particles, held=10_000)
     step = 1e-3 * torch.eye(chart.size, dtype=torch.float64)
 
@@ -62,7 +62,7 @@ def test_particles_that_the_data_exclude_leave_derivatives_finite(residual):
         time, torch.from_numpy(mean * np.exp(0.4 * random.standard_normal((8, 5))))
     )
     fit = nf.Model(nf.curves.linear(), residual).fit(data, nf.Gaussian(prior=1.0), seed=1, progress=False)
-    particles = fit.drawn()
+    particles = fit.drawn
     squares = particles.summary.squares.index_fill(1, torch.tensor([0]), torch.inf)
     spoilt = replace(particles.summary, squares=squares)
     kept = replace(particles, log_proposal=particles.log_proposal.index_fill(1, torch.tensor([0]), torch.inf))
@@ -91,7 +91,7 @@ def mixed():
 def test_the_bootstrap_agrees_with_the_sandwich(sparse):
     """Of a Gaussian fit the bootstrap's covariance is I^-1 (sum_i s_i s_i') I^-1 but for its own error."""
     chart = Chart(sparse.problem(), sparse.state)
-    scores, information = scores_and_information(chart, sparse.drawn())
+    scores, information = scores_and_information(chart, sparse.drawn)
     covariance = torch.linalg.solve(information, torch.linalg.solve(information, scores.mT @ scores).mT)
     slopes = reported_slopes(chart)[1]
     exact = (slopes @ covariance @ slopes.mT).diagonal().sqrt()

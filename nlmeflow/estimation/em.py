@@ -77,11 +77,9 @@ class Record:
 
 @dataclass
 class Result:
-    """Where the engine ended: state, last particles and E-step, proposal, and how it got there."""
+    """Where the engine ended: state, proposal, and how it got there."""
 
     state: State
-    particles: Particles
-    expectation: Expectation
     proposal: Proposal
     converged: bool
     trace: Sequence[Record | dict[str, Any]] = ()
@@ -97,7 +95,7 @@ def ascend(
     EstimationError : the log-likelihood became NaN.
 
     """
-    log_law = state.law.log_prob(particles.phi)
+    log_law = particles.log_prob(state.law)
     step = expectation(particles.log_ratio(problem, state.sigma), log_law)
     kept = None if schedule.update_law else log_law
     trust = 1.5 * step.error
@@ -127,7 +125,7 @@ def ascend(
 
 def evaluate(problem: Problem, state: State, particles: Particles) -> Expectation:
     """Weigh particles under a state whose beta is the one they were drawn with."""
-    return expectation(particles.log_ratio(problem, state.sigma), state.law.log_prob(particles.phi))
+    return expectation(particles.log_ratio(problem, state.sigma), particles.log_prob(state.law))
 
 
 def maximise(
@@ -160,8 +158,7 @@ def _move(
     When effects of covariates move, each individual's parameters stay and eta = phi - X gamma moves.
     """
     if problem.common < len(state.beta):
-        change = problem.shift(state.beta) - problem.shift(before.beta)
-        particles, log_law = replace(particles, phi=particles.phi - change[:, None]), None
+        particles, log_law = particles.moved(problem.shift(before.beta) - problem.shift(state.beta)), None
     if problem.common:
         particles = replace(particles, summary=problem.summary(particles.phi, state.beta))
     if log_law is None:
@@ -235,7 +232,7 @@ def em(
             break
         if settled or rounds == 3:
             size, rounds = min(4 * size, schedule.particles), 0
-    return Result(state, particles, step, proposal, converged, trace)
+    return Result(state, proposal, converged, trace)
 
 
 def _check_possible(problem: Problem, step: Expectation) -> None:

@@ -16,7 +16,7 @@ import torch
 
 from nlmeflow.data import LongitudinalData
 from nlmeflow.errors import EstimationError
-from nlmeflow.estimation.em import Result, Schedule, State, em, evaluate
+from nlmeflow.estimation.em import Result, Schedule, State, em
 from nlmeflow.estimation.laplace import gaussian_start
 from nlmeflow.estimation.likelihood import DataLikelihood
 from nlmeflow.estimation.particles import Particles, Proposal, draw
@@ -83,7 +83,10 @@ def road(law: Specification, task: Task) -> Result:
     learned = law.learn(training)
     unseen = law.unseen(training, learned)
     fit = settle(task, unseen, first, Stream.FINAL_STEPS)
-    return fit if unseen is learned else _under(learned, fit, task)
+    if unseen is learned:
+        return fit
+    state, proposal = replace(fit.state, law=learned), replace(fit.proposal, law=learned)
+    return replace(fit, state=state, proposal=proposal)
 
 
 def gaussian_em(law: Gaussian, task: Task, schedule: Schedule) -> Result:
@@ -110,7 +113,9 @@ def first_values(task: Task, thorough: bool = False) -> dict[str, float]:
 
 def careful_gaussian(task: Task) -> Result:
     """Return a quick Gaussian fit kept off its boundary: it starts, scales and surrounds other laws."""
-    return task.memory.once("careful gaussian", lambda: gaussian_em(CAREFUL, task, QUICK))
+    size = min(QUICK.particles, task.particles)
+    quick = replace(QUICK, particles=size, first=size)
+    return task.memory.once("careful gaussian", lambda: gaussian_em(CAREFUL, task, quick))
 
 
 def rough_mixture(task: Task) -> Result:
@@ -155,7 +160,7 @@ def posterior_draws(
     problem: Problem, particles: Particles, state: State, reference: Law, n: int, random: torch.Generator
 ) -> PosteriorDraws:
     """Return n draws of each individual's phi given its data under a reference law, from particles."""
-    step = expectation(particles.log_ratio(problem, state.sigma), reference.log_prob(particles.phi))
+    step = expectation(particles.log_ratio(problem, state.sigma), particles.log_prob(reference))
     phi = shuffled(resample(particles.phi, step.weights, n, random), random)
     data = DataLikelihood(problem, state.beta, state.sigma, step.log_likelihood)
     return PosteriorDraws(phi, reference.log_prob(phi), data)
@@ -169,11 +174,3 @@ def settle(task: Task, law: Law, previous: Result, stream: Stream) -> Result:
     state, proposal = replace(previous.state, law=law), replace(previous.proposal, law=law)
     random = generator(derive(task.seed, stream, 1))
     return em(task.problem, state, proposal, SETTLING, random, task.report)
-
-
-def _under(law: Law, fit: Result, task: Task) -> Result:
-    """Return a fit whose sigma and beta were settled under other laws, with the law that it shows."""
-    state, proposal = replace(fit.state, law=law), replace(fit.proposal, law=law)
-    return replace(
-        fit, state=state, proposal=proposal, expectation=evaluate(task.problem, state, fit.particles)
-    )

@@ -1,7 +1,8 @@
 """The marginal log-likelihood of a fitted state, with an honest Monte-Carlo error.
 
 Batches of fresh particles are independent given the data, so that the spread between batches
-measures the error that Sobol points really make; batches are added until it is small enough.
+measures the error that Sobol points really make; batches are added, for the individuals who need them,
+until it is small enough.
 """
 
 import math
@@ -15,15 +16,17 @@ from nlmeflow.estimation.laplace import Laplace, modes
 from nlmeflow.estimation.particles import Particles, Proposal, adapted, draw
 from nlmeflow.estimation.problem import CHUNK, Problem
 from nlmeflow.laws.affine import safe_cholesky
-from nlmeflow.laws.draws import Expectation, expectation, heaviest
+from nlmeflow.laws.draws import Expectation, expectation, taken
 from nlmeflow.laws.gaussian import GaussianLaw
 from nlmeflow.laws.law import Law
-from nlmeflow.numerics import TINY, lbfgs, log_mean, moments
+from nlmeflow.numerics import TINY, lbfgs, moments
+from nlmeflow.running import Report, silent
 from nlmeflow.seeds import Seed, generator
 
 LEAST_BATCHES, MOST_BATCHES = 8, 64
+ERROR, SMALL = 0.1, 200  # of the log-likelihood of so many individuals or fewer; it grows as the root of N
 ALONE = 25.0  # standard deviations of the Gaussian under which an individual stands alone
-MODE_CANDIDATES = 256  # heaviest particles among which a mode is sought
+AT_A_TIME, MODE_STEPS = 2000, 60  # individuals whose modes are sought together; steps of L-BFGS, at most
 
 
 @dataclass(frozen=True)
@@ -50,24 +53,47 @@ def marginal(
     proposal: Proposal,
     particles: int,
     random: torch.Generator,
-    tolerance: float = 0.1,
+    tolerance: float | None = None,
+    report: Report = silent,
 ) -> Marginal:
-    """Return log p(y_i), adding batches until the total's error is below `tolerance`; of points a sum."""
+    """Return log p(y_i); of points a sum, else with batches until the total's error is below `tolerance`.
+
+    By default 0.1, times sqrt(N / 200) for more than 200 individuals. After eight batches of everyone, more,
+    up to 64, go to those whose error is above tolerance / sqrt(N), as the effective particles of a batch that
+    is not used otherwise predict it: were they chosen by the batches used, estimates would be biased.
+    """
     if not state.law.has_density:
         values = on_points(problem, state)[1].log_likelihood
         return Marginal(values, torch.zeros_like(values))
-    batches: list[Tensor] = []
-    while True:
-        drawn = draw(problem, proposal, state.beta, particles, random)
-        batches.append(evaluate(problem, state, drawn).log_likelihood)
-        if len(batches) < LEAST_BATCHES:
-            continue
-        logs = torch.stack(batches)
-        mean = log_mean(logs, 0)
-        relative = (logs - mean).exp()
-        result = Marginal(mean, relative.std(0) / math.sqrt(len(logs)))
-        if result.error < tolerance or len(batches) >= MOST_BATCHES:
-            return result
+    tolerance = ERROR * math.sqrt(max(1.0, len(problem) / SMALL)) if tolerance is None else tolerance
+
+    def batch(some: Problem, place: Proposal) -> Expectation:
+        report(f"log-likelihood: {len(some)} of {len(problem)}")
+        return evaluate(some, state, draw(some, place, state.beta, particles, random, calibrated=False))
+
+    variance = 1 / batch(problem, proposal).ess - 1 / particles
+    logs = torch.stack([batch(problem, proposal).log_likelihood for _ in range(LEAST_BATCHES)])
+    count = torch.full_like(variance, LEAST_BATCHES)
+    while not (result := averaged(logs, count)).error < tolerance and len(logs) < MOST_BATCHES:
+        predicted = variance / count
+        enough = predicted < (tolerance / result.error) ** 2 * predicted.mean()
+        wanting = torch.nonzero(~enough)[:, 0]
+        more = torch.full_like(count, -torch.inf)
+        more[wanting] = batch(problem.subset(wanting), proposal.subset(wanting)).log_likelihood
+        logs = torch.cat([logs, more[None]])
+        count[wanting] += 1
+    return result
+
+
+def averaged(logs: Tensor, count: Tensor) -> Marginal:
+    """Return log p(y_i) from count (N,) estimates of p(y_i), logs (B, N) their logarithms, -inf where none.
+
+    The log of their mean with its standard error s by the delta method, less its bias -s^2 / 2: over all
+    individuals a bias would grow as N, the error grows as the square root of N.
+    """
+    mean = logs.logsumexp(0) - count.log()
+    square = ((logs - mean).exp().square().sum(0) - count).clamp_min(0) / (count * (count - 1))
+    return Marginal(mean + 0.5 * square, square.sqrt())
 
 
 def on_points(problem: Problem, state: State) -> tuple[Particles, Expectation]:
@@ -112,28 +138,38 @@ def around(problem: Problem, law: GaussianLaw, beta: Tensor, sigma: Tensor, n: i
 
 
 def conditional_modes(
-    problem: Problem, state: State, phi: Tensor, weights: Tensor, steps: int = 60
+    problem: Problem, state: State, particles: Particles, weights: Tensor, report: Report = silent
 ) -> Tensor:
-    """Return the phi (N, d) of highest p(y_i | phi) p(phi): the best of the heaviest particles, polished.
+    """Return the phi (N, d) of highest p(y_i | phi) p(phi): the best particles, polished.
+
+    weights (N, M) : of the particles under the state.
+    """
+    best = (weights.log() + particles.log_proposal).argmax(1)  # p(y_i | phi) p(phi) is weight times density
+    first = taken(particles.phi, best[:, None])
+    scale = safe_cholesky(moments(particles.phi, weights)[1])
+    found = []
+    for some in torch.arange(len(problem)).split(AT_A_TIME):
+        report(f"modes: {int(some[-1]) + 1} of {len(problem)}")
+        whole = len(some) == len(problem)
+        found.append(_polished(problem if whole else problem.subset(some), state, first[some], scale[some]))
+    return torch.cat(found)
+
+
+def _polished(problem: Problem, state: State, first: Tensor, scale: Tensor) -> Tensor:
+    """Return the modes (N, d) that L-BFGS finds from first (N, 1, d), a mode that got worse not taken.
 
     Individuals are independent, so that one L-BFGS in coordinates scaled by each one's conditional
-    covariance serves all of them; a mode that got worse is not taken.
+    covariance, with factors scale (N, d, d), serves all of them.
     """
 
     def log_joint(at: Tensor) -> Tensor:
         return problem.log_likelihood(at, state.beta, state.sigma) + state.law.log_prob(at)
 
-    candidates, _ = heaviest(phi, weights, MODE_CANDIDATES)
-    with torch.no_grad():
-        best = log_joint(candidates).argmax(1)
-    first = candidates[torch.arange(len(candidates)), best][:, None]
-    scale = safe_cholesky(moments(phi, weights)[1])
-
     def moved(offset: Tensor) -> Tensor:
         return first + (scale @ offset[..., None]).mT
 
     start = torch.zeros_like(first[:, 0])
-    found = lbfgs(lambda offset: -log_joint(moved(offset)).sum(), start, steps, 1e-9, 1e-12)
+    found = lbfgs(lambda offset: -log_joint(moved(offset)).sum(), start, MODE_STEPS, 1e-9, 1e-12)
     with torch.no_grad():
         polished = moved(found)
         better = log_joint(polished) > log_joint(first)

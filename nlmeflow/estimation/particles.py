@@ -8,7 +8,7 @@ at random for each individual, so that errors of different individuals are indep
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from nlmeflow.seeds import integer
 NARROW, WIDE = 1.15, 2.5  # inflation of the individual's own scale
 SHARES = (0.7, 0.2, 0.05, 0.05)  # narrow, wide, law, broad
 LONG = 25.0  # observations of an individual beyond which it has fewer particles
-BLOCK = 10_000  # individuals whose density is computed at a time
+BLOCK = 1_000_000  # particles whose density is computed at a time
 
 
 @dataclass(frozen=True)
@@ -41,38 +41,55 @@ class Proposal:
     law: Law
     broad: GaussianLaw
 
-    def draw(self, n: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return phi (N, M, d) and the log-density of the proposal at phi (N, M), M = n."""
-        sizes = _allocate(n)
-        parts = [
-            _local(self.centre, self.factor * NARROW, sizes[0], random),
-            _local(self.centre, self.factor * WIDE, sizes[1], random),
-            self._population(self.law, sizes[2], random),
-            self._population(self.broad, sizes[3], random),
-        ]
-        phi = torch.cat(parts, 1)
-        blocks = zip(phi.split(BLOCK), self.centre.split(BLOCK), self.factor.split(BLOCK), strict=True)
-        return phi, torch.cat([self._log_density(*block, sizes) for block in blocks])
+    def subset(self, index: Tensor) -> "Proposal":
+        """Return the proposal of the individuals at these positions."""
+        return replace(self, centre=self.centre[index], factor=self.factor[index])
 
-    def _log_density(self, phi: Tensor, centre: Tensor, factor: Tensor, sizes: list[int]) -> Tensor:
-        """Return the calibrated log-density at phi (n, M, d) of individuals at centre, factor: (n, M)."""
+    def draw(self, n: int, random: torch.Generator, calibrated: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+        """Return phi (N, M, d), log-densities of the proposal and of the law at phi (N, M), M = n.
+
+        calibrated : see `_calibration`; without, means of weights have no bias, whatever M is.
+        """
+        sizes = _allocate(n)
+        phi = torch.cat(
+            [
+                _local(self.centre, self.factor * NARROW, sizes[0], random),
+                _local(self.centre, self.factor * WIDE, sizes[1], random),
+                self._population(self.law, sizes[2], random),
+                self._population(self.broad, sizes[3], random),
+            ],
+            1,
+        )
+        log_law = self.law.log_prob(phi)
+        tensors, some = (phi, log_law, self.centre, self.factor), max(1, BLOCK // n)
+        blocks = zip(*(tensor.split(some) for tensor in tensors), strict=True)
+        shares = torch.tensor(sizes, dtype=phi.dtype) / n
+        mixed = [_mixed(self._log_components(*block), shares, calibrated) for block in blocks]
+        return phi, torch.cat(mixed), log_law
+
+    def _log_components(self, phi: Tensor, log_law: Tensor, centre: Tensor, factor: Tensor) -> Tensor:
+        """Return log-densities (n, M, 4) of the components at phi (n, M, d) of some individuals."""
         components = [
             normal_log_prob(phi, centre, factor * NARROW),
             normal_log_prob(phi, centre, factor * WIDE),
-            self.law.log_prob(phi),
+            log_law,
             self.broad.log_prob(phi),
         ]
-        shares = torch.tensor(sizes, dtype=phi.dtype) / phi.shape[1]
-        log_components = torch.stack(components, -1)
-        log_mixture = (log_components + shares.log()).logsumexp(-1)
-        correction = _calibration((log_components - log_mixture[..., None]).exp())
-        return log_mixture - correction.log()
+        return torch.stack(components, -1)
 
     def _population(self, law: Law, n: int, random: torch.Generator) -> Tensor:
         size, dim = self.centre.shape
         if (normal := law.normal) is not None:
             return _local(normal.mean.expand(size, -1), normal.factor.expand(size, -1, -1), n, random)
         return law.sample(size * n, random).reshape(size, n, dim)
+
+
+def _mixed(log_components: Tensor, shares: Tensor, calibrated: bool) -> Tensor:
+    """Return the log-density (N, M) of a mixture from those of its components (N, M, K)."""
+    log_mixture = (log_components + shares.log()).logsumexp(-1)
+    if not calibrated:
+        return log_mixture
+    return log_mixture - _calibration((log_components - log_mixture[..., None]).exp()).log()
 
 
 def _calibration(ratios: Tensor) -> Tensor:
@@ -94,21 +111,41 @@ def _calibration(ratios: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Particles:
-    """phi (N, M, d), log-density of the proposal (N, M), the error model's summary of predictions at phi."""
+    """phi (N, M, d), log-density of the proposal (N, M), the error model's summary of predictions at phi.
+
+    law, log_law : a law whose log-density at phi is known, and that (N, M).
+    """
 
     phi: Tensor
     log_proposal: Tensor
     summary: Summary
+    law: Law | None = None
+    log_law: Tensor | None = None
 
     def log_ratio(self, problem: Problem, sigma: Tensor) -> Tensor:
         """Return log p(y_i | phi) - log q_i(phi), (N, M): all that does not depend on the law."""
         return problem.residual.log_likelihood(self.summary, sigma) - self.log_proposal
 
+    def log_prob(self, law: Law) -> Tensor:
+        """Return the log-density of a law at phi, (N, M)."""
+        return self.log_law if law is self.law and self.log_law is not None else law.log_prob(self.phi)
 
-def draw(problem: Problem, proposal: Proposal, beta: Tensor, n: int, random: torch.Generator) -> Particles:
+    def moved(self, change: Tensor) -> "Particles":
+        """Return the particles with phi moved by a change of each individual, (N, d)."""
+        return replace(self, phi=self.phi + change[:, None], law=None, log_law=None)
+
+
+def draw(
+    problem: Problem,
+    proposal: Proposal,
+    beta: Tensor,
+    n: int,
+    random: torch.Generator,
+    calibrated: bool = True,
+) -> Particles:
     """Draw n particles per individual and run the structural model on them."""
-    phi, log_proposal = proposal.draw(n, random)
-    return Particles(phi, log_proposal, problem.summary(phi, beta))
+    phi, log_proposal, log_law = proposal.draw(n, random, calibrated)
+    return Particles(phi, log_proposal, problem.summary(phi, beta), proposal.law, log_law)
 
 
 def adapted(proposal: Proposal, particles: Particles, step: Expectation, law: Law) -> Proposal:

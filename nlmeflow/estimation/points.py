@@ -76,7 +76,7 @@ def settle_points(law: Placing, problem: Problem, state: State, training: Traini
     particles, step = on_points(problem, state)
     centre, covariance = moments(particles.phi, step.weights)
     proposal = Proposal(centre, safe_cholesky(covariance), found, GaussianLaw.like(found))
-    return Result(state, particles, step, proposal, converged, trace)
+    return Result(state, proposal, converged, trace)
 
 
 def _vector(state: State) -> Tensor:

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from nlmeflow.errors import ModelError, check_whole
-from nlmeflow.estimation.em import Result, State, evaluate, fixed_effects_system
+from nlmeflow.estimation.em import Result, State, fixed_effects_system
 from nlmeflow.estimation.engine import Algorithm, Task, first_values
 from nlmeflow.estimation.laplace import first_gaussian, modes
-from nlmeflow.estimation.particles import Particles, Proposal, draw
+from nlmeflow.estimation.particles import Particles, Proposal
 from nlmeflow.estimation.problem import Problem
 from nlmeflow.laws.affine import normal_log_prob, safe_cholesky
 from nlmeflow.laws.draws import Expectation, TrainingSet
@@ -197,8 +197,7 @@ def _saem(law: SAEM, task: Task) -> Result:
         state = replace(state, law=trainer.finished())
     centre, factor = held.result()
     proposal = Proposal(centre, factor, state.law, step.gaussian.inflated(2.0))
-    particles = draw(problem, proposal, state.beta, task.particles, random)
-    return Result(state, particles, evaluate(problem, state, particles), proposal, _settled(trace), trace)
+    return Result(state, proposal, _settled(trace), trace)
 
 
 class _MStep:

@@ -56,7 +56,7 @@ class Bootstrap:
             problem, state = fit.problem(), fit.state
             reference = broad_reference(fit.law, fit.gaussian)
             random = generator(derive(seed, Stream.BOOTSTRAP_DRAWS))
-            draws = posterior_draws(problem, fit.drawn(), state, reference, DRAWS, random)
+            draws = posterior_draws(problem, fit.drawn, state, reference, DRAWS, random)
             training = TrainingSet(draws, derive(seed, Stream.BOOTSTRAP_LAWS), report=report)
             weights = dirichlet_weights(replicates, len(draws), derive(seed, Stream.BOOTSTRAP_WEIGHTS))
             return cls(fit, estimated_again(fit.specification, problem, state, training, weights))

@@ -26,6 +26,8 @@ from nlmeflow.numerics import median_sd
 from nlmeflow.running import estimating
 from nlmeflow.seeds import Stream, derive, generator
 
+STARTS = 300  # individuals from whom a certificate starts, at most
+
 
 @dataclass(eq=False, repr=False)
 class Fit(Fitted):
@@ -40,7 +42,11 @@ class Fit(Fitted):
         return f"Fit({self.law.title or type(self.law).__name__}, {self.data!r}, {end}); see summary()"
 
     def log_likelihood(self, data: LongitudinalData | None = None) -> tables.Estimate:
-        """Return the marginal log-likelihood and its Monte-Carlo standard error; of other data when given."""
+        """Return the marginal log-likelihood and its Monte-Carlo standard error; of other data when given.
+
+        The error is below 0.1 for up to 200 individuals, and below 0.1 sqrt(N / 200) for more, unless 64
+        batches of particles were not enough.
+        """
         result = self.marginal if data is None else self.scores(data)
         return tables.Estimate(result.total, result.error)
 
@@ -131,8 +137,9 @@ class Fit(Fitted):
     def certificate(self) -> Certificate:
         """Return a bound on the log-likelihood that any law whatever could still add (Lindsay 1983).
 
-        sup over phi of D(phi; G) = sum_i p(y_i | phi) / p_G(y_i) - N, sought from conditional modes
-        and draws; fixed effects and residual parameters are those of the fit.
+        sup over phi of D(phi; G) = sum_i p(y_i | phi) / p_G(y_i) - N, sought from conditional modes and draws
+        of at most 300 individuals, half of them those whom the law expects least; fixed effects and
+        residual parameters are those of the fit.
         """
         if self.model.within:
             raise ModelError("There is no certificate of a model with two levels.")
@@ -140,8 +147,10 @@ class Fit(Fitted):
         seed, gaussian = derive(self.seed, Stream.CERTIFICATE), self.gaussian
         with estimating():
             if self.law.has_density:
-                own = resample(phi, weights, 8, generator(seed)).flatten(0, 1)
-                places, scale = torch.cat([self.modes(), own]), median_sd(phi, weights)
+                modes = self.modes()
+                some = self._telling(modes)
+                own = resample(phi[some], weights[some], 8, generator(seed)).flatten(0, 1)
+                places, scale = torch.cat([modes[some], own]), median_sd(phi, weights)
             else:
                 each = max(2, 4000 // len(self.data))
                 own = around(self.problem(), gaussian, self.beta, self.sigma, each, seed)
@@ -150,6 +159,16 @@ class Fit(Fitted):
             data = DataLikelihood(self.problem(), self.beta, self.sigma, torch.zeros_like(log_marginal))
             n_points = 0 if self.law.has_density else phi.shape[1]
             return certify(data.log_psi, log_marginal, places, scale, n_points)
+
+    def _telling(self, modes: Tensor) -> Tensor:
+        """Return the individuals from whom a certificate starts: those least expected, and others evenly."""
+        if len(modes) <= STARTS:
+            return torch.arange(len(modes))
+        seen = self.problem().log_likelihood(modes[:, None], self.beta, self.sigma)[:, 0]
+        least = (seen - self.marginal.values).topk(STARTS // 2).indices
+        evenly = torch.linspace(0, len(modes) - 1, STARTS // 2).round().long()
+        some: Tensor = torch.cat([least, evenly]).unique()
+        return some
 
     @checked
     def bands(

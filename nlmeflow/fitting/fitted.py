@@ -21,10 +21,11 @@ from nlmeflow.fitting.structure import Structure
 from nlmeflow.laws.gaussian import GaussianLaw
 from nlmeflow.laws.law import Law
 from nlmeflow.laws.specification import Specification
-from nlmeflow.running import Memory, estimating
+from nlmeflow.running import Memory, estimating, show_progress
 from nlmeflow.seeds import Stream, derive, generator
 
 FARTHEST = 1e100  # natural value, within three standard deviations, at which a parameter has run off
+PATIENT = 3.0  # seconds after which what is asked of a fit shows its progress
 NOTHING = 1e-3  # residual error, as a share of that without a curve, to which a fit that goes on has shrunk
 VANISHED = 1e-6  # and the share that is none, also where a fit has ended
 
@@ -140,10 +141,10 @@ class Fitted:
     @cached_property
     def marginal(self) -> Marginal:
         """Log p(y_i) of the individuals fitted, with Monte-Carlo errors."""
-        with estimating():
+        with estimating(), show_progress(self.specification, None, PATIENT) as report:
             size = max(64, self.particles // LEAST_BATCHES)
             random = generator(derive(self.seed, Stream.LIKELIHOOD))
-            return marginal(self.problem(), self.state, self.proposal, size, random)
+            return marginal(self.problem(), self.state, self.proposal, size, random, report=report)
 
     @property
     def conditional(self) -> tuple[Tensor, Tensor]:
@@ -151,7 +152,7 @@ class Fitted:
         phi, weights = self.latent
         if self.model.within:
             with estimating():
-                summary = self.drawn().summary
+                summary = self.drawn.summary
                 phi, weights = self.problem().of_individuals(phi, summary, weights, self.sigma)
         return phi + self.shift[:, None], weights
 
@@ -171,13 +172,14 @@ class Fitted:
             if not self.law.has_density:
                 particles, step = on_points(problem, self.state)
                 return particles.phi, step.weights
-            drawn = self.drawn()
-            return drawn.phi, evaluate(problem, self.state, drawn).weights
+            return self.drawn.phi, evaluate(problem, self.state, self.drawn).weights
 
+    @cached_property
     def drawn(self) -> Particles:
-        """Return particles of each individual, those behind `latent`, with their proposal's density."""
-        random = generator(derive(self.seed, Stream.PARTICLES))
-        return draw(self.problem(), self.proposal, self.beta, self.particles, random)
+        """Particles of each individual, those behind `latent`, with their proposal's density."""
+        with estimating():
+            random = generator(derive(self.seed, Stream.PARTICLES))
+            return draw(self.problem(), self.proposal, self.beta, self.particles, random)
 
     @property
     def proposal(self) -> Proposal:
@@ -189,8 +191,8 @@ class Fitted:
         phi, weights = self.latent
         if not self.law.has_density:
             return phi[0, weights.argmax(1)]
-        with estimating():
-            return conditional_modes(self.problem(), self.state, phi, weights)
+        with estimating(), show_progress(self.specification, None, PATIENT) as report:
+            return conditional_modes(self.problem(), self.state, self.drawn, weights, report)
 
 
 def spread_out(

@@ -139,7 +139,7 @@ class Reported(NamedTuple):
 def _by_information(fit: Fitted) -> Reported:
     with torch.no_grad():
         chart = Chart(fit.problem(), fit.state)
-        _, information = scores_and_information(chart, fit.drawn())
+        _, information = scores_and_information(chart, fit.drawn)
         kept, held = inside(chart, information)
         values, slopes = reported_slopes(chart)
         boundary = [] if not held else at_boundary(chart, held, values, slopes)
@@ -232,7 +232,7 @@ def _unsettled(fit: Fitted) -> str:
     reasons = [f"stopped after {len(fit.trace)} rounds, see fit.trace"]
     if fit.law.has_density:
         with suppress(EstimationError):
-            most = steepest(fit.problem(), fit.state, fit.drawn())
+            most = steepest(fit.problem(), fit.state, fit.drawn)
             reasons = [f"the likelihood still rises, most along {most}: fix it, or give first values"]
     return ". ".join([*reasons, *suspicions(fit.data)])
 

@@ -21,6 +21,9 @@ from nlmeflow.records import Saved
 from nlmeflow.seeds import Seed, generator
 
 MOMENT_DRAWS = 20_000
+ROWS = (
+    16_384  # points at which a costly density is computed at a time, so that what it needs stays in the cache
+)
 Components = tuple[Tensor, Tensor, Tensor]
 
 
@@ -160,6 +163,11 @@ class Law(Saved, ABC):
         gradient = torch.einsum("nm,nmq->q", weights, score)
         step: Tensor = torch.linalg.solve(torch.einsum("nm,nmq,nmr->qr", weights, score, score), gradient)
         return step
+
+    def _in_blocks(self, phi: Tensor, log_density: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return log_density, (n, d) -> (n,), at phi (..., d), some of its rows at a time: (...)."""
+        blocks = self._rows(phi).split(ROWS)
+        return torch.cat([log_density(rows) for rows in blocks]).reshape(phi.shape[:-1])
 
     def _rows(self, phi: Tensor) -> Tensor:
         """Return phi (..., d) as rows (n, d), or raise ModelError when its last axis is not d."""

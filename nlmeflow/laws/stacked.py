@@ -44,7 +44,10 @@ class StackedLaw(Law):
 
     @classmethod
     def weighted(cls, laws: Sequence[Law], weights: Tensor, least: float = NEGLIGIBLE) -> "StackedLaw":
-        """Return the mixture of the laws whose weight counts."""
+        """Return the mixture of the laws whose weight is above `least`, their weights divided by their sum.
+
+        The total variation, the share of the population put elsewhere, is at most the weight left out.
+        """
         kept = [k for k in range(len(laws)) if weights[k] > least]
         share = weights[kept]
         return cls(tuple(laws[k] for k in kept), share / share.sum())
@@ -63,8 +66,11 @@ class StackedLaw(Law):
         return sum(law.n_parameters for law in self.laws) + len(self.laws) - 1
 
     def log_prob(self, phi: Tensor) -> Tensor:
+        return self._in_blocks(phi, self._log_density)
+
+    def _log_density(self, rows: Tensor) -> Tensor:
         parts = [
-            law.log_prob(phi) + weight.log()
+            law.log_prob(rows) + weight.log()
             for law, weight in zip(self.laws, self.weights, strict=True)
             if weight > 0
         ]

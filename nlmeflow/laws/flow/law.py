@@ -46,12 +46,13 @@ class FlowLaw(Law):
         return self.gaussian.normal.standardise(phi)
 
     def log_prob(self, phi: Tensor) -> Tensor:
-        rows = self._rows(phi)
+        return self._in_blocks(phi, self._log_density)
+
+    def _log_density(self, rows: Tensor) -> Tensor:
         if len(rows) == 0:
-            return phi.sum(-1)  # torch.distributions cannot sum log-slopes of no points
+            return rows.sum(-1)  # torch.distributions cannot sum log-slopes of no points
         u, change = self.transport(self.standardise(rows))
-        value = self.base.log_prob(u) + change - self.gaussian.normal.log_volume
-        log_density: Tensor = value.reshape(phi.shape[:-1])
+        log_density: Tensor = self.base.log_prob(u) + change - self.gaussian.normal.log_volume
         return log_density
 
     def sample(self, n: int, seed: Seed) -> Tensor:

@@ -21,9 +21,10 @@ from torch import Tensor
 
 from nlmeflow.numerics import lbfgs
 
-POLISHED = 120  # candidates refined by L-BFGS, besides as many as the law has points, which are peaks already
+POLISHED = (20, 120)  # candidates refined by L-BFGS, at least and at most: 36,000 / N, and the law's points
 APART = 0.25  # scales between any two of these
 STEPS = 40  # of L-BFGS, at most
+HELD = 4_000_000  # likelihoods of individuals at points held at a time
 
 
 @dataclass(frozen=True)
@@ -47,23 +48,24 @@ def log_gradient(log_psi: LogPsi, log_marginal: Tensor, phi: Tensor) -> Tensor:
 
 
 def peaks(
-    log_psi: LogPsi, log_marginal: Tensor, candidates: Tensor, seen: Tensor, scale: Tensor, n_points: int
+    log_psi: LogPsi, log_marginal: Tensor, candidates: Tensor, values: Tensor, scale: Tensor, n_points: int
 ) -> tuple[Tensor, Tensor]:
     """Return the best of candidates (C, d), as they are and polished by L-BFGS, and their D.
 
-    seen (N, C) is log psi at the candidates; scale (d,) a length in each coordinate, for the optimiser. The
-    supremum is sought numerically: the candidates must cover the data, as the individuals' conditional modes
-    and draws do.
+    values (C,) is `log_gradient` at the candidates; scale (d,) a length in each coordinate, for the
+    optimiser. The supremum is sought numerically: the candidates must cover the data, as conditional modes
+    and draws of individuals do.
     """
-    values = (seen - log_marginal[:, None]).logsumexp(0)
-    first = _apart(candidates[values.argsort(descending=True)], scale, n_points + POLISHED)
+    least, most = POLISHED
+    polished = max(least, min(most, 36_000 // len(log_marginal)))
+    first = _apart(candidates[values.argsort(descending=True)], scale, n_points + polished)
 
     def loss(offset: Tensor) -> Tensor:
         return -log_gradient(log_psi, log_marginal, first + scale * offset).sum()
 
-    polished = first + scale * lbfgs(loss, torch.zeros_like(first), STEPS)
+    moved = first + scale * lbfgs(loss, torch.zeros_like(first), STEPS)
     with torch.no_grad():
-        points = torch.cat([first, polished])
+        points = torch.cat([first, moved])
         values = log_gradient(log_psi, log_marginal, points)
         values = torch.where(torch.isfinite(values), values, -torch.inf)
         return points, values.clamp_max(700.0).exp() - len(log_marginal)
@@ -82,6 +84,8 @@ def certify(
     log_psi: LogPsi, log_marginal: Tensor, candidates: Tensor, scale: Tensor, n_points: int = 0
 ) -> Certificate:
     """Return the highest D(phi; G) found from candidates (C, d); n_points is how many points G has."""
-    points, gains = peaks(log_psi, log_marginal, candidates, log_psi(candidates), scale, n_points)
+    parts = candidates.split(max(1, HELD // len(log_marginal)))
+    values = torch.cat([log_gradient(log_psi, log_marginal, some) for some in parts])
+    points, gains = peaks(log_psi, log_marginal, candidates, values, scale, n_points)
     best = int(gains.argmax())
     return Certificate(max(float(gains[best]), 0.0), points[best])

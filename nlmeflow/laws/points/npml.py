@@ -250,7 +250,8 @@ def _peaks(training: TrainingSet, law: DiscreteLaw) -> tuple[Tensor, Tensor]:
     here = draws.data.log_psi(law.support)
     log_marginal = (here + law.weights.log()).logsumexp(1)
     places, seen = torch.cat([law.support, places]), torch.cat([here, there], 1)
-    return peaks(draws.data.log_psi, log_marginal, places, seen, scale_of(draws), len(law.weights))
+    values = (seen - log_marginal[:, None]).logsumexp(0)
+    return peaks(draws.data.log_psi, log_marginal, places, values, scale_of(draws), len(law.weights))
 
 
 def weighed(data: LikelihoodAtPoints, support: Tensor, dropped: float = DROPPED) -> DiscreteLaw:

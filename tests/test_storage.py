@@ -185,7 +185,9 @@ def test_a_file_of_the_former_format_is_read_and_saved_in_the_new_one(name, tmp_
         assert type(fit.law) is kind
         if density is not None:
             assert float(fit.law.log_prob(phi).mean()) == pytest.approx(density, abs=1e-9)
-    assert again.log_likelihood().value == pytest.approx(value, abs=0.02)
+    found, error = again.log_likelihood()
+    assert error < 0.1
+    assert found == pytest.approx(value, abs=3 * error + 0.01)
     assert torch.equal(again.law.sample(20, 1), former.law.sample(20, 1))
     assert again.specification == former.specification
     assert again.data.labels == former.data.labels

@@ -144,7 +144,9 @@ class Fitted:
         with estimating(), show_progress(self.specification, None, PATIENT) as report:
             size = max(64, self.particles // LEAST_BATCHES)
             random = generator(derive(self.seed, Stream.LIKELIHOOD))
-            return marginal(self.problem(), self.state, self.proposal, size, random, report=report)
+            found = marginal(self.problem(), self.state, self.proposal, size, random, report=report)
+        nothing = torch.zeros_like(found.values)  # log p of no observations
+        return Marginal(found.values.where(self.seen, nothing), found.errors.where(self.seen, nothing))
 
     @property
     def conditional(self) -> tuple[Tensor, Tensor]:

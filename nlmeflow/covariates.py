@@ -93,7 +93,13 @@ class Effect(Saved):
 
 
 def read_terms(terms: Terms) -> tuple[str, ...]:
-    """Return the terms of a formula such as "log(weight / 70) + sex", or of a list of terms."""
+    """Return the terms of a formula such as "log(weight / 70) + sex", or of a list of terms.
+
+    Raises
+    ------
+    ModelError : neither a formula nor names.
+
+    """
     parts = terms.split("+") if isinstance(terms, str) else names_of("a formula", terms)
     return tuple(part.strip() for part in parts)
 

@@ -62,7 +62,13 @@ def is_number(value: object) -> bool:
 
 
 def check_whole(owner: object, least: int, *names: str) -> None:
-    """Make fields of a frozen dataclass whole numbers from `least`; None stays where it is the default."""
+    """Make fields of a frozen dataclass whole numbers from `least`; None stays where it is the default.
+
+    Raises
+    ------
+    ModelError : of the first field that is none.
+
+    """
     for name in names:
         value, default = getattr(owner, name), owner.__dataclass_fields__[name].default  # type: ignore[attr-defined]
         if value is not None or default is not None:

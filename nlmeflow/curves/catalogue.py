@@ -81,6 +81,11 @@ def change_point(smoothness: float, time_unit: str = "days", response_unit: str 
 
     f = A - b h log(1 + exp((t - tau) / h)), h = `smoothness` > 0 in the unit of time: a broken
     line whose corner at tau is rounded over about 4 h.
+
+    Raises
+    ------
+    ModelError : smoothness not positive.
+
     """
     number("smoothness", smoothness, 0)
 
@@ -163,6 +168,11 @@ def oral(dose: float | str = "dose", time_unit: str = "h", volume_unit: str = "L
     f = D ka / (V (ka - k)) (exp(-k t) - exp(-ka t)), k = CL / V. `dose` is a number, or the name
     of the covariate column that holds each individual's dose; several doses are superposed, and may have led
     to a steady state.
+
+    Raises
+    ------
+    ModelError : a dose that is not positive.
+
     """
     parameters = [
         Parameter("ka", "log", f"1/{time_unit}", "absorption rate"),
@@ -188,6 +198,11 @@ def infusion(dose: float | str, duration: float | str, time_unit: str = "h", vol
 
     f = D / (T ke V) (1 - exp(-ke min(t, T))) exp(-ke max(t - T, 0)), T = `duration`. Both are numbers, or the
     names of covariate columns; several infusions are superposed, and may have led to a steady state.
+
+    Raises
+    ------
+    ModelError : a dose or a duration that is not positive.
+
     """
     _check_amount("dose", dose)
     _check_amount("duration", duration)

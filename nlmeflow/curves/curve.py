@@ -47,7 +47,13 @@ LOG = Transform("log", torch.exp, torch.log, lower=0.0)
 
 
 def bounded(lower: float, upper: float) -> Transform:
-    """Return the logit scale of the interval (lower, upper): phi = log((psi-lower)/(upper-psi))."""
+    """Return the logit scale of the interval (lower, upper): phi = log((psi-lower)/(upper-psi)).
+
+    Raises
+    ------
+    ModelError : no numbers, or lower not below upper.
+
+    """
     if not number("lower", lower) < number("upper", upper):
         raise ModelError(f"bounded() needs lower < upper, got {lower:g} and {upper:g}.")
     name = "logit" if (lower, upper) == (0.0, 1.0) else f"logit({lower!r}, {upper!r})"

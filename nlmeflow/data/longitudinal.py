@@ -179,7 +179,13 @@ class LongitudinalData:
     def regular(
         cls, time: Tensor, response: Tensor, covariates: pd.DataFrame | None = None
     ) -> "LongitudinalData":
-        """Return data of individuals 0..N-1 all observed, time and response (N, n), covariates (N rows)."""
+        """Return data of individuals 0..N-1 all observed, time and response (N, n), covariates (N rows).
+
+        Raises
+        ------
+        DataError : other shapes, or a value that is not finite.
+
+        """
         if time.shape != response.shape or time.ndim != 2:
             raise DataError(
                 f"time and response are both of shape (N, n); got {tuple(time.shape)} and "

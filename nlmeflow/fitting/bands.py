@@ -39,6 +39,11 @@ class Bands:
         Lower is the lower of two limits at each point, upper the higher: the quantile of the replicates'
         densities, and the law's own density less or plus as many of their standard deviations as a normal
         distribution has there. With few replicates, or where they lean to one side, either alone is narrow.
+
+        Raises
+        ------
+        ModelError : no random parameter of this name.
+
         """
         if parameter not in self.labels:
             raise ModelError(f"'{parameter}' is not among {', '.join(self.labels)}.")

@@ -59,6 +59,11 @@ class Fit(Fitted):
 
         `fit.on(new).individuals()` are the conditional means of new individuals, and the functions of
         `nlmeflow.diagnostics` check the model on data that took no part in its fit.
+
+        Raises
+        ------
+        ModelError : no data, or what the model cannot take. DataError : the value of a covariate.
+
         """
         check_data(data)
         with estimating():
@@ -76,11 +81,22 @@ class Fit(Fitted):
         given the data; psi at the mode of phi). `ess` is the effective number of particles,
         `log_likelihood` is log p(y_i). Conditional means are shrunk: their spread is not the
         population's. A model with two levels has no modes here, and its likelihoods in `groups`.
+
+        Raises
+        ------
+        ModelError : another scale.
+
         """
         return tables.individuals(self, scale)
 
     def groups(self, scale: Literal["phi", "natural"] = "phi") -> pd.DataFrame:
-        """Return one row per group of a model with two levels: mean and sd of mu, ess, log p(y_g)."""
+        """Return one row per group of a model with two levels: mean and sd of mu, ess, log p(y_g).
+
+        Raises
+        ------
+        ModelError : the model has one level.
+
+        """
         return tables.groups(self, scale)
 
     def shrinkage(self) -> dict[str, float]:
@@ -140,6 +156,11 @@ class Fit(Fitted):
         sup over phi of D(phi; G) = sum_i p(y_i | phi) / p_G(y_i) - N, sought from conditional modes and draws
         of at most 300 individuals, half of them those whom the law expects least; fixed effects and
         residual parameters are those of the fit.
+
+        Raises
+        ------
+        ModelError : the model has two levels.
+
         """
         if self.model.within:
             raise ModelError("There is no certificate of a model with two levels.")
@@ -188,7 +209,13 @@ class Fit(Fitted):
 
     @checked
     def population(self, n: int = 1000, seed: int = 0) -> pd.DataFrame:
-        """Draw n individuals, each of a new group when there are groups, on the natural scale."""
+        """Draw n individuals, each of a new group when there are groups, on the natural scale.
+
+        Raises
+        ------
+        ModelError : n or seed out of range.
+
+        """
         n = whole("n", n, 1)
         with estimating():
             phi = self.law.sample(n, seed)
@@ -225,5 +252,11 @@ class Fit(Fitted):
         return tables.Summary.of(self)
 
     def save(self, path: str | Path) -> None:
-        """Write the fit to one file (safetensors with a JSON header; nothing in it can run)."""
+        """Write the fit to one file (safetensors with a JSON header; nothing in it can run).
+
+        Raises
+        ------
+        DataError : the path is that of a folder. ModelError : the fit holds something that a file cannot.
+
+        """
         save(self, path)

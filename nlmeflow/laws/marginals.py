@@ -20,6 +20,11 @@ def marginal_density(law: Law, axes: Sequence[int], grids: Sequence[np.ndarray])
 
     Gauss-Legendre quadrature over 4.5 standard deviations when at most two coordinates are left
     out, a histogram of 200,000 draws smoothed over one cell when more are.
+
+    Raises
+    ------
+    ModelError : not one grid for each of some coordinates of the law.
+
     """
     _check_axes(law, axes)
     if len(grids) != len(axes):

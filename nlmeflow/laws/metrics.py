@@ -139,7 +139,13 @@ def mass_between_groups(
 
 
 def share_between(groups: MixtureLaw, phi: Tensor, level: float = 0.99) -> float:
-    """Return the share of draws phi (n, d) between the groups of a mixture, as `mass_between_groups` says."""
+    """Return the share of draws phi (n, d) between the groups of a mixture, as `mass_between_groups` says.
+
+    Raises
+    ------
+    ModelError : level not between 0 and 1.
+
+    """
     largest = float(chi2.ppf(number("level", level, 0, 1), groups.dim))
 
     def inside(mean: Tensor, covariance: Tensor) -> Tensor:

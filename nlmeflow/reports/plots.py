@@ -69,7 +69,13 @@ def density(
     color: str = PALETTE["flow"],
     filled: bool = True,
 ) -> Axes:
-    """Draw regions of highest density of two coordinates: 20, 50, 80 and 95 % of the population."""
+    """Draw regions of highest density of two coordinates: 20, 50, 80 and 95 % of the population.
+
+    Raises
+    ------
+    ModelError : the law has no density on the grids.
+
+    """
     ax = plt.gca() if ax is None else ax
     values = marginal_density(law, axes, grids)
     if not values.max() > 0:
@@ -94,6 +100,11 @@ def side_by_side(
     """Draw two coordinates of several laws in one row, on the grid of the first law.
 
     labels : of the two coordinates, with units. points (N, d) : drawn over the first law.
+
+    Raises
+    ------
+    ModelError : no law.
+
     """
     if not laws:
         raise ModelError("Give at least one law to draw.")
@@ -167,7 +178,13 @@ def _label(ax: Axes, fit: Fit, axes: tuple[int, int]) -> None:
 def marginals(
     laws: Mapping[str, Law], fit: Fit, parameter: str, ax: Axes | None = None, reach: float = 3.5
 ) -> Axes:
-    """Draw one parameter's marginal density under several laws, on the unconstrained scale."""
+    """Draw one parameter's marginal density under several laws, on the unconstrained scale.
+
+    Raises
+    ------
+    ModelError : no random parameter of this name, or a law of another dimension.
+
+    """
     ax = plt.gca() if ax is None else ax
     axis = _axis(fit, parameter)
     grid = span(fit.law, axis, reach, 160)
@@ -205,7 +222,13 @@ def bands(bands: Bands, parameter: str, ax: Axes | None = None, color: str | Non
 def trajectories(
     fit: Fit, individuals: Sequence[Hashable] | None = None, ax: Axes | None = None, points: int = 200
 ) -> Axes:
-    """Draw the observations of some individuals and their fitted curves (conditional means)."""
+    """Draw the observations of some individuals and their fitted curves (conditional means).
+
+    Raises
+    ------
+    ModelError : an individual that is not in the fit, or fewer than two points.
+
+    """
     ax = plt.gca() if ax is None else ax
     labels = list(fit.data.labels)
     chosen = labels[:6] if individuals is None else list(individuals)
@@ -238,6 +261,11 @@ def saem_paths(fit: Fit, exact: Mapping[str, float] | None = None) -> Figure:
 
     exact : values to compare with, by column of `fit.trace`, drawn as dashed lines. The steps fall from
     the dotted line on.
+
+    Raises
+    ------
+    ModelError : the fit was not made by nf.SAEM.
+
     """
     trace = fit.trace
     if "iteration" not in trace:
@@ -265,7 +293,13 @@ def saem_paths(fit: Fit, exact: Mapping[str, float] | None = None) -> Figure:
 
 @checked
 def convergence(fit: Fit, ax: Axes | None = None) -> Axes:
-    """Draw the log-likelihood on fresh particles at each refresh, with its Monte-Carlo error."""
+    """Draw the log-likelihood on fresh particles at each refresh, with its Monte-Carlo error.
+
+    Raises
+    ------
+    ModelError : the fit was made by nf.SAEM.
+
+    """
     trace = fit.trace
     if "log_likelihood" not in trace:
         raise ModelError("SAEM does not compute the likelihood as it goes; plots.saem_paths shows its paths.")

@@ -225,6 +225,12 @@ def _model(name: str) -> tuple[Model, dict[str, float]]:
 
 
 def best_gaussian(law: Truth, n: int = 200_000, seed: int = 0) -> GaussianLaw:
-    """Return the Gaussian closest to the truth: that of the same mean and covariance."""
+    """Return the Gaussian closest to the truth: that of the same mean and covariance.
+
+    Raises
+    ------
+    ModelError : n or seed out of range.
+
+    """
     phi = law.draw(whole("n", n, 2), 99, check_seed(seed))
     return GaussianLaw.of(phi, phi.new_ones(len(phi)))

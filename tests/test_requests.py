@@ -19,7 +19,7 @@ import pytest
 import torch
 
 import nlmeflow as nf
-from nlmeflow.estimation.em import State
+from nlmeflow.estimation.em import State, _ran_off
 from nlmeflow.estimation.start import reach
 from nlmeflow.fitting.fitted import check_finite
 from nlmeflow.fitting.suspicions import suspicions
@@ -410,6 +410,13 @@ def test_a_start_does_not_go_to_where_a_parameter_moves_nothing():
     fit = known.model.fit(known.data, seed=7, progress=False)
     state = State(nf.scenarios.best_gaussian(known.law), known.beta, torch.tensor([known.sigma]).double())
     assert fit.log_likelihood().value > replace(fit, law=state.law, sigma=state.sigma).log_likelihood().value
+
+
+def test_a_likelihood_that_is_no_number_names_the_parameter_that_moved(two):
+    away = replace(two.law, factor=torch.diag(torch.tensor([1.0, 1e-36]).double()) @ two.law.factor)
+    assert "Parameter 's' ran off until the log-likelihood became NaN" in _ran_off(
+        two.problem(), two.law, away
+    )
 
 
 def test_a_fit_that_has_not_converged_says_along_what_it_still_rises(two):

@@ -17,6 +17,7 @@ from nlmeflow.estimation.particles import Particles, Proposal, adapted, draw
 from nlmeflow.estimation.problem import Problem
 from nlmeflow.laws.draws import Expectation, expectation
 from nlmeflow.laws.em import Anderson
+from nlmeflow.laws.gaussian import GaussianLaw
 from nlmeflow.laws.law import Law
 from nlmeflow.running import Report, silent
 
@@ -85,6 +86,17 @@ class Result:
     trace: Sequence[Record | dict[str, Any]] = ()
 
 
+def _ran_off(problem: Problem, before: Law, after: Law) -> str:
+    """Return in words which parameter an ascent moved most until the log-likelihood became NaN."""
+    old, new = GaussianLaw.like(before), GaussianLaw.like(after)
+    moved = ((new.mean - old.mean) / old.sd).abs() + (new.sd / old.sd).log().abs()
+    k = int(moved.nan_to_num(torch.inf).argmax())
+    return (
+        f"Parameter '{problem.random[k]}' ran off until the log-likelihood became NaN (mean "
+        f"{float(new.mean[k]):.3g}, sd {float(new.sd[k]):.3g} on the unconstrained scale)."
+    )
+
+
 def ascend(
     problem: Problem, state: State, particles: Particles, schedule: Schedule, tolerance: float
 ) -> tuple[State, Particles, Expectation, int]:
@@ -101,6 +113,7 @@ def ascend(
     trust = 1.5 * step.error
     value = float(step.log_likelihood.sum()) + state.law.log_prior
     accelerator = Anderson() if schedule.update_law else None
+    begun = state.law
     count, small, slow, last = 0, 0, 0, torch.inf
     while count < schedule.iterations and small < 2 and slow < SLOW and step.error <= trust:
         count += 1
@@ -114,7 +127,7 @@ def ascend(
             new_value = float(trial.log_likelihood.sum()) + moved.law.log_prior
         gain = new_value - value
         if gain != gain:
-            raise EstimationError("The log-likelihood became NaN; give first values with start={...}.")
+            raise EstimationError(_ran_off(problem, begun, state.law))
         if gain < 0:
             break
         state, particles, step, value = moved, trial_particles, trial, new_value

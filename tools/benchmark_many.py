@@ -11,14 +11,12 @@ law and number of individuals has a process of its own.
 import argparse
 import multiprocessing
 import resource
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from time import process_time
 from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
-import pandas as pd
 
 import nlmeflow as nf
 
@@ -33,42 +31,33 @@ ASKED: dict[str, Callable[[nf.Fit], Any]] = {
     "plots.trajectories": lambda fit: nf.plots.trajectories(fit),
     "plots.residuals": lambda fit: nf.plots.residuals(fit),
 }
+SHOWN = ("log_likelihood", "certificate")  # results that are printed
 
 
-def measured(what: str, run: Callable[[], Any]) -> tuple[dict[str, Any], Any]:
-    """Return CPU seconds, peak memory so far and result of a call."""
+def measured(about: str, what: str, run: Callable[[], Any]) -> Any:
+    """Print CPU seconds and peak memory so far of a call; return its result."""
     begun = process_time()
     result = run()
     seconds, peak = process_time() - begun, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     plt.close("all")
-    return {"what": what, "CPU (s)": seconds, "peak (GiB)": peak, "result": ""}, result
+    shown = result if what in SHOWN else ""
+    print(f"{about} {what:18} {seconds:9.2f} s {peak:6.2f} GiB  {shown}", flush=True)
+    return result
 
 
-def measure(job: tuple[str, int, str]) -> list[dict[str, Any]]:
-    """Return a row for the fit of one law to one data set, and one for each thing asked of it."""
-    law, n, design = job
+def measure(law: str, n: int, design: str) -> None:
+    """Print a line for the fit of one law to one data set, and one for each thing asked of it."""
     mpl.use("agg")
     small = nf.scenarios.load("L2", design, 20)
     small.model.fit(small.data, nf.Gaussian(), seed=1)  # imports and first calls do not count
-    known = nf.scenarios.load("L2", design, n)
-    row, fit = measured("fit", lambda: known.model.fit(known.data, LAWS[law], seed=1))
-    rows = [row]
+    known, about = nf.scenarios.load("L2", design, n), f"{n:7,} {law:8}"
+    fit = measured(about, "fit", lambda: known.model.fit(known.data, LAWS[law], seed=1))
     for what, ask in ASKED.items():
-        row, answer = measured(what, lambda ask=ask: ask(fit))  # type: ignore[misc]
-        rows.append(row | {"result": str(answer) if what in ("log_likelihood", "certificate") else ""})
-    return [{"individuals": n, "law": law} | row for row in rows]
-
-
-def tables(jobs: list[tuple[str, int, str]]) -> Iterator[pd.DataFrame]:
-    """Return a table for each job, one row per measured call, each made in a new process."""
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, spawn, max_tasks_per_child=1) as pool:
-        for rows in pool.map(measure, jobs):
-            yield pd.DataFrame(rows).set_index(["individuals", "law", "what"])
+        measured(about, what, lambda ask=ask: ask(fit))  # type: ignore[misc]
 
 
 def main() -> None:
-    """Print the tables that were asked for, each when it is complete."""
+    """Print the tables that were asked for, line by line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -76,8 +65,10 @@ def main() -> None:
     parser.add_argument("--laws", nargs="+", choices=LAWS, default=list(LAWS))
     parser.add_argument("--design", default="M", help="R rich, M medium, S sparse")
     chosen = parser.parse_args()
-    for table in tables([(law, n, chosen.design) for n in chosen.sizes for law in chosen.laws]):
-        print(table.round(2).to_string(), flush=True)
+    for job in [(law, n, chosen.design) for n in chosen.sizes for law in chosen.laws]:
+        process = multiprocessing.get_context("spawn").Process(target=measure, args=job)
+        process.start()
+        process.join()
 
 
 if __name__ == "__main__":

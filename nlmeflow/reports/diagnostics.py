@@ -23,6 +23,7 @@ from nlmeflow.seeds import Stream, derive, generator
 
 MOST_TIMES = 15  # distinct times that are not binned
 HELD = 4_000_000  # simulated observations held at a time
+DRAWN = 2_000_000  # parameters behind the population's mean predictions: 500 of each individual, 50 at least
 
 
 @checked
@@ -186,13 +187,16 @@ def predictions(fit: Fit) -> pd.DataFrame:
     with estimating():
         problem = fit.problem()
         people, sigma = problem.individuals, problem.own_sigma(fit.sigma)
-        draws = problem.simulated(fit.law, fit.sigma, 500, derive(fit.seed, Stream.PREDICTIONS))
-        population = problem.predict(draws, fit.beta).mean(1)
+        count = max(50, min(500, DRAWN // len(people)))
+        draws = problem.simulated(fit.law, fit.sigma, count, derive(fit.seed, Stream.PREDICTIONS))
         phi, weights = fit.conditional
         phi = phi - fit.shift[:, None]
         chosen, weight = heaviest(phi, weights, 256)
-        share = weight / weight.sum(1, keepdim=True)
-        individual = (share[..., None] * problem.predict(chosen, fit.beta)).sum(1)
+        share = (weight / weight.sum(1, keepdim=True))[..., None]
+        population, individual = torch.zeros(2, *problem.data.time.shape, dtype=phi.dtype)
+        for rows in people.chunks(512):
+            population[rows] = problem.predict(draws[rows], fit.beta, rows).mean(1)
+            individual[rows] = (share[rows] * problem.predict(chosen[rows], fit.beta, rows)).sum(1)
         residual, _ = people.residual.working(people.data.response, individual, sigma, people.bounds())
     row, column = torch.nonzero(fit.data.mask, as_tuple=True)
     who = who_column(fit, "time", "observed", "population", "individual", "residual")

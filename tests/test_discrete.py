@@ -137,5 +137,5 @@ def test_in_three_dimensions_all_end_at_one_certified_maximum(monkeypatch):
         bound = law.bound(training, fit.law)
         assert bound < 0.01, name
         with monkeypatch.context() as more:
-            more.setattr("nlmeflow.laws.points.certificate.POLISHED", 800)
+            more.setattr("nlmeflow.laws.points.certificate.POLISHED", (800, 800))
             assert law.bound(training, fit.law) == pytest.approx(bound, abs=0.005), name

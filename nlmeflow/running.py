@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -65,7 +66,8 @@ def show_progress(law: object, show: bool | None, delay: float = 0.0) -> Iterato
 
     show : None shows it in a terminal only. delay : seconds before it is shown.
     """
-    disable = None if show is None else not show
+    terminal = "ipykernel" not in sys.modules and sys.stderr.isatty()  # a notebook's stream says it is one
+    disable = not (terminal if show is None else show)
     with tqdm(desc=type(law).__name__, disable=disable, unit=" steps", delay=delay) as bar:
 
         def report(message: str) -> None:

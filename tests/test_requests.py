@@ -140,7 +140,7 @@ def test_ties_are_counted_and_kept_on_request():
 def test_categories_may_say_what_is_censored():
     frame = plants(3).assign(k=lambda f: pd.Categorical(np.where(f["y"] < 0.05, "left", None)))
     assert int(read(frame, censoring="k").censored.sum()) == int((frame["y"] < 0.05).sum())
-    with pytest.raises(nf.DataError, match="its 'y' is empty"):
+    with pytest.raises(nf.DataError, match="'y' is empty in row 7"):
         read(frame.assign(y=np.nan), censoring="k")
 
 

@@ -1,12 +1,16 @@
 """Checks of a user's table: each says the column, the row and what would be accepted."""
 
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from datetime import date, timedelta
+from difflib import get_close_matches
 from pathlib import Path
+from warnings import warn
 
 import numpy as np
 import pandas as pd
 
+from nlmeflow.data.files import place, read_table
 from nlmeflow.errors import DataError
 
 
@@ -19,9 +23,10 @@ def table_of(given: object) -> pd.DataFrame:
 
     """
     if isinstance(given, str | Path):
-        if not Path(given).is_file():
-            raise DataError(f"No file '{given}'; a pandas DataFrame, or the path of a CSV file, is needed.")
-        given = pd.read_csv(given)
+        table = read_table(given)
+        for remark in table.remarks:
+            warn(f"{Path(given).name}: {remark}", stacklevel=3)
+        given = table.frame
     if not isinstance(given, pd.DataFrame):
         raise DataError(
             f"A pandas DataFrame is needed, or the path of a CSV file; got {type(given).__name__}."
@@ -36,8 +41,11 @@ def check_columns(frame: pd.DataFrame, columns: Sequence[str]) -> None:
     """Raise DataError unless the table has these columns."""
     for column in columns:
         if column not in frame.columns:
-            known = ", ".join(map(str, frame.columns))
-            raise DataError(f"No column '{column}' in the table; its columns are: {known}.")
+            known = list(map(str, frame.columns))
+            like = {name.casefold(): name for name in known}
+            near = get_close_matches(str(column).casefold(), like, 1)
+            hint = f" Is it '{like[near[0]]}'?" if near else ""
+            raise DataError(f"No column '{column}' in the table; its columns are: {', '.join(known)}.{hint}")
 
 
 def check_nested(frame: pd.DataFrame, individual: str, group: str) -> None:
@@ -81,7 +89,7 @@ def check_present(frame: pd.DataFrame, column: str) -> None:
     """Raise DataError when a cell of a column is empty."""
     missing = np.flatnonzero(frame[column].isna())
     if len(missing):
-        raise DataError(f"Column '{column}' is empty in row {missing[0]}; every row needs it.")
+        raise DataError(f"Column '{column}' is empty in {place(frame, missing[0])}; every row needs it.")
 
 
 def numbers(frame: pd.DataFrame, column: str) -> np.ndarray:
@@ -104,10 +112,24 @@ def numbers(frame: pd.DataFrame, column: str) -> np.ndarray:
     wrong = np.flatnonzero(numbers.isna() & given.notna())
     if len(wrong):
         raise DataError(
-            f"Column '{column}' is not a number in row {wrong[0]}: {given.iloc[wrong[0]]!r}. "
-            "Numbers, or empty cells for missing values, are accepted."
+            f"Column '{column}' is not a number in {place(frame, wrong[0])}: {given.iloc[wrong[0]]!r}. "
+            f"Numbers, or empty cells for missing values, are accepted.{_hint(str(given.iloc[wrong[0]]))}"
         )
     return numbers.to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+def _hint(value: str) -> str:
+    """Return what a value that is no number may have been meant for."""
+    if re.fullmatch(r"[<>]\s*[\d.,]+", value):
+        return (
+            " A value that is only known to lie below or above a limit is given by the limit, and a column "
+            'with "left" or "right", censoring=.'
+        )
+    if re.fullmatch(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}.*", value):
+        return " This may be a date: write 2024-05-31, or give the number of days since the first date."
+    if re.fullmatch(r"[\d.,\s]+", value):
+        return " Write thousands without a sign between them, and decimals with a point."
+    return ""
 
 
 def censoring_bounds(
@@ -125,14 +147,14 @@ def censoring_bounds(
     wrong = np.flatnonzero(~kind.isin(["", "left", "right", "interval"]))
     if len(wrong):
         raise DataError(
-            f"Column '{censoring}' is {frame[censoring].iloc[wrong[0]]!r} in row {wrong[0]}; accepted are "
-            "'left', 'right', 'interval', or an empty cell."
+            f"Column '{censoring}' is {frame[censoring].iloc[wrong[0]]!r} in {place(frame, wrong[0])}; "
+            "accepted are 'left', 'right', 'interval', or an empty cell."
         )
     empty = np.flatnonzero(kind.ne("") & np.isnan(values))
     if len(empty):
         raise DataError(
-            f"Row {empty[0]} is censored ({kind.iloc[empty[0]]}) and its '{response}' is empty; the response "
-            "holds the limit of a censored observation."
+            f"'{response}' is empty in {place(frame, empty[0])}, which is censored ({kind.iloc[empty[0]]}); "
+            "it holds the limit of a censored observation."
         )
     low, high = np.full(len(values), -np.inf), np.full(len(values), np.inf)
     left, right, between = (kind.eq(k).to_numpy() for k in ("left", "right", "interval"))
@@ -144,7 +166,8 @@ def censoring_bounds(
         bad = np.flatnonzero(between & ~(np.isfinite(ends) & (ends > values)))
         if len(bad):
             raise DataError(
-                f"Column '{limit}' must be above column '{response}' in row {bad[0]}, which is an interval."
+                f"Column '{limit}' must be above column '{response}' in {place(frame, bad[0])}, which is an "
+                "interval."
             )
         low[between], high[between] = values[between], ends[between]
     return low, high
@@ -155,7 +178,7 @@ def check_finite(frame: pd.DataFrame, column: str, values: np.ndarray, missing_a
     wrong = np.flatnonzero(np.isinf(values) if missing_allowed else ~np.isfinite(values))
     if len(wrong):
         what = "infinite" if np.isinf(values[wrong[0]]) else "missing"
-        raise DataError(f"Column '{column}' is {what} in row {wrong[0]}; it must be finite.")
+        raise DataError(f"Column '{column}' is {what} in {place(frame, wrong[0])}; it must be finite.")
 
 
 def check_unique(frame: pd.DataFrame, individual: str, time: str, times: np.ndarray) -> None:
@@ -166,8 +189,8 @@ def check_unique(frame: pd.DataFrame, individual: str, time: str, times: np.ndar
         who, when = code[twice[0]], times[twice[0]]
         rows = np.flatnonzero((code == who) & (times == when))
         raise DataError(
-            f"Individual '{labels[who]}' ({individual}) has {len(rows)} rows at {time} = {when:g}: rows "
-            f"{', '.join(map(str, rows))}. One row per individual and time is accepted: average them, or "
+            f"Individual '{labels[who]}' ({individual}) has {len(rows)} rows at {time} = {when:g}: "
+            f"{place(frame, *rows.tolist())}. One row per individual and time is accepted: average them, or "
             "say that they are measurements of their own, replicates='keep'."
         )
 

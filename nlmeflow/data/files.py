@@ -1,0 +1,170 @@
+"""A user's text file as a table: what separates its columns, how its decimals and dates are written."""
+
+import csv
+import io
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from nlmeflow.arguments import checked
+from nlmeflow.errors import DataError
+
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+MISSING = frozenset({"", ".", "-", "na", "n/a", "#n/a", "#na", "nan", "null", "none"})
+LINES = "lines"  # in the attrs of a table: the line of the file that each row stands in
+WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # first bytes of .xlsx and .xls
+DATE = re.compile(r"\d{4}-\d{2}-\d{2}([ T]\d{2}:\d{2}(:\d{2}(\.\d+)?)?)?")
+DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?")
+THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")  # may be 1234 or 1.234
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a file holds.
+
+    frame : columns of whole numbers, numbers, dates or text. Empty cells, and NA, n/a, NaN, null, ., -, are
+        missing.
+    remarks : what was not plain and how it was read, a sentence each.
+    """
+
+    frame: pd.DataFrame
+    remarks: tuple[str, ...]
+
+
+@checked
+def read_table(path: str | Path) -> Table:
+    """Read a text file of columns, with their names in the first line.
+
+    Columns may be separated by commas, semicolons, tabs or vertical bars, decimals written with a point or
+    a comma, and the text encoded as UTF-8, UTF-16 or Windows-1252. Days and times written as 2024-05-31 or
+    2024-05-31 14:30 become dates. Whole numbers with leading zeros, which are names such as 007, stay text.
+
+    Raises
+    ------
+    DataError : there is no such file, it is a workbook, it is empty, a line has more values than there are
+        names of columns, or two columns have one name.
+
+    """
+    path = Path(path)
+    remarks: list[str] = []
+    text = _text(path, remarks)
+    separator = _separator(text)
+    if separator != ",":
+        remarks.append(f"Columns are separated by {SEPARATORS[separator]}.")
+    names, rows, lines = _rows(path, text, separator)
+    columns = {name: _values(name, values, remarks) for name, values in zip(names, rows.T, strict=True)}
+    frame = pd.DataFrame(columns)
+    frame.attrs[LINES] = lines
+    return Table(frame, tuple(remarks))
+
+
+def place(frame: pd.DataFrame, *rows: int) -> str:
+    """Return where rows of a table stand, for a message: their lines in a file, or their numbers from 0."""
+    word, known = ("line", frame.attrs[LINES]) if LINES in frame.attrs else ("row", range(len(frame)))
+    return f"{word}{'s' if len(rows) > 1 else ''} {', '.join(str(known[row]) for row in rows)}"
+
+
+def _text(path: Path, remarks: list[str]) -> str:
+    if not path.is_file():
+        raise DataError(f"No file '{path}'; a pandas DataFrame, or the path of a CSV file, is needed.")
+    content = path.read_bytes()
+    if content.startswith(WORKBOOKS):
+        raise DataError(
+            f"'{path.name}' is a workbook; save its sheet as CSV, and give the path of that file."
+        )
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        remarks.append("The text is encoded as UTF-16.")
+        return content.decode("utf-16", errors="replace")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        remarks.append("The text is not encoded as UTF-8; it was read as Windows-1252.")
+        return content.decode("cp1252", errors="replace")
+
+
+def _separator(text: str) -> str:
+    """Return the separator under which most lines have as many values as the first, and more than one."""
+    first = [line for line in text.splitlines() if line.strip()][:100]
+
+    def agreement(separator: str) -> tuple[float, int]:
+        counts = [len(row) for row in csv.reader(first, delimiter=separator)]
+        several = counts[0] if counts else 0
+        return (float(np.mean([n == several for n in counts])) if several > 1 else 0.0), several
+
+    return max(SEPARATORS, key=agreement)
+
+
+def _rows(path: Path, text: str, separator: str) -> tuple[list[str], np.ndarray, list[int]]:
+    """Return the names of the columns, the values as text (rows, columns), and the line of each row."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+    table: list[list[str]] = []
+    lines: list[int] = []
+    before = 0
+    for row in reader:
+        if any(value.strip() for value in row):
+            table.append([value.strip() for value in row])
+            lines.append(before + 1)
+        before = reader.line_num
+    if not table:
+        raise DataError(f"'{path.name}' is empty; names of columns in the first line are needed.")
+    names = table[0]
+    while names and not names[-1]:
+        names = names[:-1]
+    for row, line in zip(table[1:], lines[1:], strict=True):
+        if any(row[len(names) :]):
+            comma = (
+                " Decimals may have been written with a comma: save the file with semicolons between columns."
+            )
+            raise DataError(
+                f"Line {line} of '{path.name}' has {len(row)} values, and the first line names {len(names)} "
+                f"columns.{comma if separator == ',' else ''}"
+            )
+    nameless = [k for k, name in enumerate(names) if not name]
+    for k in nameless:
+        names[k] = f"column {k + 1}"
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise DataError(f"Column '{twice[0]}' stands twice in the table; give each column a name of its own.")
+    width = len(names)
+    body = [(row + [""] * width)[:width] for row in table[1:]]
+    return names, np.array(body, dtype=object).reshape(-1, width), lines[1:]
+
+
+def _values(name: str, values: np.ndarray, remarks: list[str]) -> pd.Series:
+    """Return a column as whole numbers, numbers, dates or text, with missing values empty."""
+    column = pd.Series(values, dtype=object)
+    missing = column.str.lower().isin(MISSING)
+    known = column[~missing]
+    if known.empty:
+        return pd.Series(np.nan, index=column.index)
+    if known.str.fullmatch(r"[+-]?\d+").all():
+        named = known.str.fullmatch(r"0\d+").any()
+        if named:
+            return column.mask(missing)
+        return _numbers(column, missing)
+    plain = known
+    if known.str.endswith("%").all():
+        remarks.append(f"Column '{name}' holds percentages; 85 % is read as 85.")
+        plain = known.str.rstrip("%").str.strip()
+    commas = plain.str.contains(",", regex=False)
+    if commas.any() and plain[commas].str.fullmatch(DECIMAL_COMMA).all():
+        if plain[commas].str.fullmatch(THOUSANDS).all():
+            return column.mask(missing)  # 1,234 may be either; a message asks when the column is used
+        remarks.append(f"Column '{name}' has decimal commas; 3,5 is read as 3.5.")
+        plain = plain.str.replace(",", ".", regex=False)
+    if pd.to_numeric(plain, errors="coerce").notna().all():
+        return _numbers(column.where(missing, plain), missing)
+    if known.str.fullmatch(DATE).all():
+        dates = pd.to_datetime(column.mask(missing), errors="coerce", format="ISO8601")
+        if dates[~missing].notna().all():
+            return dates
+    return column.mask(missing)
+
+
+def _numbers(column: pd.Series, missing: pd.Series) -> pd.Series:
+    numbers: pd.Series = pd.to_numeric(column.mask(missing))
+    return numbers

@@ -1,0 +1,99 @@
+"""nlmeflow.data.files: text files as people have them."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import nlmeflow as nf
+
+ROWS = [("a", 1, 3.5), ("a", 2, 0.25), ("b", 1, 90.0), ("b", 2, None)]
+
+
+def text(separator=",", point=".", missing=""):
+    """Return a small file with the columns plant, day and greenness."""
+    lines = [separator.join(["plant", "day", "greenness"])]
+    for plant, day, value in ROWS:
+        lines.append(
+            separator.join([plant, str(day), missing if value is None else f"{value}".replace(".", point)])
+        )
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        text().encode(),
+        text(";", ",").encode(),
+        text("\t", ",").encode("utf-16"),
+        text("|", missing="NA").encode(),
+        b"\xef\xbb\xbf" + text(missing=".").encode(),
+        text().replace("\n", "\r\n").encode(),
+        text().replace("\n", "\r").encode(),
+        text(";").replace("\n", ";;\n").encode(),  # a spreadsheet's empty columns
+        ("\n\n" + text().replace("b,1", "\n\nb,1")).encode(),
+    ],
+)
+def test_files_of_spreadsheets_hold_the_same_table(tmp_path, content):
+    (tmp_path / "my.csv").write_bytes(content)
+    frame = nf.read_table(tmp_path / "my.csv").frame
+    assert list(frame.columns) == ["plant", "day", "greenness"]
+    assert frame["day"].dtype == int
+    np.testing.assert_array_equal(frame["greenness"], [3.5, 0.25, 90.0, np.nan])
+    assert list(frame["plant"]) == ["a", "a", "b", "b"]
+
+
+def test_what_is_not_plain_is_said(tmp_path):
+    (tmp_path / "my.csv").write_text(text(";", ","))
+    with pytest.warns(UserWarning, match="decimal commas"):
+        data = nf.LongitudinalData.from_frame(tmp_path / "my.csv", "plant", "day", "greenness")
+    assert data.n_missing == 1
+    said = " ".join(nf.read_table(tmp_path / "my.csv").remarks)
+    assert "semicolons" in said
+    assert "3,5 is read as 3.5" in said
+    (tmp_path / "plain.csv").write_text(text())
+    assert nf.read_table(tmp_path / "plain.csv").remarks == ()
+
+
+def read(tmp_path, content, time="day"):
+    (tmp_path / "my.csv").write_text(content)
+    return nf.LongitudinalData.from_frame(tmp_path / "my.csv", "plant", time, "greenness")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda s: s.replace("b,1,90.0", "b,1,ninety"), "'greenness' is not a number in line 4: 'ninety'"),
+        (lambda s: s.replace("b,1,90.0", "b,1,<90"), "censoring="),
+        (lambda s: s.replace("b,1,90.0", "b,1,90,0"), "Line 4 of 'my.csv' has 4 values"),
+        (lambda s: s.replace("a,2", "a,1"), "lines 2, 3"),
+        (lambda s: s.replace("greenness", "Greeness"), "Is it 'Greeness'"),
+        (lambda s: s.replace("day", "plant"), "'plant' stands twice"),
+        (lambda s: s.replace(",1,", ",2024-05-01,").replace(",2,", ",2024-05-08,"), "holds dates"),
+        (lambda s: s.replace(",1,", ",01/05/2024,").replace(",2,", ",08/05/2024,"), "may be a date"),
+        (lambda s: s.replace("3.5", '"1,234"').replace("0.25", '"2,500"'), "thousands"),
+        (lambda s: "", "is empty"),
+        (lambda s: "plant,day,greenness\n", "no rows"),
+        (lambda s: "PK\x03\x04", "workbook"),
+    ],
+)
+def test_what_cannot_be_read_is_explained(tmp_path, change, words):
+    with pytest.raises(nf.DataError, match=words):
+        read(tmp_path, change(text()))
+
+
+def test_names_with_leading_zeros_stay_names(tmp_path):
+    data = read(tmp_path, text().replace("a,", "01,").replace("b,", "1,"))
+    assert data.labels == ("01", "1")
+
+
+def test_dates_are_read_and_percentages_are_numbers(tmp_path):
+    (tmp_path / "my.csv").write_text("plant,when,green\na,2024-05-31,85 %\na,2024-06-02 12:00,70 %\n")
+    frame = nf.read_table(tmp_path / "my.csv").frame
+    assert frame["when"].diff().iloc[1] == pd.Timedelta(hours=60)
+    assert list(frame["green"]) == [85, 70]
+
+
+def test_a_folder_or_nothing_is_no_file(tmp_path):
+    for path in (tmp_path, tmp_path / "none.csv"):
+        with pytest.raises(nf.DataError, match="No file"):
+            nf.read_table(path)

@@ -13,7 +13,7 @@ from warnings import warn
 
 from nlmeflow import curves, laws
 from nlmeflow.curves import Curve, Parameter, Transform, bounded
-from nlmeflow.data import LongitudinalData, read_nonmem, read_table
+from nlmeflow.data import LongitudinalData, mark_limits, read_nonmem, read_table
 from nlmeflow.errors import DataError, EstimationError, ModelError, extra
 from nlmeflow.estimation.saem import SAEM
 from nlmeflow.fitting.comparison import Comparison, compare
@@ -84,6 +84,7 @@ __all__ = [
     "linear_scenarios",
     "load",
     "marginals",
+    "mark_limits",
     "metrics",
     "notebook",
     "plots",

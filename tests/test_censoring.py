@@ -7,7 +7,7 @@ import torch
 from scipy import integrate, stats
 
 import nlmeflow as nf
-from nlmeflow.residuals.censoring import log_between, truncated
+from nlmeflow.residuals.censoring import Interpolated, log_between, truncated
 
 
 def test_moments_of_a_truncated_normal_law():
@@ -23,6 +23,22 @@ def test_moments_of_a_truncated_normal_law():
     nothing = torch.tensor([-torch.inf]).double()
     assert float(log_between(nothing, -nothing)) == 0
     assert [float(x) for x in truncated(nothing, -nothing)] == [0, 1]
+
+
+def test_interpolation_in_sigma_is_that_of_the_exact_sum_and_its_derivative():
+    random = np.random.default_rng(4)
+    low = torch.from_numpy(random.normal(0, 20, (3, 50, 6)))
+    high = low + torch.from_numpy(random.exponential(10, low.shape))
+    low[..., 0], high[..., 1] = -torch.inf, torch.inf
+    found = Interpolated(low, high)
+    assert found.at(6.0) is None  # exact is cheaper for one value
+    for sigma in (6.02, 6.3, 5.6):
+        value, slope = found.at(sigma)
+        exact = log_between(low / sigma, high / sigma).sum(-1)
+        torch.testing.assert_close(value, exact, rtol=1e-6, atol=1e-6)
+        expected = (truncated(low / sigma, high / sigma)[1] - 1).sum(-1)
+        torch.testing.assert_close(slope, expected, rtol=1e-4, atol=1e-4)
+    assert found.at(9.0) is None  # sigma has moved far
 
 
 def scores(n=60, seed=1):

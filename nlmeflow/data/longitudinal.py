@@ -110,7 +110,8 @@ class LongitudinalData:
         censoring : column with "left" where the true value is at most the response (a score that
             saturates at 0, a concentration below the limit of quantification), "right" where it is at
             least the response (a score of 100, a variety still green), "interval" where it lies between
-            the response and the value in the column `limit`; empty where it was observed.
+            the response and the value in the column `limit`; empty where it was observed. The response that
+            is kept, and drawn in figures, is then the middle.
 
         group : column of what individuals belong to (the genotype of a plant, the subject of an occasion),
             for models with two levels, nf.Model(..., within=...). Names of individuals are not used again in
@@ -158,11 +159,13 @@ class LongitudinalData:
         code, labels = pd.factorize(frame[individual])
         table = constant_covariates(frame, individual, list(labels), covariates)
         keep = ~np.isnan(values)
-        padded = _pad(code[keep], times[keep], values[keep], len(labels))
         bounds = None
         if censoring is not None:
-            sides = [side[keep] for side in censoring_bounds(frame, response, values, censoring, limit)]
-            low, high = (_pad(code[keep], times[keep], side, len(labels))[1] for side in sides)
+            sides = censoring_bounds(frame, response, values, censoring, limit)
+            values = np.where(np.isfinite(sides).all(0), np.mean(sides, 0), values)
+        padded = _pad(code[keep], times[keep], values[keep], len(labels))
+        if censoring is not None:
+            low, high = (_pad(code[keep], times[keep], side[keep], len(labels))[1] for side in sides)
             bounds = (low.masked_fill(~padded[2], -torch.inf), high.masked_fill(~padded[2], torch.inf))
         return cls(
             *padded,

@@ -107,6 +107,7 @@ def ascend(
     EstimationError : the log-likelihood became NaN.
 
     """
+    particles = replace(particles, summary=problem.residual.prepared(particles.summary))
     log_law = particles.log_prob(state.law)
     step = expectation(particles.log_ratio(problem, state.sigma), log_law)
     kept = None if schedule.update_law else log_law

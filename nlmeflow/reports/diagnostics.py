@@ -13,6 +13,7 @@ from scipy import stats
 from torch import Tensor
 
 from nlmeflow.arguments import checked
+from nlmeflow.data import LongitudinalData
 from nlmeflow.data.checks import check_columns
 from nlmeflow.errors import ModelError, number, whole
 from nlmeflow.fitting.fit import Fit
@@ -30,16 +31,15 @@ DRAWN = 2_000_000  # parameters behind the population's mean predictions: 500 of
 def simulate(fit: Fit, replicates: int = 200, seed: int = 0) -> Tensor:
     """Simulate the data set again: new individuals from the fitted law at the data's times and covariates.
 
-    Returns responses (replicates, N, n), in the places where the data have observations.
+    Returns responses (replicates, N, n), in the places where the data have observations; censored data are
+    simulated before they are censored.
 
     Raises
     ------
-    ModelError : the data are censored, or replicates is not a whole number from 1.
+    ModelError : replicates is not a whole number from 1.
 
     """
     replicates = whole("replicates", replicates, 1)
-    if fit.data.bounds is not None:
-        raise ModelError("There are no predictive checks of censored data; draw with fit.population.")
     problem = fit.problem()
     size, times = problem.data.time.shape
     parts = []
@@ -55,6 +55,36 @@ def simulate(fit: Fit, replicates: int = 200, seed: int = 0) -> Tensor:
     return torch.cat(parts)
 
 
+def _as_recorded(data: LongitudinalData, drawn: np.ndarray) -> np.ndarray:
+    """Return simulated responses as the data would have recorded them, the scale being that of the data.
+
+    Beyond the limit of the censored observations, that limit; within an interval of theirs, its middle.
+
+    Raises
+    ------
+    ModelError : limits differ between observations, or intervals overlap, so that there is no such scale.
+
+    """
+    if data.bounds is None:
+        return drawn
+    low, high = (side[data.mask].numpy() for side in data.bounds)
+    ends = [np.unique(high[np.isinf(low)]), np.unique(low[np.isinf(high)])]
+    floor, ceiling = (end[np.isfinite(end)] for end in ends)
+    both = np.isfinite(low) & np.isfinite(high)
+    intervals = np.unique(np.stack([low[both], high[both]], 1), axis=0)
+    if len(floor) > 1 or len(ceiling) > 1 or (intervals[1:, 0] < intervals[:-1, 1]).any():
+        raise ModelError(
+            "There is no predictive check of observations that are censored at different limits, or known to "
+            "lie in intervals that overlap; draw with fit.population."
+        )
+    if len(intervals):
+        place = np.searchsorted(intervals[:, 0], drawn, side="right") - 1
+        inside = (place >= 0) & (drawn < intervals[place, 1])
+        drawn = np.where(inside, intervals[place].mean(-1), drawn)
+    lowest, highest = (end[0] if len(end) else None for end in (floor, ceiling))
+    return drawn if lowest is None and highest is None else np.clip(drawn, lowest, highest)
+
+
 @checked
 def vpc(
     fit: Fit,
@@ -68,11 +98,13 @@ def vpc(
 
     One row per bin of time and quantile: time (mean of the bin), quantile, observed, predicted (median of
     the replicates) and the interval of the replicates' quantiles. bins : of equal numbers of observations;
-    every distinct time is a bin when there are at most 15 and `bins` is None.
+    every distinct time is a bin when there are at most 15 and `bins` is None. Simulated responses are
+    censored where the data's would have been.
 
     Raises
     ------
-    ModelError : quantiles or level not between 0 and 1, bins not a whole number from 1; as in `simulate`.
+    ModelError : quantiles or level not between 0 and 1, bins not a whole number from 1; data censored at
+        different limits; as in `simulate`.
 
     """
     if not len(quantiles) or not all(0 < q < 1 for q in quantiles):
@@ -80,7 +112,7 @@ def vpc(
     number("level", level, 0, 1)
     mask = fit.data.mask.numpy()
     time, observed = fit.data.time.numpy()[mask], fit.data.response.numpy()[mask]
-    simulated = simulate(fit, replicates, seed).numpy()[:, mask]
+    simulated = _as_recorded(fit.data, simulate(fit, replicates, seed).numpy()[:, mask])
     where = _bins(time, bins)
     tail = (1 - level) / 2
     rows = []
@@ -127,9 +159,11 @@ def npde(fit: Fit, replicates: int = 1000, seed: int = 0) -> pd.DataFrame:
 
     Raises
     ------
-    ModelError : replicates is not a whole number from 100; as in `simulate`.
+    ModelError : the data are censored, or replicates is not a whole number from 100; as in `simulate`.
 
     """
+    if fit.data.bounds is not None:
+        raise ModelError("There are no prediction errors of censored data; diagnostics.vpc takes them.")
     replicates = max(whole("replicates", replicates, 100), 8 * int(fit.data.counts.max()))
     who = who_column(fit, "time", "predicted", "pde", "npde")
     simulated = simulate(fit, replicates, seed).numpy()

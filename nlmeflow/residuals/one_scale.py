@@ -1,14 +1,14 @@
 """Error models with one scale: additive, proportional, additive of the logarithm."""
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from nlmeflow.numerics import LOG_2PI
-from nlmeflow.residuals.censoring import Bounds, censored, log_between, scaled, truncated
+from nlmeflow.residuals.censoring import Bounds, Interpolated, censored, log_between, scaled, truncated
 from nlmeflow.residuals.residual import IMPOSSIBLE, Residual, Summary, check_given, noise
 
 
@@ -17,6 +17,7 @@ class Squares(Summary):
     """Sums over the observed times (...): squared errors, their number, log-Jacobian.
 
     low, high : errors at the ends of censored observations (..., n), infinite where there is none.
+    hidden : their probability by interpolation in sigma, or None.
     """
 
     squares: Tensor
@@ -24,6 +25,7 @@ class Squares(Summary):
     log_jacobian: Tensor | None = None
     low: Tensor | None = None
     high: Tensor | None = None
+    hidden: Interpolated | None = None
 
     def finite(self) -> "Squares":
         lost = ~torch.isfinite(self.squares)
@@ -109,11 +111,18 @@ class OneScale(Residual):
         low, high = (None, None) if bounds is None else self._ends(bounds, prediction)
         return Squares(squares, count, jacobian, low, high)
 
+    def prepared(self, summary: Squares) -> Squares:
+        if summary.low is None or summary.high is None or self.given:
+            return summary
+        return replace(summary, hidden=Interpolated(summary.low, summary.high))
+
     def log_likelihood(self, summary: Squares, sigma: Tensor) -> Tensor:
         value = summary.squares * (-0.5 / sigma[0] ** 2) - summary.count * (LOG_2PI / 2 + sigma[0].log())
         if summary.log_jacobian is not None:
             value = value + summary.log_jacobian
-        if summary.low is not None and summary.high is not None:
+        if summary.hidden is not None and (found := summary.hidden.at(float(sigma[0]))):
+            value = value + found[0]
+        elif summary.low is not None and summary.high is not None:
             value = value + log_between(scaled(summary.low, sigma[0]), scaled(summary.high, sigma[0])).sum(-1)
         return torch.where(torch.isfinite(value), value, -torch.inf)
 
@@ -122,10 +131,15 @@ class OneScale(Residual):
             return sigma
         squares, count = torch.where(weights > 0, summary.squares, 0.0), summary.count
         if summary.low is not None and summary.high is not None:
-            low, high = summary.low / sigma[0], summary.high / sigma[0]
-            hidden = censored((low, high))
-            expected = torch.where(hidden & (weights > 0)[..., None], truncated(low, high)[1], 0.0)
-            squares, count = squares + sigma[0] ** 2 * expected.sum(-1), count + hidden.sum(-1)
+            hidden = censored((summary.low, summary.high))
+            count = count + hidden.sum(-1)
+            if summary.hidden is not None and (found := summary.hidden.at(float(sigma[0]))):
+                expected = hidden.sum(-1) + found[1]  # E e^2 - 1 is the derivative in log sigma
+                expected = torch.where(weights > 0, expected, 0.0)
+            else:
+                each = truncated(summary.low / sigma[0], summary.high / sigma[0])[1]
+                expected = torch.where(hidden & (weights > 0)[..., None], each, 0.0).sum(-1)
+            squares = squares + sigma[0] ** 2 * expected
         return ((weights * squares).sum() / (weights * count).sum()).sqrt().reshape(1)
 
 

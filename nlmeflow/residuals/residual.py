@@ -44,7 +44,7 @@ class Summary:
             parts = [getattr(summary, name) for summary in all_of]
             if isinstance(parts[0], Summary):
                 return parts[0]._combined(parts, change)
-            return None if parts[0] is None else change(parts)
+            return change(parts) if isinstance(parts[0], Tensor) else None
 
         return type(self)(**{field.name: one(field.name) for field in fields(self)})
 
@@ -98,6 +98,10 @@ class Residual(Saved, ABC):
         self, response: Tensor, prediction: Tensor, mask: Tensor, bounds: Bounds | None = None
     ) -> Summary:
         """Return what the likelihood needs of predictions (..., n)."""
+
+    def prepared(self, summary: Any) -> Any:
+        """Return a summary made ready for an ascent in which sigma moves and the predictions do not."""
+        return summary
 
     @abstractmethod
     def log_likelihood(self, summary: Any, sigma: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from warnings import warn
 
 from nlmeflow import curves, laws
 from nlmeflow.curves import Curve, Parameter, Transform, bounded
-from nlmeflow.data import LongitudinalData, mark_limits, read_nonmem, read_table
+from nlmeflow.data import LongitudinalData, in_days, mark_limits, read_nonmem, read_table
 from nlmeflow.errors import DataError, EstimationError, ModelError, extra
 from nlmeflow.estimation.saem import SAEM
 from nlmeflow.fitting.comparison import Comparison, compare
@@ -74,12 +74,15 @@ __all__ = [
     "Transformed",
     "TwoStage",
     "bounded",
+    "characterise",
     "compare",
     "conditional_flow",
     "curves",
     "datasets",
     "deconvolve",
     "diagnostics",
+    "findings",
+    "in_days",
     "laws",
     "linear_scenarios",
     "load",
@@ -97,7 +100,9 @@ __all__ = [
 # Found when they are first asked for: figures, studies and what else is not needed to fit.
 _LATER = {
     "Deconvolution": "deconvolution",
+    "characterise": "reports.varieties",
     "datasets": "data.datasets",
+    "findings": "reports.findings",
     "deconvolve": "deconvolution",
     "diagnostics": "reports.diagnostics",
     "linear_scenarios": "studies.linear_scenarios",

@@ -9,7 +9,7 @@ import nlmeflow as nf
 
 
 def recorded(n=60, seed=1, step=None):
-    """Senescence scores of n plants on a scale from 0 to 100: level about 90, half-loss N(20, 3^2), error 6."""
+    """Senescence scores of n plants on a scale from 0 to 100: half-loss N(20, 3^2), error 6."""
     random = np.random.default_rng(seed)
     day = np.tile(np.arange(8.0, 36, 4), n)
     level, tau, s = (

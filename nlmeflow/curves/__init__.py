@@ -14,6 +14,7 @@ from nlmeflow.curves.catalogue import (
     oral,
 )
 from nlmeflow.curves.curve import Curve, Parameter, Transform, bounded
+from nlmeflow.curves.named import named
 
 __all__ = [
     "LIBRARY",
@@ -30,5 +31,6 @@ __all__ = [
     "linear",
     "logistic_growth",
     "logistic_senescence",
+    "named",
     "oral",
 ]

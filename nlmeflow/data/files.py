@@ -62,6 +62,21 @@ def read_table(path: str | Path) -> Table:
     return Table(frame, tuple(remarks))
 
 
+@checked
+def in_days(frame: pd.DataFrame, time: str) -> tuple[pd.DataFrame, str]:
+    """Return a table whose dates in a column are days since the first of them, and a sentence that says so.
+
+    The table itself and an empty sentence, where the column holds no dates.
+    """
+    if time not in frame or not pd.api.types.is_datetime64_any_dtype(frame[time]):
+        return frame, ""
+    first = frame[time].min()
+    days = (frame[time] - first).dt.total_seconds() / 86400
+    return frame.assign(
+        **{time: days}
+    ), f"Column '{time}' holds dates; time is in days since {first:%Y-%m-%d}."
+
+
 def place(frame: pd.DataFrame, *rows: int) -> str:
     """Return where rows of a table stand, for a message: their lines in a file, or their numbers from 0."""
     word, known = ("line", frame.attrs[LINES]) if LINES in frame.attrs else ("row", range(len(frame)))

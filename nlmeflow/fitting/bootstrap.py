@@ -18,7 +18,7 @@ from nlmeflow.fitting.bands import Bands
 from nlmeflow.fitting.fitted import Fitted
 from nlmeflow.laws.draws import TrainingSet
 from nlmeflow.laws.law import Law
-from nlmeflow.laws.modes import basins
+from nlmeflow.laws.modes import basins, modes
 from nlmeflow.numerics import NORMAL_95, dirichlet_weights
 from nlmeflow.running import estimating, show_progress
 from nlmeflow.seeds import Stream, derive, generator
@@ -112,6 +112,19 @@ class Bootstrap:
         index = pd.RangeIndex(1, len(places) + 1, name="group")
         where = pd.DataFrame({name: natural[name].numpy() for name in self.fit.names}, index)
         return where.join(self._table(groups.shares, index).rename(columns={"value": "share"}))
+
+    def number_of_groups(self) -> pd.Series:
+        """Return in which share of the replicates the density has one mode, two, ...: indexed by the number.
+
+        Raises
+        ------
+        ModelError : more than three random parameters.
+
+        """
+        with estimating():
+            found = pd.Series([len(modes(law)) for law in self.laws])
+        counts: pd.Series = found.value_counts(normalize=True).sort_index()
+        return counts.rename_axis("groups").rename("share of replicates")
 
     def bands(self, level: float = 0.9) -> Bands:
         """Return pointwise bands for marginal densities.

@@ -3,22 +3,19 @@
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import pandas as pd
-import torch
 
 from nlmeflow.arguments import checked
 from nlmeflow.data import LongitudinalData
-from nlmeflow.errors import ModelError, whole
-from nlmeflow.estimation.engine import Task, training_set
+from nlmeflow.errors import ModelError
+from nlmeflow.estimation.engine import Task
+from nlmeflow.fitting.check import GaussianCheck, unit_of
 from nlmeflow.fitting.fit import Fit
+from nlmeflow.fitting.held_out import folds_of, held_out_scores, held_out_with, mean_gain
 from nlmeflow.fitting.model import Model
 from nlmeflow.laws.averaging import stacking_weights
-from nlmeflow.laws.draws import Folds
 from nlmeflow.laws.specification import Specification, specified
 from nlmeflow.laws.stacked import StackedLaw
-from nlmeflow.running import estimating, show_progress
-from nlmeflow.seeds import Stream, derive
 
 One = Specification | type[Specification]
 Laws = One | Sequence[One]
@@ -36,7 +33,7 @@ class Comparison:
     stacked : the average of the laws by how well they predict held-out individuals. A flow, itself an
         average of many laws, has as many shares of the prior weight; laws made of points have no density and
         take no part.
-    weights : these weights, by name.
+    weights : these weights, by name. folds : number of parts of the data, each predicted from the others.
     """
 
     fits: dict[str, Fit]
@@ -44,6 +41,7 @@ class Comparison:
     groups: pd.Series
     stacked: StackedLaw
     weights: dict[str, float]
+    folds: int
 
     @checked
     def table(self, against: str = "gaussian") -> pd.DataFrame:
@@ -60,13 +58,26 @@ class Comparison:
             raise ModelError(f"'{against}' is not among {', '.join(self.fits)}.")
         rows = {}
         for name in self.fits:
-            gain = self.scores[name] - self.scores[against]
-            by_group = gain.groupby(self.groups.to_numpy()).sum()
-            error = float(by_group.std()) * len(by_group) ** 0.5 / len(gain)
-            better = float((by_group > 0).mean())
-            rows[name] = [float(gain.mean()), error, better, self.weights[name]]
+            gain = mean_gain(self.scores[name] - self.scores[against], self.groups.tolist())
+            rows[name] = [*gain, self.weights[name]]
         columns = ["gain", "standard error", "groups better predicted", "stacking weight"]
         return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("law")
+
+    def check(self) -> GaussianCheck:
+        """Return whether a Gaussian population is enough, from the scores of "gaussian" and "flow".
+
+        Raises
+        ------
+        ModelError : one of the two is not among the laws.
+
+        """
+        for name in ("gaussian", "flow"):
+            if name not in self.scores:
+                raise ModelError(f"'{name}' is not among {', '.join(self.fits)}; Fit.check compares the two.")
+        one = next(iter(self.fits.values()))
+        scores = self.scores[["gaussian", "flow"]].set_axis(["gaussian", "average"], axis=1)
+        gain = mean_gain(scores["average"] - scores["gaussian"], self.groups.tolist())
+        return GaussianCheck(*gain, self.folds, scores, unit_of(one))
 
 
 @checked
@@ -97,8 +108,8 @@ def compare(
 
     """
     task = model.task(data, seed)
-    labels = list(task.problem.labels) if model.within else _groups(task.problem.data, groups)
-    task = replace(task, folds=_folds(labels, folds, seed))
+    labels = list(task.problem.labels) if model.within else held_out_with(task.problem.data, groups)
+    task = replace(task, folds=folds_of(labels, folds, seed))
     return compare_task(model, task, laws, labels, progress)
 
 
@@ -120,13 +131,7 @@ def compare_task(
     named = _named(laws)
     assert task.folds is not None
     fits = {name: model.fit_task(task, law, progress) for name, law in named.items()}
-    columns = []
-    with estimating():
-        for law in named.values():
-            with show_progress(law, progress) as report:
-                training = training_set(replace(task, report=report))
-                columns.append(law.held_out(training, task.folds))
-    scores = torch.stack(columns, 1)
+    scores = held_out_scores(task, named, progress)
     smooth = [k for k, fit in enumerate(fits.values()) if fit.law.has_density]
     if not smooth:
         raise ModelError("Points have no density to average; add a law such as nf.Gaussian().")
@@ -137,7 +142,9 @@ def compare_task(
     densities = tuple(fit.law for fit in fits.values() if fit.law.has_density)
     stacked = StackedLaw(densities, weights[smooth])
     shares = dict(zip(named, weights.tolist(), strict=True))
-    return Comparison(fits, frame, pd.Series(list(labels), index=frame.index), stacked, shares)
+    return Comparison(
+        fits, frame, pd.Series(list(labels), index=frame.index), stacked, shares, len(task.folds)
+    )
 
 
 def _named(given: Laws) -> dict[str, Specification]:
@@ -147,22 +154,3 @@ def _named(given: Laws) -> dict[str, Specification]:
     if not laws or twice:
         raise ModelError(f"Give laws of different names; got {', '.join(names) or 'none'}.")
     return dict(zip(names, laws, strict=True))
-
-
-def _groups(data: LongitudinalData, groups: str | None) -> list[Hashable]:
-    if groups is None:
-        return list(data.labels)
-    if groups not in data.covariates:
-        raise ModelError(
-            f"No covariate '{groups}' in the data; name it when reading the table, "
-            f"LongitudinalData.from_frame(..., covariates=['{groups}'])."
-        )
-    return data.covariates[groups].tolist()
-
-
-def _folds(labels: Sequence[Hashable], folds: int, seed: int) -> Folds:
-    """Return the fold of each individual; a group lies in one fold."""
-    code, names = pd.factorize(pd.Series(list(labels)))
-    folds = whole("folds (at most the number of groups)", folds, 2, len(names))
-    place = np.random.default_rng(derive(seed, Stream.COMPARISON_FOLDS)).permutation(len(names)) % folds
-    return Folds(torch.from_numpy(place[code]))

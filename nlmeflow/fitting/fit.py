@@ -17,6 +17,7 @@ from nlmeflow.estimation.likelihood import DataLikelihood, Marginal, around, loc
 from nlmeflow.fitting import tables
 from nlmeflow.fitting.bands import Bands
 from nlmeflow.fitting.bootstrap import Bootstrap
+from nlmeflow.fitting.check import GaussianCheck, check_gaussian
 from nlmeflow.fitting.fitted import Fitted
 from nlmeflow.fitting.saving import save
 from nlmeflow.fitting.structure import check_data
@@ -206,6 +207,26 @@ class Fit(Fitted):
 
         """
         return self.bootstrap(replicates, seed, progress).bands(level)
+
+    @checked
+    def check(
+        self, folds: int = 5, seed: int = 0, groups: str | None = None, progress: bool | None = None
+    ) -> GaussianCheck:
+        """Return whether a Gaussian population is enough for the data, as a verdict to print.
+
+        Whatever the law of this fit, a Gaussian and an average of flows, mixtures and smooth laws (that of
+        nf.Flow()) are learned without each fold of the individuals and predict it; the Gaussian is enough
+        unless the average predicts better by more than two standard errors. groups : a covariate;
+        individuals with the same value are held out together.
+
+        A Q-Q plot of conditional means is no such test: they are shrunk towards the Gaussian that made them.
+
+        Raises
+        ------
+        ModelError : folds out of range, no covariate `groups`. EstimationError : as in `Model.fit`.
+
+        """
+        return check_gaussian(self, folds, seed, groups, progress)
 
     @checked
     def population(self, n: int = 1000, seed: int = 0) -> pd.DataFrame:

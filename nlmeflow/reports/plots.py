@@ -19,6 +19,7 @@ from nlmeflow.laws.law import Law
 from nlmeflow.laws.marginals import marginal_density, span
 from nlmeflow.numerics import moments
 from nlmeflow.reports.diagnostic_plots import npde, observed_predicted, residuals, vpc
+from nlmeflow.reports.variety_plots import ellipses, observations
 
 __all__ = [
     "bands",
@@ -29,12 +30,14 @@ __all__ = [
     "levels",
     "marginals",
     "npde",
+    "observations",
     "observed_predicted",
     "population",
     "residuals",
     "saem_paths",
     "side_by_side",
     "trajectories",
+    "varieties",
     "vpc",
 ]
 
@@ -138,6 +141,28 @@ def population(fit: Fit, pair: tuple[str, str] | None = None, ax: Axes | None = 
     phi, weights = fit.latent
     mean = moments(phi, weights)[0].numpy()
     ax.plot(mean[:, axes[0]], mean[:, axes[1]], ".", color="#222222", ms=2.5, alpha=0.5)
+    _label(ax, fit, axes)
+    return ax
+
+
+@checked
+def varieties(fit: Fit, pair: tuple[str, str] | None = None, ax: Axes | None = None) -> Axes:
+    """Draw the fitted law of two parameters on the unconstrained scale, and what is known of each variety.
+
+    An ellipse holds half of the conditional law of an individual, or of a group where the model has two
+    levels; of more than 300 their conditional means are drawn. Contours of the law hold 20, 50, 80 and 95 %.
+
+    Raises
+    ------
+    ModelError : as in `population`; the law has one parameter.
+
+    """
+    ax = plt.gca() if ax is None else ax
+    axes = _pair(fit, pair)
+    density(
+        fit.law, (span(fit.law, axes[0]), span(fit.law, axes[1])), axes, ax, colour(fit.specification.name)
+    )
+    ellipses(fit, axes, ax)
     _label(ax, fit, axes)
     return ax
 

@@ -3,6 +3,8 @@
 #   make book                 set up, execute the chapters, build the site in build/site
 #   make test                 every check, every test, chapters run twice in the quick profile, site
 #   make quick                every check of the code and the fast tests, in about a minute
+#   make report CSV=my.csv INDIVIDUAL=variety TIME=day RESPONSE=greenness
+#                             analyse your own table; report and tables in build/report (OUT=...)
 #   make study STUDY=core     run a study of tools/studies into data/studies; goes on where it was interrupted
 #   make study PROFILE=quick  a few jobs of it again: have they the stored rows?
 #   make store                keep figures and tables of the chapters in data/ (needs the real data)
@@ -37,7 +39,7 @@ STORED := $(shell find data -type f)
 EXECUTED := $(CHAPTERS:book/%=build/published/%)
 QUICK := $(CHAPTERS:book/%=build/quick/%)
 
-.PHONY: book test quick study store clean setup check-code check-format check-types check-layers check-dead check-notebooks
+.PHONY: book test quick report study store clean setup check-code check-format check-types check-layers check-dead check-notebooks
 .DELETE_ON_ERROR:
 
 book: $(INSTALLED)
@@ -71,6 +73,16 @@ test: $(INSTALLED) check-code check-notebooks
 	$(MAKE) -j$(JOBS) build/quick-site/index.html
 	$(BIN)/python -m pytest $(PARALLEL) --nbval -p no:cacheprovider $(QUICK)
 	$(BIN)/python -m pytest tests/test_site.py
+
+OUT ?= build/report
+SETTINGS := INDIVIDUAL TIME RESPONSE CURVE GROUP COVARIATES FIXED RESIDUAL LOWER UPPER STEP REPLICATES PARAMETER \
+	THRESHOLD TIME_UNIT RESPONSE_UNIT FOLDS REFITS SEED
+lowercase = $(shell echo $(1) | tr A-Z a-z)
+
+report: $(INSTALLED)
+	@test -n "$(CSV)" || { echo "Name your file: make report CSV=my.csv INDIVIDUAL=variety TIME=day ..."; exit 2; }
+	@$(BIN)/python tools/report.py "$(CSV)" --out "$(OUT)" \
+		$(foreach name,$(SETTINGS),$(if $($(name)),--set "$(call lowercase,$(name))=$($(name))"))
 
 quick: $(INSTALLED) check-code
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow" tests --ignore=tests/test_site.py --ignore=tests/test_project.py

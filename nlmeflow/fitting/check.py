@@ -1,14 +1,19 @@
 """Is a Gaussian population enough? The held-out test of it against an average of flexible laws."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from nlmeflow.estimation.engine import Task
+from nlmeflow.errors import EstimationError
+from nlmeflow.estimation.engine import Task, fit_law
 from nlmeflow.fitting.fitted import Fitted
 from nlmeflow.fitting.held_out import folds_of, held_out_scores, held_out_with, mean_gain
+from nlmeflow.fitting.structure import Structure
+from nlmeflow.fitting.tables import criteria, standard_errors
 from nlmeflow.laws import Flow, Gaussian
 
+CLEAR = 3.0  # standard errors by which a standard deviation lies clearly above zero
 MARGIN = 2.0  # standard errors by which the average must predict better
 
 
@@ -21,6 +26,7 @@ class GaussianCheck:
     better : share of the units that the average predicts better. folds : number of parts of the data, each
         predicted from the others.
     scores : of each individual under both laws, up to a constant of the individual; unit : what they are.
+    constant : parameters that the test held constant, because the data do not show that they vary.
     """
 
     gain: float
@@ -29,6 +35,7 @@ class GaussianCheck:
     folds: int
     scores: pd.DataFrame
     unit: str
+    constant: tuple[str, ...] = ()
 
     @property
     def enough(self) -> bool:
@@ -42,12 +49,13 @@ class GaussianCheck:
             f"{self.gain:+.3f} ± {self.error:.3f} nats for each {self.unit}, {len(self.scores)} of them, "
             f"{self.folds} folds; {100 * self.better:.0f} % are predicted better"
         )
-        end = ""
+        held = f" {', '.join(self.constant)} held constant: no variation is seen in the data."
+        end = held if self.constant else ""
         if not self.enough:
             how = f"better by {self.gain / self.error:.1f} standard errors"
         elif self.gain > 0:
             how = f"better, but by less than {MARGIN:g} standard errors"
-            end = " With more data a difference might show."
+            end = f" With more data a difference might show.{end}"
         else:
             how = "no better"
         return (
@@ -65,17 +73,57 @@ def check_gaussian(
     fit: Fitted, folds: int, seed: int, groups: str | None, progress: bool | None
 ) -> GaussianCheck:
     """Return the result of `Fit.check`."""
-    data = fit.data.observed
-    problem = fit.model.problem(data, fit.effects)
-    labels = list(problem.labels) if fit.model.within else held_out_with(data, groups)
+    constant = unseen(fit)
+    _, task = task_of(fit, (*fit.model.fixed, *constant))
+    labels = list(task.problem.labels) if fit.model.within else held_out_with(fit.data.observed, groups)
+    task = replace(task, seed=seed, folds=folds_of(labels, folds, seed))
+    scores = held_out_scores(task, {"gaussian": Gaussian(), "average": Flow()}, progress)
+    frame = pd.DataFrame(scores.numpy(), index=pd.Index(task.problem.labels), columns=["gaussian", "average"])
+    gain = mean_gain(frame["average"] - frame["gaussian"], labels)
+    return GaussianCheck(*gain, int(folds), frame, unit_of(fit), constant)
+
+
+def unseen(fit: Fitted) -> tuple[str, ...]:
+    """Return the result of `Fit.unseen`."""
+    if fit.model.within:
+        return ()
+    now = fit if fit.law.normal is not None else _gaussian_with(fit, fit.model.fixed)
+    found: list[str] = []
+    while len(now.names) > 1 and (weak := _weakest(now)):
+        for name in weak:
+            without = _gaussian_with(fit, (*now.model.fixed, name))
+            if criteria(without)["BIC"] <= criteria(now)["BIC"]:
+                now = without
+                found.append(name)
+                break
+        else:
+            break
+    return tuple(found)
+
+
+def _weakest(fit: Fitted) -> list[str]:
+    """Return the parameters whose sd is not clearly above zero, the least certain first."""
+    try:
+        table = standard_errors(fit).loc["sd"]
+    except EstimationError:
+        return list(fit.names)
+    certainty = (table["value"] / table["standard error"]).fillna(0.0).sort_values()
+    return [str(name) for name in certainty.index[certainty < CLEAR]]
+
+
+def _gaussian_with(fit: Fitted, fixed: Sequence[str]) -> Fitted:
+    """Return the Gaussian fit of the model in which these parameters do not vary."""
+    model, task = task_of(fit, fixed)
+    return Fitted.of(model, Gaussian(), fit_law(Gaussian(), task), task)
+
+
+def task_of(fit: Fitted, fixed: Sequence[str]) -> tuple[Structure, Task]:
+    """Return a fit's model with these parameters fixed, and its task, which starts where the fit ended."""
+    model = replace(fit.model, fixed=tuple(fixed))
     typical = fit.model.curve.natural(fit.gaussian.mean, fit.names)
     start = {name: float(value) for name, value in typical.items()} | fit.fixed
-    parts = folds_of(labels, folds, seed)
-    task = Task(problem, start, seed, fit.particles, parts, everyone=fit.data)
-    scores = held_out_scores(task, {"gaussian": Gaussian(), "average": Flow()}, progress)
-    frame = pd.DataFrame(scores.numpy(), index=pd.Index(problem.labels), columns=["gaussian", "average"])
-    gain = mean_gain(frame["average"] - frame["gaussian"], labels)
-    return GaussianCheck(*gain, int(folds), frame, unit_of(fit))
+    problem = model.problem(fit.data.observed, fit.effects)
+    return model, Task(problem, start, fit.seed, fit.particles, everyone=fit.data)
 
 
 def unit_of(fit: Fitted) -> str:

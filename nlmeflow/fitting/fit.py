@@ -17,7 +17,7 @@ from nlmeflow.estimation.likelihood import DataLikelihood, Marginal, around, loc
 from nlmeflow.fitting import tables
 from nlmeflow.fitting.bands import Bands
 from nlmeflow.fitting.bootstrap import Bootstrap
-from nlmeflow.fitting.check import GaussianCheck, check_gaussian
+from nlmeflow.fitting.check import GaussianCheck, check_gaussian, unseen
 from nlmeflow.fitting.fitted import Fitted
 from nlmeflow.fitting.saving import save
 from nlmeflow.fitting.structure import check_data
@@ -103,6 +103,20 @@ class Fit(Fitted):
     def shrinkage(self) -> dict[str, float]:
         """Return 1 - var(conditional means) / var(population) of each parameter."""
         return tables.shrinkage(self)
+
+    def unseen(self) -> tuple[str, ...]:
+        """Return the parameters whose variation between individuals the data do not show.
+
+        Those without which the BIC of a Gaussian fit is no larger, sought one by one among parameters whose
+        standard deviation is not three standard errors above zero. The shape of their law is arbitrary: name
+        them in nf.Model(..., fixed=...). None where the model has two levels.
+
+        Raises
+        ------
+        EstimationError : as in `Model.fit`.
+
+        """
+        return unseen(self)
 
     def criteria(self) -> pd.Series:
         """Return AIC, BIC and BICc of a law with a fixed number of parameters; the lower the better.
@@ -218,6 +232,8 @@ class Fit(Fitted):
         nf.Flow()) are learned without each fold of the individuals and predict it; the Gaussian is enough
         unless the average predicts better by more than two standard errors. groups : a covariate;
         individuals with the same value are held out together.
+
+        Parameters of `unseen` are held constant in this test.
 
         A Q-Q plot of conditional means is no such test: they are shrunk towards the Gaussian that made them.
 

@@ -89,7 +89,7 @@ def about_checks(check: pd.DataFrame, level: float = 0.9) -> str:
     )
     if within.mean() >= MOSTLY:
         return f"{said}: the model makes data like these."
-    worst = check.loc[gap.idxmax()]
+    worst = check.iloc[int(gap.to_numpy().argmax())]
     side = "above" if worst["observed"] > worst["upper"] else "below"
     return (
         f"{said}: the model does not make data like these. The largest gap is at time {worst['time']:.4g}, "

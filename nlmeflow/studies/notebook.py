@@ -4,7 +4,7 @@ import ast
 import json
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -133,6 +133,16 @@ class Results:
         if self.storing:
             text = json.dumps({**about, "versions": versions()}, indent=2, default=str)
             (self.folder / "how.json").write_text(text + "\n")
+
+
+def write_tables(folder: str | Path, tables: Mapping[str, pd.DataFrame]) -> None:
+    """Write tables as CSV files into a folder, made where it is absent; none where its name is empty."""
+    if not str(folder):
+        return
+    path = Path(folder).expanduser()
+    path.mkdir(parents=True, exist_ok=True)
+    for name, table in tables.items():
+        table.to_csv(path / f"{name}.csv")
 
 
 def versions() -> dict[str, str]:

@@ -19,6 +19,7 @@ from nbconvert import HTMLExporter
 from traitlets.config import Config
 
 CHAPTER = Path(__file__).resolve().parents[1] / "book" / "your_data.ipynb"
+NUMBERS = {"lower", "upper", "step", "threshold", "folds", "refits", "seed"}  # other parameters are text
 EXPLAINED = {"DataError", "ModelError", "EstimationError"}  # their message is the explanation
 STYLE = """
 body { font: 16px/1.55 system-ui, sans-serif; color: #222; background: #fff; margin: 0 auto; max-width: 54rem;
@@ -102,8 +103,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter")
     options = parser.parse_args()
     pairs = [pair.partition("=") for pair in options.set]
-    texts = {"csv", "individual", "time", "response", "group", "covariates", "fixed", "parameter"}
-    given = {name: value if name in texts else yaml.safe_load(value) for name, _, value in pairs}
+    given = {name: yaml.safe_load(value) if name in NUMBERS else value for name, _, value in pairs}
     sys.exit(run(options.csv, options.out, given))
 
 

@@ -14,6 +14,7 @@ from nlmeflow.fitting.tables import criteria, standard_errors
 from nlmeflow.laws import Flow, Gaussian
 
 CLEAR = 3.0  # standard errors by which a standard deviation lies clearly above zero
+TELLING = 3.0  # nats by which the average must predict better in all to leave the question open
 MARGIN = 2.0  # standard errors by which the average must predict better
 
 
@@ -43,25 +44,31 @@ class GaussianCheck:
         return not self.gain > MARGIN * self.error
 
     @property
+    def undecided(self) -> bool:
+        """Whether the average predicts better by one to two standard errors, and by three nats in all."""
+        return self.enough and self.gain > max(self.error, TELLING / len(self.scores))
+
+    @property
     def verdict(self) -> str:
         """The result in words."""
         about = (
             f"{self.gain:+.3f} ± {self.error:.3f} nats for each {self.unit}, {len(self.scores)} of them, "
             f"{self.folds} folds; {100 * self.better:.0f} % are predicted better"
         )
-        held = f" {', '.join(self.constant)} held constant: no variation is seen in the data."
-        end = held if self.constant else ""
+        held = f"{', '.join(self.constant)} held constant: no variation is seen in the data."
+        who = "an average of flows, mixtures and smooth laws predicts what it has not seen"
+        ratio = self.gain / self.error if self.error > 0 else 0.0
         if not self.enough:
-            how = f"better by {self.gain / self.error:.1f} standard errors"
-        elif self.gain > 0:
-            how = f"better, but by less than {MARGIN:g} standard errors"
-            end = f" With more data a difference might show.{end}"
+            said = f"A Gaussian is not enough: {who} better by {ratio:.1f} standard errors ({about})."
+        elif self.undecided:
+            said = (
+                f"These data do not decide whether a Gaussian is enough: {who} better, but by {ratio:.1f} "
+                f"standard errors only ({about})."
+            )
         else:
-            how = "no better"
-        return (
-            f"A Gaussian is {'enough for these data' if self.enough else 'not enough'}: an average of flows, "
-            f"mixtures and smooth laws predicts what it has not seen {how} ({about}).{end}"
-        )
+            how = "better by less than it can be sure of" if self.gain > 0 else "no better"
+            said = f"A Gaussian is enough for these data: {who} {how} ({about})."
+        return said + (f" {held}" if self.constant else "")
 
     def __str__(self) -> str:
         return self.verdict

@@ -144,8 +144,9 @@ class _Persistence:
                 else:
                     held[owner] += held[lower]
                 self.into[lower] = owner
-        top = self._last(int(order[0]))  # of several cells as high, the one that the others joined
-        self.found[top] = float(density[top]), float(held[top])
+        for root in held:  # those that joined no other: the highest, and islands in next to no density
+            if root not in self.into:
+                self.found[root] = float(density[root]), float(held[root])
 
     def _last(self, peak: int) -> int:
         while peak in self.into:

@@ -47,12 +47,15 @@ def about_groups(fit: Fit, bootstrap: Bootstrap) -> str:
     ModelError : more than three random parameters.
 
     """
+    if fit.law.normal is not None:
+        return "A Gaussian law has one group by its form; it cannot show others."
     found, numbers = bootstrap.shares(), bootstrap.number_of_groups()
     count, replicates = len(found), len(bootstrap.laws)
     same = round(replicates * float(numbers.get(count, 0.0)))
     if count == 1:
         several = replicates - same
-        words = "a second group is not excluded" if several > (1 - MOSTLY) * replicates else "one group it is"
+        few = several <= (1 - MOSTLY) * replicates
+        words = "there is little sign of a second" if few else "a second group is not excluded"
         return (
             f"The population law has one group. In {several} of {replicates} replicates of the bootstrap "
             f"there are several: {words}."

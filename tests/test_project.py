@@ -194,7 +194,8 @@ def test_each_parameter_has_a_type_and_a_range_in_which_its_values_lie(path):
     for name, value in re.findall(r" -p (\w+) (\S+)", text):
         checked(path, **{name: yaml.safe_load(value)})
     for name, about in accepted.items():
-        for value in (True, False) if about is bool else about:
+        good = {bool: (True, False), str: ("some words", "")}[about] if about in (bool, str) else about
+        for value in good:
             checked(path, **{name: value})
 
 
@@ -204,11 +205,17 @@ def test_a_value_of_another_type_or_out_of_range_is_answered_with_what_is_accept
         wrong = ["abc", None, [1], float("nan"), float("inf")]
         if about is bool:
             wrong, words = [*wrong, 1, 0.5], "True or False"
+        elif about is str:
+            wrong, words = [None, [1], 1, True], "text"
+        elif isinstance(about, list):
+            words = f"one of {', '.join(about)}"
         else:
-            low, high = about
+            low, high, *nothing = about
+            wrong = [value for value in wrong if not (nothing and value is None)]
             whole = isinstance(low, int)
             wrong += [True, low - 1, high + 1, *([low + 1.0, low + 0.5] if whole else [])]
             words = f"{'an integer' if whole else 'a number'} from {low:,} to {high:,}"
+            words += ", or None" if nothing else ""
         for value in wrong:
             with pytest.raises(nf.ModelError) as caught:
                 checked(path, **{name: value})

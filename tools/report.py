@@ -58,9 +58,8 @@ def run(csv: Path, out: Path, given: dict[str, object]) -> int:
 
 def page(executed: Path, tables: Path, title: str) -> str:
     """Return the report as one page: figures and tables are inside it, nothing is fetched."""
-    config = Config()
-    config.TagRemovePreprocessor.enabled = True
-    config.TagRemovePreprocessor.remove_cell_tags = ("skip-report", "parameters", "remove-cell")
+    skipped = {"enabled": True, "remove_cell_tags": ("skip-report", "parameters", "remove-cell")}
+    config = Config({"TagRemovePreprocessor": skipped})
     exporter = HTMLExporter(
         config=config, template_name="basic", exclude_input=True, exclude_output_prompt=True
     )

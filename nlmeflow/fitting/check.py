@@ -67,7 +67,11 @@ class GaussianCheck:
             )
         else:
             how = "better by less than it can be sure of" if self.gain > 0 else "no better"
-            said = f"A Gaussian is enough for these data: {who} {how} ({about})."
+            most = max(self.gain, 0) + MARGIN * self.error
+            said = (
+                f"A Gaussian is enough for these data: {who} {how} ({about}). An advantage of up to "
+                f"{most:.2g} nats would not have been seen."
+            )
         return said + (f" {held}" if self.constant else "")
 
     def __str__(self) -> str:

@@ -41,7 +41,7 @@ def check_parameters(executed: Sequence[str], **accepted: Any) -> None:
     cell, the one before it is papermill's injected cell if there is one, else the parameters.
 
     accepted : by name the least and the largest value, two integers where the parameter is one, else two
-        floats; or bool.
+        floats, and None after them where there may be no value; or bool, str, or a list of words.
 
     Raises
     ------
@@ -65,13 +65,17 @@ def check_parameters(executed: Sequence[str], **accepted: Any) -> None:
 
 def _check_value(name: str, value: object, accepted: Any) -> None:
     """Raise ModelError unless a value is of the type, and in the range, that `check_parameters` accepts."""
-    if accepted is bool:
-        good, words = isinstance(value, bool), "True or False"
+    if accepted in (bool, str):
+        good, words = isinstance(value, accepted), "True or False" if accepted is bool else "text"
+    elif isinstance(accepted, list):
+        good, words = value in accepted, f"one of {', '.join(accepted)}"
     else:
-        low, high = accepted
+        low, high, *nothing = accepted
         kinds = int if isinstance(low, int) else int | float
         good = isinstance(value, kinds) and not isinstance(value, bool) and low <= value <= high
+        good = good or (value is None and bool(nothing))
         words = f"{'an integer' if kinds is int else 'a number'} from {low:,} to {high:,}"
+        words += ", or None" if nothing else ""
     if not good:
         raise ModelError(f"{name} is {words}; got {value!r}.")
 

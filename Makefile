@@ -119,6 +119,7 @@ endif
 store: $(INSTALLED)
 	NLMEFLOW_STORE=1 $(BIN)/python tools/execute.py book/shape.ipynb build/store/shape.ipynb
 	NLMEFLOW_STORE=1 $(BIN)/python tools/execute.py book/arabidopsis.ipynb build/store/arabidopsis.ipynb
+	NLMEFLOW_STORE=1 $(BIN)/python tools/execute.py book/senescence.ipynb build/store/senescence.ipynb
 
 clean:
 	rm -rf build

@@ -11,6 +11,11 @@ CURVES = {
     "logistic_senescence": (nf.curves.logistic_senescence(), {"A": 1.0, "tau": 50.0, "s": 3.0}),
     "logistic_growth": (nf.curves.logistic_growth(), {"Asym": 190.0, "xmid": 40.0, "scal": 8.0}),
     "gompertz": (nf.curves.gompertz(), {"A": 3.0, "tau": 30.0, "s": 9.0}),
+    "gompertz_senescence": (nf.curves.gompertz_senescence(), {"A": 2.0, "tau": 40.0, "s": 6.0}),
+    "double_logistic": (
+        nf.curves.double_logistic(),
+        {"A": 2.0, "rise": 10.0, "duration": 40.0, "s_rise": 2.0, "s_fall": 4.0},
+    ),
     "change_point": (nf.curves.change_point(2.0), {"A": 5.0, "tau": 30.0, "b": 0.2}),
     "exponential_recovery": (nf.curves.exponential_recovery(), {"A": 0.7, "y0": 0.3, "k": 0.05}),
     "oral": (nf.curves.oral(100.0), {"ka": 1.2, "CL": 2.0, "V": 30.0}),
@@ -72,6 +77,70 @@ def test_closed_forms():
     )
 
 
+@pytest.mark.parametrize(
+    ("tail", "fastest", "left"), [("late", -1, 1 - np.exp(-1)), ("early", 1, np.exp(-1))]
+)
+def test_gompertz_senescence_is_half_lost_at_tau_and_fastest_where_it_says(tail, fastest, left):
+    psi, curve = {"A": 2.0, "tau": 40.0, "s": 6.0}, nf.curves.gompertz_senescence(tail)
+    ends = at(curve, psi, [-1e3, 40.0, 1e3]).tolist()
+    assert ends == pytest.approx([2.0, 1.0, 0.0], abs=1e-12)
+    days = np.linspace(20, 60, 4001)
+    green = at(curve, psi, days).numpy()
+    loss = -np.gradient(green, days)
+    assert (loss > 0).all()
+    place = loss.argmax()
+    assert days[place] == pytest.approx(40 - fastest * 6 * np.log(np.log(2)), abs=0.02)
+    assert green[place] == pytest.approx(2 * left, rel=0.01)
+    assert loss[place] == pytest.approx(2 / (np.e * 6), rel=1e-4)
+    (before, after) = 2 - green[days <= 40 - 15][-1], green[days >= 40 + 15][0]
+    assert (after > 2 * before) if tail == "late" else (before > 2 * after)
+
+
+def test_the_two_tails_of_gompertz_senescence_are_mirror_images():
+    late, early = (nf.curves.gompertz_senescence(tail) for tail in ("late", "early"))
+    psi, away = {"A": 2.0, "tau": 40.0, "s": 6.0}, np.linspace(-30, 30, 13)
+    assert torch.allclose(at(late, psi, 40 + away), 2 - at(early, psi, 40 - away))
+    with pytest.raises(nf.ModelError, match="tail"):
+        nf.curves.gompertz_senescence("middle")
+
+
+def test_the_double_logistic_rises_stays_and_falls():
+    curve, psi = CURVES["double_logistic"]
+    level = at(curve, psi, [-1e3, 10.0, 26.0, 50.0, 1e3]).tolist()
+    assert level == pytest.approx([0.0, 1.0, 2.0, 1.0, 0.0], abs=0.01)
+    alone = at(nf.curves.logistic_senescence(), {"A": 2.0, "tau": 50.0, "s": 4.0}, [60.0])
+    assert float(at(curve, psi, [60.0])) == pytest.approx(float(alone), rel=1e-8)
+    short = psi | {"duration": 1.0}
+    assert float(at(curve, short, np.linspace(0, 30, 301)).max()) < 1  # the peak stays under A
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-9, 1e9])
+@pytest.mark.parametrize(
+    ("curve", "fixed"),
+    [
+        (nf.curves.gompertz_senescence("late"), ("A", "s")),
+        (nf.curves.gompertz_senescence("early"), ("A", "s")),
+        (nf.curves.double_logistic(), ("A", "s_rise", "s_fall")),
+    ],
+    ids=["late", "early", "season"],
+)
+def test_fits_of_senescence_find_their_own_first_values_in_any_unit(curve, fixed, unit):
+    random = torch.Generator().manual_seed(1)
+    days = torch.tensor([29, 36, 42, 56, 76, 92, 100, 108], dtype=torch.float64)
+    psi = {"A": 0.4, "tau": 95.0, "s": 9.0, "rise": 55.0, "duration": 48.0, "s_rise": 6.0, "s_fall": 9.0}
+    moved = {name: 0.04 * torch.randn(40, 1, generator=random, dtype=torch.float64) for name in curve.names}
+    own = {name: psi[name] * (1 + (name not in fixed) * moved[name]) for name in curve.names}
+    green = curve(days.expand(40, -1), own)
+    green = green + 0.015 * torch.randn(green.shape, generator=random, dtype=torch.float64)
+    data = nf.LongitudinalData.regular(days.expand(40, -1) * unit, green)
+    fit = nf.Model(curve, fixed=fixed).fit(data, seed=1, progress=False)
+    assert fit.converged
+    found = {k: float(v) for k, v in curve.natural(fit.law.mean, fit.names).items()} | fit.fixed
+    for name, value in found.items():
+        assert value / (1.0 if name == "A" else unit) == pytest.approx(psi[name], rel=0.06), name
+    assert fit.residual["sigma"] == pytest.approx(0.015, rel=0.1)
+
+
 def test_absorption_near_elimination_is_smooth():
     curve = CURVES["oral"][0]
     near = [float(at(curve, {"ka": 0.1 + gap, "CL": 3.0, "V": 30.0}, [5.0])) for gap in (-1e-9, 1e-9, 1e-5)]
@@ -96,6 +165,7 @@ def test_conventional_twin_gives_the_same_curve():
     [
         (lambda: nf.Parameter("tau", "lgo"), ["'tau'", "'lgo'", "'log'"]),
         (lambda: nf.Parameter("leaf age"), ["'leaf age'"]),
+        (lambda: nf.Parameter("tau", kind="day"), ["'tau'", "'day'", "'time', 'level'"]),
         (lambda: nf.Parameter("A", "log", start=-1.0), ["A = -1", "(0, inf)"]),
         (lambda: nf.bounded(1, 1), ["lower < upper"]),
         (lambda: nf.Curve(lambda t, psi: t, []), ["at least one parameter"]),

@@ -1,4 +1,4 @@
-"""nlmeflow.data.datasets: the Phenovator data are what their description says; where they are looked for."""
+"""nlmeflow.data.datasets: the data are what their descriptions say; where they are looked for."""
 
 import os
 from pathlib import Path
@@ -13,6 +13,12 @@ here = pytest.mark.skipif(
     not GIVEN or not (Path(GIVEN) / datasets.PHENOVATOR.path).is_file(),
     reason="the Phenovator file is not in NLMEFLOW_DATA_DIR",
 )
+potato_here = pytest.mark.skipif(
+    not GIVEN or not (Path(GIVEN) / datasets.POTATO.path).is_file(),
+    reason="the potato file is not in NLMEFLOW_DATA_DIR",
+)
+LOADERS = {"phenovator": nf.datasets.phenovator, "potato": nf.datasets.potato}
+every_source = pytest.mark.parametrize("name", datasets.SOURCES)
 
 
 @here
@@ -41,16 +47,53 @@ def test_the_gaussian_fit_of_the_description_comes_out():
     assert fit.residual["sigma"] == pytest.approx(0.0155, abs=2e-4)
 
 
-def test_a_wrong_file_is_refused(tmp_path, monkeypatch):
-    path = tmp_path / datasets.PHENOVATOR.path
+@potato_here
+def test_potato_is_what_its_description_says():
+    frame = nf.datasets.potato()
+    assert len(frame) == 1568
+    assert (frame["Plot"].nunique(), frame["Gen"].nunique(), frame["DAP"].nunique()) == (196, 185, 8)
+    assert (frame["VineMaturity"].min(), frame["VineMaturity"].max()) == (2, 7)
+    season = nf.datasets.canopy(frame)
+    assert len(season) == 1568
+    assert not season.isna().any().any()
+    assert season["cover"].between(0, 100).all()
+    sides = season.groupby("bound")["cover"]
+    assert sides.min().to_dict() == {"": pytest.approx(sides.min()[""]), "left": 0.0, "right": 100.0}
+    assert sides.max()["left"] == 0 < sides.min()[""]
+    assert sides.max()[""] < 100 == sides.max()["right"]
+    decline = nf.datasets.canopy(frame, datasets.DECLINE_FROM)
+    assert sorted(decline["day"].unique()) == [76, 92, 100, 108]
+    assert decline.groupby("plot").size().eq(4).all()
+    plots = decline.drop_duplicates("plot").groupby("clone").size()
+    assert plots.value_counts().to_dict() == {1: 174, 2: 11}
+
+
+@every_source
+def test_about_tells_provenance_licence_and_citation(name):
+    source, text = datasets.SOURCES[name], nf.datasets.about(name)
+    for part in (source.title, source.url, source.sha256, source.licence, source.cite):
+        assert part in text
+    assert source.url.startswith("https://")
+    assert len(source.sha256) == 64
+
+
+def test_about_names_the_data_sets_there_are():
+    with pytest.raises(nf.DataError, match=r"'tomato'; there are phenovator, potato"):
+        nf.datasets.about("tomato")
+
+
+@every_source
+def test_a_wrong_file_is_refused(name, tmp_path, monkeypatch):
+    path = tmp_path / datasets.SOURCES[name].path
     path.parent.mkdir()
     path.write_bytes(b"something else")
     monkeypatch.setenv(datasets.VARIABLE, str(tmp_path))
     with pytest.raises(nf.DataError, match="SHA-256"):
-        nf.datasets.phenovator()
+        LOADERS[name]()
 
 
-def test_without_file_and_network_the_error_says_what_to_do(tmp_path, monkeypatch):
+@every_source
+def test_without_file_and_network_the_error_says_what_to_do(name, tmp_path, monkeypatch):
     monkeypatch.setenv(datasets.VARIABLE, str(tmp_path))
 
     def no_network(*args, **kwargs):
@@ -58,8 +101,9 @@ def test_without_file_and_network_the_error_says_what_to_do(tmp_path, monkeypatc
 
     monkeypatch.setattr(datasets.pooch, "retrieve", no_network)
     with pytest.raises(nf.DataError) as error:
-        nf.datasets.phenovator()
-    for word in ("PhenovatorDat1.rda", "NLMEFLOW_DATA_DIR", datasets.PHENOVATOR.url):
+        LOADERS[name]()
+    source = datasets.SOURCES[name]
+    for word in (Path(source.path).name, "NLMEFLOW_DATA_DIR", source.url):
         assert word in str(error.value)
 
 

@@ -230,7 +230,10 @@ def test_a_bad_value_stops_a_chapter_with_one_line(tmp_path):
     assert "ModelError: sigma is a number from 0.001 to 0.5; got 0." in run.stderr
 
 
-def test_without_the_real_data_the_stored_results_are_shown(tmp_path):
+@pytest.mark.parametrize(
+    ("chapter", "figures", "word"), [("arabidopsis", 3, "check2"), ("senescence", 6, "Gompertz, late tail")]
+)
+def test_without_the_real_data_the_stored_results_are_shown(chapter, figures, word, tmp_path):
     """No folder, no cache, no network: the chapter runs, says so at its top and shows what is stored."""
     environment = os.environ | {
         "NLMEFLOW_DATA_DIR": str(tmp_path),
@@ -238,13 +241,13 @@ def test_without_the_real_data_the_stored_results_are_shown(tmp_path):
         "https_proxy": "http://127.0.0.1:9",
     }
     target = tmp_path / "out.ipynb"
-    command = [sys.executable, "tools/execute.py", "book/arabidopsis.ipynb", str(target)]
+    command = [sys.executable, "tools/execute.py", f"book/{chapter}.ipynb", str(target)]
     subprocess.run(command, check=True, cwd=ROOT, env=environment, capture_output=True)
     outputs = [o for cell in sources(target, "code") for o in cell.outputs]
     first = next(o["data"]["text/markdown"] for o in outputs if "text/markdown" in o.get("data", {}))
     assert "stored results" in first
-    assert sum("image/png" in o.get("data", {}) for o in outputs) == 3
-    assert any("check2" in o.get("data", {}).get("text/plain", "") for o in outputs)
+    assert sum("image/png" in o.get("data", {}) for o in outputs) == figures
+    assert any(word in o.get("data", {}).get("text/plain", "") for o in outputs)
 
 
 def test_the_readme_tells_the_truth():

@@ -2,10 +2,11 @@
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -71,6 +72,61 @@ def gompertz(time_unit: str = "days", response_unit: str = "") -> Curve:
             Parameter("A", "log", response_unit, "asymptote"),
             Parameter("tau", "identity", time_unit, "time of fastest growth"),
             Parameter("s", "log", time_unit, "time-scale"),
+        ],
+    )
+
+
+@_listed
+def gompertz_senescence(
+    tail: Literal["late", "early"] = "late", time_unit: str = "days", response_unit: str = ""
+) -> Curve:
+    """Asymmetric loss of greenness, with tau the time of half-loss, as in `logistic_senescence`.
+
+    tail "late": a quick start and a slow end, f = A (1 - 2^(-exp((tau - t) / s))). The loss is fastest at
+    tau - 0.37 s, where 63 % of A is left.
+    tail "early": a slow start and a quick end, f = A 2^(-exp((t - tau) / s)). The loss is fastest at
+    tau + 0.37 s, where 37 % of A is left.
+    The fastest loss per unit of time is A / (e s).
+    """
+
+    def function(t: Tensor, psi: Psi) -> Tensor:
+        late = (t - psi["tau"]) / psi["s"]
+        if tail == "early":
+            return psi["A"] * torch.exp(-math.log(2) * torch.exp(late))
+        return -psi["A"] * torch.expm1(-math.log(2) * torch.exp(-late))
+
+    return Curve(
+        function,
+        [
+            Parameter("A", "log", response_unit, "initial level"),
+            Parameter("tau", "identity", time_unit, "time of half-loss"),
+            Parameter("s", "log", time_unit, "time-scale of the loss"),
+        ],
+    )
+
+
+@_listed
+def double_logistic(time_unit: str = "days", response_unit: str = "") -> Curve:
+    """A rise and a later decline, f = A / ((1 + exp((rise - t) / s_rise)) (1 + exp((t - fall) / s_fall))).
+
+    fall = rise + duration, duration > 0: the two times keep their order. Half of A is crossed at rise and at
+    fall where duration is many times s_rise + s_fall; otherwise the peak is lower than A. With few
+    observations around the peak, an individual's A, s_rise and s_fall can hardly be told apart: name A and
+    one time-scale in `fixed`.
+    """
+
+    def function(t: Tensor, psi: Psi) -> Tensor:
+        risen = torch.sigmoid((t - psi["rise"]) / psi["s_rise"])
+        return psi["A"] * risen * torch.sigmoid((psi["rise"] + psi["duration"] - t) / psi["s_fall"])
+
+    return Curve(
+        function,
+        [
+            Parameter("A", "log", response_unit, "level between rise and decline", kind="level"),
+            Parameter("rise", "identity", time_unit, "time of half the rise", kind="time"),
+            Parameter("duration", "log", time_unit, "from half the rise to half the loss", kind="time"),
+            Parameter("s_rise", "log", time_unit, "time-scale of the rise", kind="time"),
+            Parameter("s_fall", "log", time_unit, "time-scale of the loss", kind="time"),
         ],
     )
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -89,6 +89,8 @@ class Parameter:
         or a `Transform` of one's own.
     unit, meaning : for tables and figures.
     start : a first value on the natural scale; found from the data when absent.
+    kind : "time" or "level" of a parameter that is a time, or a level of the response: first values are then
+        sought among sizes of that kind alone, the same in every unit. Of use in curves with many parameters.
     """
 
     name: str
@@ -96,6 +98,7 @@ class Parameter:
     unit: str = ""
     meaning: str = ""
     start: float | None = None
+    kind: Literal["time", "level"] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.isidentifier():
@@ -105,6 +108,8 @@ class Parameter:
                 f"Parameter '{self.name}' has transform {self.transform!r}; accepted are "
                 f"{', '.join(map(repr, TRANSFORMS))}, bounded(lower, upper) or a Transform."
             )
+        if self.kind not in (None, "time", "level"):
+            raise ModelError(f"Parameter '{self.name}' has kind {self.kind!r}; accepted are 'time', 'level'.")
         if self.start is not None:
             self.scale.check(self.name, self.start)
 

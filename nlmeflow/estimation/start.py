@@ -123,11 +123,12 @@ def _choices(problem: Problem, parameter: Parameter, given: float | None) -> Ten
     if lower > -torch.inf and upper < torch.inf:
         return torch.linspace(-2.5, 2.5, 7, dtype=torch.float64)
     time, response = problem.data.time[problem.data.mask], problem.data.response[problem.data.mask]
-    scales = (_units(problem)[:, None] * torch.tensor(STEPS, dtype=time.dtype)).flatten()
+    scales = (_units(problem, parameter.kind)[:, None] * torch.tensor(STEPS, dtype=time.dtype)).flatten()
     if lower == 0:
         return parameter.scale.unconstrained(scales)
     levels = torch.linspace(0, 1, 7, dtype=time.dtype)
-    places = torch.cat([time.quantile(levels), response.quantile(levels)])
+    seen = {"time": [time], "level": [response], None: [time, response]}[parameter.kind]
+    places = torch.cat([values.quantile(levels) for values in seen])
     both = torch.cat([places, places, places, scales, -scales, scales.new_zeros(1)])
     if parameter.scale.name == "identity":
         return both
@@ -135,10 +136,15 @@ def _choices(problem: Problem, parameter: Parameter, given: float | None) -> Ten
     return parameter.scale.unconstrained(inside)
 
 
-def _units(problem: Problem) -> Tensor:
-    """Return sizes that a parameter of the curve may have, from those of time, response and inputs."""
+def _units(problem: Problem, kind: str | None = None) -> Tensor:
+    """Return sizes that a parameter of the curve may have, from those of time, response and inputs.
+
+    kind : as of `Parameter`.
+    """
     time, response = problem.data.time[problem.data.mask], problem.data.response[problem.data.mask]
     span, size = (time.max() - time.min()).clamp_min(1e-300), response.abs().max().clamp_min(1e-300)
+    if kind is not None:
+        return torch.stack([span if kind == "time" else size])
     units = [span, 1 / span, size, size / span, torch.ones_like(span)]
     for x in problem.inputs.values():
         units += [x.abs().mean() / size, x.abs().mean() / (size * span)]

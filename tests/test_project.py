@@ -236,7 +236,7 @@ def test_without_the_real_data_the_stored_results_are_shown(tmp_path):
     outputs = [o for cell in sources(target, "code") for o in cell.outputs]
     first = next(o["data"]["text/markdown"] for o in outputs if "text/markdown" in o.get("data", {}))
     assert "stored results" in first
-    assert sum("image/png" in o.get("data", {}) for o in outputs) == 3
+    assert sum("image/png" in o.get("data", {}) for o in outputs) == 5
     assert any("check2" in o.get("data", {}).get("text/plain", "") for o in outputs)
 
 

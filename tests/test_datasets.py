@@ -32,6 +32,7 @@ def test_phenovator_is_what_its_description_says():
     assert len(window) == 28_186
     assert window["plant"].nunique() == 1432
     assert window["day"].nunique() == 20
+    assert sorted(window["replicate"].unique()) == list("12345678")
     assert window["day"].min() == 0
     assert not window.isna().any().any()
 

@@ -231,7 +231,7 @@ def test_a_bad_value_stops_a_chapter_with_one_line(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("chapter", "figures", "word"), [("arabidopsis", 3, "check2"), ("senescence", 6, "Gompertz, late tail")]
+    ("chapter", "figures", "word"), [("arabidopsis", 5, "check2"), ("senescence", 6, "Gompertz, late tail")]
 )
 def test_without_the_real_data_the_stored_results_are_shown(chapter, figures, word, tmp_path):
     """No folder, no cache, no network: the chapter runs, says so at its top and shows what is stored."""

@@ -129,10 +129,10 @@ def phenovator() -> pd.DataFrame:
 
 
 def high_light(frame: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Return the high-light window of 9 to 13 June 2018: columns plant, genotype, row, day, efficiency.
+    """Return the high-light window of 9 to 13 June 2018, 28,186 rows of 1,432 plants.
 
-    `day` counts from the first measurement of 9 June; 28,186 rows, 1,432 plants. `row` is the
-    camera row (`Image_pos`).
+    Columns: plant, genotype, `row`, the camera position (`Image_pos`; its digit is the camera row),
+    `replicate`, the block of the experiment, `day` since the first measurement of 9 June, efficiency.
 
     Raises
     ------
@@ -140,7 +140,7 @@ def high_light(frame: pd.DataFrame | None = None) -> pd.DataFrame:
 
     """
     frame = phenovator() if frame is None else table_of(frame)
-    check_columns(frame, ["timepoints", "EffpsII", "pos", "Genotype", "Image_pos"])
+    check_columns(frame, ["timepoints", "EffpsII", "pos", "Genotype", "Image_pos", "Replicate"])
     times = frame["timepoints"]
     inside = frame[(times >= LIGHT_RAISED) & (times < WINDOW_END) & frame["EffpsII"].notna()]
     first = inside["timepoints"].min()
@@ -149,6 +149,7 @@ def high_light(frame: pd.DataFrame | None = None) -> pd.DataFrame:
             "plant": inside["pos"].astype(str).to_numpy(),
             "genotype": inside["Genotype"].astype(str).to_numpy(),
             "row": inside["Image_pos"].astype(str).to_numpy(),
+            "replicate": inside["Replicate"].astype(str).to_numpy(),
             "day": ((inside["timepoints"] - first).dt.total_seconds() / 86400).to_numpy(),
             "efficiency": inside["EffpsII"].to_numpy(),
         }

@@ -97,3 +97,14 @@ def test_a_folder_or_nothing_is_no_file(tmp_path):
     for path in (tmp_path, tmp_path / "none.csv"):
         with pytest.raises(nf.DataError, match="No file"):
             nf.read_table(path)
+
+
+def test_messages_name_the_line_of_a_row_that_others_were_taken_from_around(tmp_path):
+    (tmp_path / "my.csv").write_text(text().replace("b,1,90.0", "b,1,ninety"))
+    frame = nf.read_table(tmp_path / "my.csv").frame
+    some = frame[frame["plant"] == "b"].sort_values("day", ascending=False)
+    with pytest.raises(nf.DataError, match="not a number in line 4"):
+        nf.LongitudinalData.from_frame(some, "plant", "day", "greenness")
+    (tmp_path / "doses.csv").write_text("ID,TIME,DV,AMT\n1,0,.,10\n1,1,5,.\n2,0,.,10\n2,1,inf,.\n")
+    with pytest.raises(nf.DataError, match="'DV' is infinite in line 5"):
+        nf.read_nonmem(tmp_path / "doses.csv")

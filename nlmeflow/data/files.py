@@ -15,7 +15,7 @@ from nlmeflow.errors import DataError
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 MISSING = frozenset({"", ".", "-", "na", "n/a", "#n/a", "#na", "nan", "null", "none"})
-LINES = "lines"  # in the attrs of a table: the line of the file that each row stands in
+LINE = "line"  # name of the index of a table that was read from a file: the line of each row
 WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # first bytes of .xlsx and .xls
 DATE = re.compile(r"\d{4}-\d{2}-\d{2}([ T]\d{2}:\d{2}(:\d{2}(\.\d+)?)?)?")
 DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?")
@@ -26,8 +26,8 @@ THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")  # may be 1234 or 1.234
 class Table:
     """What a file holds.
 
-    frame : columns of whole numbers, numbers, dates or text. Empty cells, and NA, n/a, NaN, null, ., -, are
-        missing.
+    frame : columns of whole numbers, numbers, dates or text, indexed by the lines of the file, which messages
+        name. Empty cells, and NA, n/a, NaN, null, ., -, are missing.
     remarks : what was not plain and how it was read, a sentence each.
     """
 
@@ -57,8 +57,7 @@ def read_table(path: str | Path) -> Table:
         remarks.append(f"Columns are separated by {SEPARATORS[separator]}.")
     names, rows, lines = _rows(path, text, separator)
     columns = {name: _values(name, values, remarks) for name, values in zip(names, rows.T, strict=True)}
-    frame = pd.DataFrame(columns)
-    frame.attrs[LINES] = lines
+    frame = pd.DataFrame(columns).set_axis(pd.Index(lines, name=LINE))
     return Table(frame, tuple(remarks))
 
 
@@ -72,15 +71,19 @@ def in_days(frame: pd.DataFrame, time: str) -> tuple[pd.DataFrame, str]:
         return frame, ""
     first = frame[time].min()
     days = (frame[time] - first).dt.total_seconds() / 86400
-    return frame.assign(
-        **{time: days}
-    ), f"Column '{time}' holds dates; time is in days since {first:%Y-%m-%d}."
+    said = f"Column '{time}' holds dates; time is in days since {first:%Y-%m-%d}."
+    return frame.assign(**{time: days}), said
 
 
 def place(frame: pd.DataFrame, *rows: int) -> str:
     """Return where rows of a table stand, for a message: their lines in a file, or their numbers from 0."""
-    word, known = ("line", frame.attrs[LINES]) if LINES in frame.attrs else ("row", range(len(frame)))
+    word, known = (LINE, frame.index) if frame.index.name == LINE else ("row", range(len(frame)))
     return f"{word}{'s' if len(rows) > 1 else ''} {', '.join(str(known[row]) for row in rows)}"
+
+
+def numbered(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a table whose rows have the numbers that `place` names: their lines in a file, or from 0."""
+    return frame if frame.index.name == LINE else frame.reset_index(drop=True)
 
 
 def _text(path: Path, remarks: list[str]) -> str:
@@ -131,16 +134,14 @@ def _rows(path: Path, text: str, separator: str) -> tuple[list[str], np.ndarray,
         names = names[:-1]
     for row, line in zip(table[1:], lines[1:], strict=True):
         if any(row[len(names) :]):
-            comma = (
+            hint = (
                 " Decimals may have been written with a comma: save the file with semicolons between columns."
             )
             raise DataError(
                 f"Line {line} of '{path.name}' has {len(row)} values, and the first line names {len(names)} "
-                f"columns.{comma if separator == ',' else ''}"
+                f"columns.{hint if separator == ',' else ''}"
             )
-    nameless = [k for k, name in enumerate(names) if not name]
-    for k in nameless:
-        names[k] = f"column {k + 1}"
+    names = [name or f"column {k}" for k, name in enumerate(names, 1)]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise DataError(f"Column '{twice[0]}' stands twice in the table; give each column a name of its own.")
@@ -158,9 +159,7 @@ def _values(name: str, values: np.ndarray, remarks: list[str]) -> pd.Series:
         return pd.Series(np.nan, index=column.index)
     if known.str.fullmatch(r"[+-]?\d+").all():
         named = known.str.fullmatch(r"0\d+").any()
-        if named:
-            return column.mask(missing)
-        return _numbers(column, missing)
+        return column.mask(missing) if named else _numbers(column, missing)
     plain = known
     if known.str.endswith("%").all():
         remarks.append(f"Column '{name}' holds percentages; 85 % is read as 85.")

@@ -25,6 +25,7 @@ from nlmeflow.data.checks import (
     positions,
     table_of,
 )
+from nlmeflow.data.files import numbered
 from nlmeflow.errors import DataError
 
 
@@ -145,7 +146,7 @@ class LongitudinalData:
         check_columns(frame, [individual, time, response, *covariates, *extra])
         if len(frame) == 0:
             raise DataError("The table has no rows; at least two individuals are needed.")
-        frame = frame.reset_index(drop=True)
+        frame = numbered(frame)
         for column in (individual, *([] if group is None else [group])):
             check_present(frame, column)
             check_names(frame, column)

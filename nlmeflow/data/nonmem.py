@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from nlmeflow.data.checks import check_columns, numbers, table_of
+from nlmeflow.data.files import numbered, place
 from nlmeflow.data.longitudinal import Doses, LongitudinalData
 from nlmeflow.errors import DataError
 
@@ -45,7 +46,7 @@ def read_nonmem(frame: pd.DataFrame | str | Path, covariates: Sequence[str] = ()
 
     """
     covariates = [covariates] if isinstance(covariates, str) else list(covariates)
-    table = table_of(frame).replace(".", np.nan).reset_index(drop=True)
+    table = numbered(table_of(frame).replace(".", np.nan))
     check_columns(table, [*NEEDED, *covariates])
     for column in [c for c in ("TIME", "DV", "AMT", *USED, *ONE_VALUE, *REFUSED) if c in table]:
         table[column] = numbers(table, column)
@@ -83,7 +84,7 @@ def _check_supported(table: pd.DataFrame) -> None:
     for column, what in REFUSED.items():
         if column in table and (table[column].fillna(0) != 0).any():
             row = int(np.flatnonzero(table[column].fillna(0) != 0)[0])
-            raise DataError(f"Row {row}: {what} is not supported.")
+            raise DataError(f"{place(table, row).capitalize()}: {what} is not supported.")
     observed = table[table["AMT"].fillna(0) == 0]
     for column, what in ONE_VALUE.items():
         if column in table and observed[column].dropna().nunique() > 1:
@@ -95,8 +96,8 @@ def _check_supported(table: pd.DataFrame) -> None:
         others = np.flatnonzero(table[column].notna() & ~table[column].isin(allowed))
         if len(others):
             raise DataError(
-                f"Column '{column}' is {table[column].iloc[others[0]]:g} in row {others[0]}; supported are "
-                f"{', '.join(map(str, allowed))}."
+                f"Column '{column}' is {table[column].iloc[others[0]]:g} in {place(table, others[0])}; "
+                f"supported are {', '.join(map(str, allowed))}."
             )
     dose, amount = table["EVID"].eq(1), table["AMT"].fillna(0) > 0
     for wrong, why in (
@@ -112,7 +113,8 @@ def _check_supported(table: pd.DataFrame) -> None:
         ),
     ):
         if wrong.any():
-            raise DataError(f"Row {int(np.flatnonzero(wrong)[0])} {why}.")
+            where = place(table, int(np.flatnonzero(wrong)[0]))
+            raise DataError(f"{where.capitalize()} {why}.")
 
 
 def _expanded(doses: pd.DataFrame) -> pd.DataFrame:

@@ -78,7 +78,7 @@ def test_predictions_stand_beside_observations(gaussian):
 
 def test_bins_when_times_are_many():
     random = np.random.default_rng(0)
-    found = diagnostics._bins(random.uniform(0, 10, 600), 6)
+    found = diagnostics.time_bins(random.uniform(0, 10, 600), 6)
     assert np.bincount(found).tolist() == [100] * 6
 
 

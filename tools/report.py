@@ -34,10 +34,12 @@ thead th { border-bottom: 2px solid #999; } pre { overflow-x: auto; }
 
 def run(csv: Path, out: Path, given: dict[str, object]) -> int:
     """Execute the chapter on a file and write the report; return the status of the program."""
-    unknown = set(given) - declared(CHAPTER)
-    if unknown:
-        known = ", ".join(sorted(declared(CHAPTER)))
-        print(f"No parameter {', '.join(sorted(unknown))}; there are: {known}.", file=sys.stderr)
+    known = declared(CHAPTER)
+    if unknown := set(given) - known:
+        print(
+            f"No parameter {', '.join(sorted(unknown))}; there are: {', '.join(sorted(known))}.",
+            file=sys.stderr,
+        )
         return 2
     out.mkdir(parents=True, exist_ok=True)
     executed = out / "report.ipynb"

@@ -18,7 +18,7 @@ from nlmeflow.fitting.bands import Bands
 from nlmeflow.fitting.fitted import Fitted
 from nlmeflow.laws.draws import TrainingSet
 from nlmeflow.laws.law import Law
-from nlmeflow.laws.modes import basins, modes
+from nlmeflow.laws.modes import Basins, basins, modes
 from nlmeflow.numerics import NORMAL_95, dirichlet_weights
 from nlmeflow.running import estimating, show_progress
 from nlmeflow.seeds import Stream, derive, generator
@@ -107,11 +107,8 @@ class Bootstrap:
         """
         with estimating():
             groups = basins(self.fit.law)
-            places = torch.stack([mode.place for mode in groups.modes])
-            natural = self.fit.model.curve.natural(places, self.fit.names)
-        index = pd.RangeIndex(1, len(places) + 1, name="group")
-        where = pd.DataFrame({name: natural[name].numpy() for name in self.fit.names}, index)
-        return where.join(self._table(groups.shares, index).rename(columns={"value": "share"}))
+            where = located(self.fit, groups)
+        return where.join(self._table(groups.shares, where.index).rename(columns={"value": "share"}))
 
     def number_of_groups(self) -> pd.Series:
         """Return in which share of the replicates the density has one mode, two, ...: indexed by the number.
@@ -147,6 +144,14 @@ class Bootstrap:
     @cached_property
     def _samples(self) -> list[Tensor]:
         return [law.sample(SAMPLE, 0) for law in self.laws]
+
+
+def located(fit: Fitted, groups: Basins) -> pd.DataFrame:
+    """Return the mode of each group of a fit's law on the natural scale, one row each, numbered from 1."""
+    places = torch.stack([mode.place for mode in groups.modes])
+    natural = fit.model.curve.natural(places, fit.names)
+    index = pd.RangeIndex(1, len(places) + 1, name="group")
+    return pd.DataFrame({name: natural[name].numpy() for name in fit.names}, index)
 
 
 def with_limits(estimates: pd.DataFrame) -> pd.DataFrame:

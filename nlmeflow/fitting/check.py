@@ -1,6 +1,6 @@
 """Is a Gaussian population enough? The held-out test of it against an average of flexible laws."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 
 import pandas as pd
@@ -37,6 +37,19 @@ class GaussianCheck:
     scores: pd.DataFrame
     unit: str
     constant: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        scores: pd.DataFrame,
+        labels: Sequence[Hashable],
+        folds: int,
+        unit: str,
+        constant: tuple[str, ...] = (),
+    ) -> "GaussianCheck":
+        """Return the verdict of held-out scores; labels : what each individual was held out with."""
+        gain = mean_gain(scores["average"] - scores["gaussian"], labels)
+        return cls(*gain, folds, scores, unit, constant)
 
     @property
     def enough(self) -> bool:
@@ -85,13 +98,12 @@ def check_gaussian(
 ) -> GaussianCheck:
     """Return the result of `Fit.check`."""
     constant = unseen(fit)
-    _, task = task_of(fit, (*fit.model.fixed, *constant))
+    _, task = _task_of(fit, (*fit.model.fixed, *constant))
     labels = list(task.problem.labels) if fit.model.within else held_out_with(fit.data.observed, groups)
     task = replace(task, seed=seed, folds=folds_of(labels, folds, seed))
     scores = held_out_scores(task, {"gaussian": Gaussian(), "average": Flow()}, progress)
     frame = pd.DataFrame(scores.numpy(), index=pd.Index(task.problem.labels), columns=["gaussian", "average"])
-    gain = mean_gain(frame["average"] - frame["gaussian"], labels)
-    return GaussianCheck(*gain, int(folds), frame, unit_of(fit), constant)
+    return GaussianCheck.of(frame, labels, folds, unit_of(fit), constant)
 
 
 def unseen(fit: Fitted) -> tuple[str, ...]:
@@ -124,11 +136,11 @@ def _weakest(fit: Fitted) -> list[str]:
 
 def _gaussian_with(fit: Fitted, fixed: Sequence[str]) -> Fitted:
     """Return the Gaussian fit of the model in which these parameters do not vary."""
-    model, task = task_of(fit, fixed)
+    model, task = _task_of(fit, fixed)
     return Fitted.of(model, Gaussian(), fit_law(Gaussian(), task), task)
 
 
-def task_of(fit: Fitted, fixed: Sequence[str]) -> tuple[Structure, Task]:
+def _task_of(fit: Fitted, fixed: Sequence[str]) -> tuple[Structure, Task]:
     """Return a fit's model with these parameters fixed, and its task, which starts where the fit ended."""
     model = replace(fit.model, fixed=tuple(fixed))
     typical = fit.model.curve.natural(fit.gaussian.mean, fit.names)

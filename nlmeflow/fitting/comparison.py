@@ -76,8 +76,7 @@ class Comparison:
                 raise ModelError(f"'{name}' is not among {', '.join(self.fits)}; Fit.check compares the two.")
         one = next(iter(self.fits.values()))
         scores = self.scores[["gaussian", "flow"]].set_axis(["gaussian", "average"], axis=1)
-        gain = mean_gain(scores["average"] - scores["gaussian"], self.groups.tolist())
-        return GaussianCheck(*gain, self.folds, scores, unit_of(one))
+        return GaussianCheck.of(scores, self.groups.tolist(), self.folds, unit_of(one))
 
 
 @checked

@@ -113,7 +113,7 @@ def vpc(
     mask = fit.data.mask.numpy()
     time, observed = fit.data.time.numpy()[mask], fit.data.response.numpy()[mask]
     simulated = _as_recorded(fit.data, simulate(fit, replicates, seed).numpy()[:, mask])
-    where = _bins(time, bins)
+    where = time_bins(time, bins)
     tail = (1 - level) / 2
     rows = []
     for k in range(where.max() + 1):
@@ -127,7 +127,7 @@ def vpc(
     return pd.DataFrame(rows, columns=columns)
 
 
-def _bins(time: np.ndarray, bins: int | None) -> np.ndarray:
+def time_bins(time: np.ndarray, bins: int | None) -> np.ndarray:
     """Return the bin of each observation, numbered from 0 in the order of time."""
     distinct, code = np.unique(time, return_inverse=True)
     if bins is None and len(distinct) <= MOST_TIMES:

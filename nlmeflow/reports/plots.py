@@ -19,7 +19,7 @@ from nlmeflow.laws.law import Law
 from nlmeflow.laws.marginals import marginal_density, span
 from nlmeflow.numerics import moments
 from nlmeflow.reports.diagnostic_plots import npde, observed_predicted, residuals, vpc
-from nlmeflow.reports.variety_plots import ellipses, observations
+from nlmeflow.reports.variety_plots import MOST, ellipses, observations
 
 __all__ = [
     "bands",
@@ -135,13 +135,10 @@ def population(fit: Fit, pair: tuple[str, str] | None = None, ax: Axes | None = 
     color = colour(fit.specification.name)
     if len(fit.names) == 1:
         return _one(fit, ax, color)
-    axes = _pair(fit, pair)
-    grids = (span(fit.law, axes[0]), span(fit.law, axes[1]))
-    density(fit.law, grids, axes, ax, color)
+    axes = _two(fit, pair, ax)
     phi, weights = fit.latent
     mean = moments(phi, weights)[0].numpy()
     ax.plot(mean[:, axes[0]], mean[:, axes[1]], ".", color="#222222", ms=2.5, alpha=0.5)
-    _label(ax, fit, axes)
     return ax
 
 
@@ -158,13 +155,21 @@ def varieties(fit: Fit, pair: tuple[str, str] | None = None, ax: Axes | None = N
 
     """
     ax = plt.gca() if ax is None else ax
-    axes = _pair(fit, pair)
-    density(
-        fit.law, (span(fit.law, axes[0]), span(fit.law, axes[1])), axes, ax, colour(fit.specification.name)
-    )
-    ellipses(fit, axes, ax)
-    _label(ax, fit, axes)
+    _pair(fit, pair)  # a law of one parameter is refused here
+    if len(fit.latent[0]) > MOST:
+        return population(fit, pair, ax)
+    ellipses(fit, _two(fit, pair, ax), ax)
     return ax
+
+
+def _two(fit: Fit, pair: tuple[str, str] | None, ax: Axes) -> tuple[int, int]:
+    """Draw the law of two parameters; return their places in phi."""
+    axes = _pair(fit, pair)
+    grids = (span(fit.law, axes[0]), span(fit.law, axes[1]))
+    density(fit.law, grids, axes, ax, colour(fit.specification.name))
+    ax.set_xlabel(fit.model.curve[fit.names[axes[0]]].label)
+    ax.set_ylabel(fit.model.curve[fit.names[axes[1]]].label)
+    return axes
 
 
 def _one(fit: Fit, ax: Axes, color: str) -> Axes:
@@ -192,11 +197,6 @@ def _axis(fit: Fit, parameter: str) -> int:
     if parameter not in fit.names:
         raise ModelError(f"No parameter '{parameter}' in the law; it has {', '.join(fit.names)}.")
     return fit.names.index(parameter)
-
-
-def _label(ax: Axes, fit: Fit, axes: tuple[int, int]) -> None:
-    ax.set_xlabel(fit.model.curve[fit.names[axes[0]]].label)
-    ax.set_ylabel(fit.model.curve[fit.names[axes[1]]].label)
 
 
 @checked

@@ -15,6 +15,8 @@ from torch import Tensor
 from nlmeflow.arguments import checked
 from nlmeflow.data import LongitudinalData
 from nlmeflow.errors import ModelError, number
+from nlmeflow.fitting.bootstrap import SAMPLE, located
+from nlmeflow.fitting.check import unit_of
 from nlmeflow.fitting.fit import Fit
 from nlmeflow.laws.draws import resample, shuffled
 from nlmeflow.laws.modes import basins
@@ -73,8 +75,7 @@ def characterise(
         shift = 0.0 if fit.model.within else fit.shift[:, None]
         natural = fit.model.curve.natural(eta + shift, names)
     labels = list(fit.problem().labels)
-    who = str(fit.data.group if fit.model.within else fit.data.names[0])
-    table = pd.DataFrame(index=pd.Index(labels, name=who))
+    table = pd.DataFrame(index=pd.Index(labels, name=unit_of(fit)))
     table["observations"] = _observations(fit.data, labels, bool(fit.model.within))
     for name in names:
         low, middle, high = np.quantile(natural[name].numpy(), [LIMITS[0], 0.5, LIMITS[1]], axis=1)
@@ -126,9 +127,5 @@ def _groups(fit: Fit, eta: Tensor) -> tuple[Tensor, pd.DataFrame]:
         found = basins(fit.law)
         label = found.of(eta.flatten(0, 1)).reshape(eta.shape[:2])
         probabilities = torch.stack([(label == k).double().mean(1) for k in range(len(found.modes))], 1)
-        places = torch.stack([mode.place for mode in found.modes])
-        natural = fit.model.curve.natural(places, fit.names)
-        shares = found.shares(fit.law.sample(20_000, 0))
-    index = pd.RangeIndex(1, len(places) + 1, name="group")
-    where = pd.DataFrame({name: natural[name].numpy() for name in fit.names}, index)
-    return probabilities, where.assign(share=shares.numpy())
+        shares = found.shares(fit.law.sample(SAMPLE, 0))
+        return probabilities, located(fit, found).assign(share=shares.numpy())

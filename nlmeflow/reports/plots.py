@@ -296,10 +296,10 @@ def saem_paths(fit: Fit, exact: Mapping[str, float] | None = None) -> Figure:
     if "iteration" not in trace:
         raise ModelError("This fit was not made by nf.SAEM; plots.convergence shows it.")
     names = [name for name in trace.columns if name not in ("iteration", "step", "acceptance")]
-    across = min(4, len(names))
+    across = min(2, len(names))  # legible on a narrow screen
     down = -(-len(names) // across)
     figure, panels = plt.subplots(
-        down, across, figsize=(2.6 * across, 2.0 * down), sharex=True, squeeze=False
+        down, across, figsize=(3.4 * across, 2.0 * down), sharex=True, squeeze=False
     )
     falls = trace["iteration"][trace["step"] < 1].min()
     for panel, name in zip(panels.flat, names, strict=False):

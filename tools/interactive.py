@@ -3,7 +3,7 @@
     python tools/interactive.py
 
 A population of days of senescence tau: 60 % of the plants N(50 - gap / 2, 2^2), 40 % N(50 + gap / 2, 2^2), in days.
-Each plant's greenness 1 / (1 + exp((t - tau) / 3)) is read on six days with an error N(0, sigma^2). Three laws are
+Each plant's greenness 1 / (1 + exp((t - tau) / 3)) is read on six days with an error N(0, sigma^2); tau alone is unknown. Three laws are
 fitted to every data set, and their densities kept on a grid of tau. About six CPU minutes.
 """
 
@@ -28,7 +28,6 @@ SAMPLES = (1, 2)
 DAYS = (32.0, 40.0, 48.0, 56.0, 64.0, 72.0)
 SPREAD, SHARE, CENTRE, SLOPE = 2.0, 0.6, 50.0, 3.0
 GRID = (30.0, 70.0, 0.5)  # first, last, step, in days
-START = {"A": 1.0, "tau": CENTRE, "s": SLOPE}  # first values of all fits
 LAWS = {"Gaussian": nf.Gaussian(), "mixture": nf.Mixture(), "flow": nf.Flow()}
 
 
@@ -37,6 +36,11 @@ def population(gap: float) -> MixtureLaw:
     means = torch.tensor([[CENTRE - gap / 2], [CENTRE + gap / 2]]).double()
     factors = torch.full((2, 1, 1), SPREAD).double()
     return MixtureLaw(torch.tensor([SHARE, 1 - SHARE]).double(), means, factors, 0.01 * factors[0])
+
+
+def greenness(t: torch.Tensor, psi: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return the curve; how fast the plants lose their greenness is known."""
+    return torch.sigmoid((psi["tau"] - t) / SLOPE)
 
 
 def heights(law: Law, grid: torch.Tensor) -> list[float]:
@@ -49,11 +53,11 @@ def compute() -> tuple[dict[str, object], float]:
     start = time.process_time()
     first, last, step = GRID
     grid = torch.arange(first, last + step / 2, step).double()
-    model = nf.Model(nf.curves.logistic_senescence(), fixed=("A", "s"))
+    model = nf.Model(nf.Curve(greenness, [nf.Parameter("tau")]))
     estimates = {}
     for place, (gap, n, sigma, sample) in enumerate(itertools.product(GAPS, PLANTS, SIGMAS, SAMPLES)):
-        data, _ = model.simulate(population(gap), DAYS, n, 1000 + place, sigma, A=1.0, s=SLOPE)
-        fits = model.fit_laws(data, LAWS, seed=sample, start=START, progress=False)
+        data, _ = model.simulate(population(gap), DAYS, n, 1000 + place, sigma)
+        fits = model.fit_laws(data, LAWS, seed=sample, progress=False)
         estimates[f"{gap}/{n}/{sigma}/{sample}"] = {
             name: heights(fit.law, grid) for name, fit in fits.items()
         }

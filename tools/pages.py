@@ -95,6 +95,11 @@ def set_tables(page: str) -> str:
     return re.sub(r"<table.*?</table>", readable, page, flags=re.DOTALL)
 
 
+def set_citations(page: str) -> str:
+    """Return a page that cites works of many authors, given in part, as those whose authors are all given."""
+    return re.sub(r"(<a [^>]*>)([^<>]+) and others, (\d{4})", r"\1\2 <em>et al.</em>, \3", page)
+
+
 def page_links(name: str, repository: str, branch: str, chapter: bool) -> str:
     """Return the links of one page: how to report a fault, and for a chapter its notebook, Binder and Colab."""
     links = [f'<a href="{repository}/issues/new?title={quote(f"Page {name}: ")}">Report a fault on this page</a>']
@@ -118,4 +123,4 @@ def set_site(site: Path, repository: str, branch: str) -> None:
             chapter = (site / "_sources" / f"{name}.ipynb").exists()
             up = "../" * name.count("/")
             page = page.replace(FOOTER, page_links(name, repository, branch, chapter)).replace("{up}", up)
-            path.write_text(set_tables(page))
+            path.write_text(set_citations(set_tables(page)))

@@ -49,8 +49,8 @@ window.interactive = (() => {
   }
 
   /* A picture with axes; returns maps from values to places, and a group to draw in. */
-  function axes({ width, height, x, y, xTicks, yTicks, xLabel, yLabel, title }) {
-    const left = 46, right = 8, top = 24, bottom = 40;
+  function axes({ width, height, x, y, xTicks, yTicks, xLabel, yLabel, title, left = 40 }) {
+    const right = 8, top = 24, bottom = 40;
     const svg = shape("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": title });
     const at = {
       x: (v) => left + (v - x[0]) / (x[1] - x[0]) * (width - left - right),
@@ -72,7 +72,7 @@ window.interactive = (() => {
     }
     svg.append(shape("text", { x: left + frame.width / 2, y: height - 6, class: "name" }, xLabel));
     const middle = top + frame.height / 2;
-    svg.append(shape("text", { x: 12, y: middle, class: "name", transform: `rotate(-90 12 ${middle})` }, yLabel));
+    svg.append(shape("text", { x: 11, y: middle, class: "name", transform: `rotate(-90 11 ${middle})` }, yLabel));
     const group = shape("g", { "clip-path": `url(#${clip})` });
     svg.append(group);
     return { svg, at, group };
@@ -114,9 +114,16 @@ window.interactive = (() => {
     return parts.join("");
   }
 
+  /* Build the figures of a page; `build` returns what draws one, which is done again when its width changes. */
   function start(name, build) {
-    for (const figure of document.querySelectorAll(`figure[data-interactive="${name}"]`)) build(figure);
+    for (const figure of document.querySelectorAll(`figure[data-interactive="${name}"]`)) {
+      const draw = build(figure);
+      window.addEventListener("resize", draw);
+      draw();
+    }
   }
 
-  return { element, shape, slider, box, button, axes, path, levels, contour, start };
+  const narrow = (figure) => figure.clientWidth < 520;
+
+  return { element, shape, slider, box, button, axes, path, levels, contour, narrow, start };
 })();

@@ -2,8 +2,8 @@
    A layer keeps one coordinate, a, and moves the other: u_b -> u_b exp(s(a)) + m(a). */
 "use strict";
 (() => {
-  const { element, shape, slider, box, button, axes, path, levels, contour, start } = window.interactive;
-  const REACH = 6, CELLS = 96, SHARES = [0.95, 0.8, 0.5, 0.2];
+  const { element, shape, slider, box, button, axes, path, levels, contour, narrow, start } = window.interactive;
+  const REACH = 5, CELLS = 96, SHARES = [0.95, 0.8, 0.5, 0.2];
 
   const scale = (a, k) => k.c + k.d * Math.tanh(a);
   const shift = (a, k) => k.a * Math.sin(a) + k.b * (1 - Math.cos(a));
@@ -76,9 +76,10 @@
       ...side.map((t) => [x - t, y + half]), ...side.map((t) => [x - half, y - t])];
   }
 
-  function panel(title, names, map, k, at, marked) {
-    const picture = axes({ width: 340, height: 350, x: [-REACH, REACH], y: [-REACH, REACH], title,
-      xTicks: [-4, -2, 0, 2, 4], yTicks: [-4, -2, 0, 2, 4], xLabel: names[0], yLabel: names[1] });
+  function panel(title, names, map, k, marked, small) {
+    const ticks = small ? [-4, 0, 4] : [-4, -2, 0, 2, 4], width = small ? 190 : 340;
+    const picture = axes({ width, height: width + 16, x: [-REACH, REACH], y: [-REACH, REACH], title,
+      xTicks: ticks, yTicks: ticks, xLabel: names[0], yLabel: names[1] });
     const { group } = picture;
     for (const curve of GRID) group.append(shape("path", { d: path(curve.map(map), picture.at), class: "grid" }));
     const values = meshed(k);
@@ -87,11 +88,13 @@
     }
     for (const point of POINTS) {
       const [x, y] = map(point);
-      group.append(shape("circle", { cx: picture.at.x(x).toFixed(1), cy: picture.at.y(y).toFixed(1), r: 1.7, class: "point" }));
+      group.append(shape("circle", { cx: picture.at.x(x).toFixed(1), cy: picture.at.y(y).toFixed(1), r: small ? 1.1 : 1.7, class: "point" }));
     }
     group.append(shape("path", { d: `${path(square(marked).map(map), picture.at)}Z`, class: "marked" }));
     return picture.svg;
   }
+
+  const two = (v) => v.toFixed(2).replace("-", "−");
 
   function build(figure) {
     const pictures = element("div", { class: "pictures" });
@@ -99,27 +102,26 @@
     const words = element("p", { class: "reading", "aria-live": "polite" });
     const draw = () => {
       const k = state(), marked = [x.value, y.value];
-      const { steps, logdet, z } = forward(marked, k);
+      const { steps, logdet, z } = forward(marked, k), small = narrow(figure);
       pictures.replaceChildren(
-        panel("base: standard normal", ["u1", "u2"], (u) => u, IDENTITY, null, marked),
-        panel("after the map", ["z1", "z2"], (u) => forward(u, k).z, k, null, marked));
-      const sum = steps.length > 1 ? `${steps.map((s) => s.toFixed(2)).join(" + ")} = ${logdet.toFixed(2)}` : logdet.toFixed(2);
+        panel("base: normal", ["u1", "u2"], (u) => u, IDENTITY, marked, small),
+        panel("after the map", ["z1", "z2"], (u) => forward(u, k).z, k, marked, small));
+      const sum = steps.length > 1 ? `${steps.map(two).join(" + ")} = ${two(logdet)}` : two(logdet);
       words.textContent = `At the centre of the marked square, log-determinant = sum of s = ${sum}: areas grow by the factor `
         + `${Math.exp(logdet).toFixed(2)}, and the density goes from ${normal(marked).toFixed(3)} to ${density(z, k).toFixed(3)}.`;
       figure.dataset.logdet = logdet;
     };
-    const two = (v) => v.toFixed(2).replace("-", "−");
     const make = (name, label, reach, value) =>
       slider(controls, { name, label, min: -reach, max: reach, step: 0.05, value, say: two, change: draw });
-    const start = PRESETS["Start"];
-    const c = make("scale", "scale, level c", 0.8, start.c);
-    const d = make("scale-slope", "scale, slope d", 0.8, start.d);
-    const a = make("shift", "shift, wave a", 2, start.a);
-    const b = make("shift-bend", "shift, bend b", 2, start.b);
+    const first = PRESETS["Start"];
+    const c = make("scale", "scale, level c", 0.8, first.c);
+    const d = make("scale-slope", "scale, slope d", 0.8, first.d);
+    const a = make("shift", "shift, wave a", 2, first.a);
+    const b = make("shift-bend", "shift, bend b", 2, first.b);
     const x = make("u1", "marked square, u1", 2, 1);
     const y = make("u2", "marked square, u2", 2, 0.5);
-    const swap = box(controls, "swap", "keep the second coordinate, move the first", start.swap, () => draw());
-    const second = box(controls, "second", "a second layer, which keeps the other coordinate", start.second, () => draw());
+    const swap = box(controls, "swap", "keep the second coordinate, move the first", first.swap, () => draw());
+    const second = box(controls, "second", "a second layer, which keeps the other coordinate", first.second, () => draw());
     const state = () => ({ a: a.value, b: b.value, c: c.value, d: d.value, swap: swap.checked, second: second.checked });
     const presets = element("div", { class: "presets", role: "group", "aria-label": "Examples" });
     for (const [label, k] of Object.entries(PRESETS)) {
@@ -131,7 +133,7 @@
     }
     controls.append(presets);
     figure.prepend(pictures, words, controls);
-    draw();
+    return draw;
   }
 
   Object.assign(window.interactive, { coupling: { forward, inverse, density, PRESETS } });

@@ -1,7 +1,7 @@
 /* What three laws recover of a population of one parameter: fits that were stored, see tools/interactive.py. */
 "use strict";
 (() => {
-  const { element, shape, slider, box, axes, path, start } = window.interactive;
+  const { element, shape, slider, box, axes, path, narrow, start } = window.interactive;
   const stored = window.recovery;
   const LAWS = { Gaussian: "gaussian", mixture: "mixture", flow: "flow" };
   const [first, last, step] = stored.grid;
@@ -12,7 +12,6 @@
     heights(stored.estimates[`${gap}/${plants}/${sigma}/${sample}`][law]);
   /* Half the area between two densities: the share of plants that one of them puts in another place. */
   const distance = (p, q) => 0.5 * step * p.reduce((sum, height, i) => sum + Math.abs(height - q[i]), 0);
-  const highest = Math.max(...stored.gaps.flatMap((gap) => truth(gap)));
 
   function build(figure) {
     const pictures = element("div", { class: "pictures one" });
@@ -25,7 +24,7 @@
       return () => values[made.value];
     };
     const plants = choice("plants", "plants", stored.plants, 1, (n) => `${n} plants`);
-    const sigma = choice("noise", "noise of a reading, sigma", stored.sigmas, 0, (s) => `${s} (greenness is 0 to 1)`);
+    const sigma = choice("noise", "noise of a reading", stored.sigmas, 0, (s) => `σ = ${s}`);
     const gap = choice("gap", "distance of the two groups", stored.gaps, stored.gaps.length - 1,
       (g) => (g ? `${g} days` : "0 days: one group"));
     const sample = choice("sample", "which sample of plants", stored.samples, 0, (s) => `sample ${s}`);
@@ -34,8 +33,9 @@
 
     function draw() {
       const known = truth(gap());
-      const picture = axes({ width: 480, height: 320, x: [first + 5, last - 5], y: [0, Math.max(0.25, 1.6 * highest)],
-        title: "estimated density of the population", xTicks: [35, 40, 45, 50, 55, 60, 65], yTicks: [0, 0.05, 0.1, 0.15, 0.2],
+      const small = narrow(figure);
+      const picture = axes({ width: small ? 340 : 520, height: small ? 250 : 320, x: [32, 68], y: [0, 0.3], left: 50,
+        title: "estimated density of the population", xTicks: [35, 40, 45, 50, 55, 60, 65], yTicks: [0, 0.1, 0.2, 0.3],
         xLabel: "day of senescence τ (days)", yLabel: "density (1/day)" });
       const area = [[first, 0], ...grid.map((t, i) => [t, known[i]]), [last, 0]];
       picture.group.append(shape("path", { d: `${path(area, picture.at)}Z`, class: "truth" }));
@@ -58,7 +58,7 @@
       legend.append(element("span", {}, sign, ` ${label}`));
     }
     figure.prepend(pictures, legend, words, controls);
-    draw();
+    return draw;
   }
 
   Object.assign(window.interactive, { recovered: { truth, estimate, distance, grid, step } });

@@ -102,6 +102,15 @@ class Browser:
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
+    def offers(self, selector):
+        """Return whether the Tab key, pressed just before an element, leads to it."""
+        self.ask(
+            f"""{{ const next = document.querySelector({selector!r}), before = document.createElement("a");
+            before.tabIndex = 0; next.parentElement.insertBefore(before, next); before.focus(); }}"""
+        )
+        self.press("Tab")
+        return self.ask(f"document.activeElement === document.querySelector({selector!r})")
+
     def press(self, key):
         for kind in ("rawKeyDown", "keyUp"):
             self.send(

@@ -2,12 +2,13 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
+from stills import PAGES, still
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = {"coupling": "flows", "recovery": "how_many_plants"}
 if not (ROOT / "build" / "quick-site" / "book").is_dir():
     pytest.skip("no site: make build/quick-site/index.html", allow_module_level=True)
 both = pytest.mark.parametrize("name", PAGES)
@@ -49,7 +50,15 @@ def test_a_figure_says_what_it_is_and_has_a_still_picture_without_scripts(name, 
     assert letters >= 9  # pixels
     still = browser.ask(f"document.querySelector('{inside} noscript').textContent")
     assert f'src="../_static/interactive/{name}.svg"' in still
-    assert (ROOT / "build" / "quick-site" / "_static" / "interactive" / f"{name}.svg").read_text().count("<path") > 3
+
+
+@both
+def test_the_still_picture_is_the_figure_as_it_opens(name, browser, site):
+    browser.open(f"{site}/book/{PAGES[name]}.html")
+    stored = (ROOT / "build" / "quick-site" / "_static" / "interactive" / f"{name}.svg").read_text()
+    paths = re.findall(r' d="([^"]+)"', still(browser, name))
+    assert len(paths) > 3
+    assert re.findall(r' d="([^"]+)"', stored) == paths, "python tests/stills.py"
 
 
 @pytest.mark.parametrize("preset", ["Start", "No change", "Funnel", "Two layers"])

@@ -77,9 +77,7 @@ class Browser:
             deviceScaleFactor=1,
             mobile=width < 600,
         )
-        self.send(
-            "Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": theme}]
-        )
+        self.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": theme}])
         self.go("about:blank")
         for seen in (self.requests, self.sizes, self.complaints):
             seen.clear()
@@ -96,9 +94,7 @@ class Browser:
 
     def ask(self, expression):
         """Return the value of a JavaScript expression, a promise awaited."""
-        answer = self.send(
-            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
-        )
+        answer = self.send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
@@ -113,9 +109,7 @@ class Browser:
 
     def press(self, key):
         for kind in ("rawKeyDown", "keyUp"):
-            self.send(
-                "Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=KEYS[key]
-            )
+            self.send("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=KEYS[key])
             if key == "Enter" and kind == "rawKeyDown":
                 self.send("Input.dispatchKeyEvent", type="char", text="\r", key=key)
 
@@ -139,7 +133,9 @@ def served(folder: Path) -> Iterator[str]:
 def started(profile: Path) -> Iterator[Browser]:
     """Start Chromium with an empty profile."""
     process = subprocess.Popen(
-        [PROGRAM, f"--user-data-dir={profile}", *OPTIONS], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [PROGRAM, f"--user-data-dir={profile}", *OPTIONS],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     try:
         port, end = profile / "DevToolsActivePort", time.monotonic() + PATIENCE

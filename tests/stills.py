@@ -1,6 +1,6 @@
-"""Write the still pictures of the interactive figures, which pages show without scripts, from the site that is built.
+"""Write the still pictures of the interactive figures, as pages show them without scripts.
 
-    python tests/stills.py
+python tests/stills.py
 """
 
 import tempfile
@@ -10,7 +10,16 @@ from browser import served, started
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {"coupling": "flows", "recovery": "how_many_plants"}
-STYLED = ("fill", "fill-opacity", "stroke", "stroke-width", "stroke-dasharray", "opacity", "font-size", "text-anchor")
+STYLED = (
+    "fill",
+    "fill-opacity",
+    "stroke",
+    "stroke-width",
+    "stroke-dasharray",
+    "opacity",
+    "font-size",
+    "text-anchor",
+)
 DRAWN = """(() => {
   const styled = %s, panels = [...document.querySelectorAll("figure[data-interactive=%s] .pictures > svg")];
   const width = panels[0].viewBox.baseVal.width, height = panels[0].viewBox.baseVal.height;
@@ -20,7 +29,8 @@ DRAWN = """(() => {
       if (!["g", "clipPath"].includes(from.tagName))
         styled.forEach((name) => to[j].setAttribute(name, getComputedStyle(from).getPropertyValue(name)));
     });
-    const inside = copy.innerHTML.replaceAll(/clip-[a-z0-9]+/g, (word) => word === "clip-path" ? word : `clip${i}`);
+    const inside = copy.innerHTML.replaceAll(/clip-[a-z0-9]+/g,
+      (word) => word === "clip-path" ? word : `clip${i}`);
     return `<g transform="translate(${i * width} 0)">${inside}</g>`;
   });
   return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${panels.length * width} ${height}" `

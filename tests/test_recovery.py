@@ -58,7 +58,10 @@ def test_ten_days_apart_the_gaussian_is_wrong_and_thirty_plants_show_it():
     good = (0.04, 0.12)
     few, many = (wrong(10, (n,), good, ("mixture", "flow")) for n in (30, 300))
     assert f"the Gaussian puts {between(everywhere)} of the population in the wrong place" in PAGE
-    assert f"put at most {max(few)} % in the wrong place with 30 plants, and at most {max(many)} % with 300" in PAGE
+    assert (
+        f"put at most {max(few)} % in the wrong place with 30 plants, and at most {max(many)} % with 300"
+        in PAGE
+    )
     assert 2 * max(few) <= min(everywhere)
 
 
@@ -82,6 +85,14 @@ def test_one_group_costs_little_with_many_plants_and_few_plants_mislead():
     assert f"mixture and flow are at most {worse} points worse than the Gaussian" in PAGE
     highest = [max(v for gap in (0, 5, 10) for v in wrong(gap, (30,), (0.12, 0.24), (law,))) for law in LAWS]
     for law in LAWS[:2]:  # alike: half a day holds most of a group
-        laws = [STORED["estimates"][f"{gap}/30/{s}/{k}"][law] for gap in (0, 5, 10) for s in (0.12, 0.24) for k in (1, 2)]
+        laws = [
+            STORED["estimates"][f"{gap}/30/{s}/{k}"][law]
+            for gap in (0, 5, 10)
+            for s in (0.12, 0.24)
+            for k in (1, 2)
+        ]
         assert max(max(heights) for heights in laws) * STORED["unit"] > 0.5
-    assert "the Gaussian puts up to {} %, the mixture up to {} % and the flow up to {} %".format(*highest) in PAGE
+    assert (
+        "the Gaussian puts up to {} %, the mixture up to {} % and the flow up to {} %".format(*highest)
+        in PAGE
+    )

@@ -1,4 +1,4 @@
-"""The site in build/quick-site: pages, links, figures, tables; in a browser requests, widths, equations, solutions."""
+"""The site in build/quick-site: pages, links, tables; in a browser requests, widths, equations, solutions."""
 
 import re
 import subprocess
@@ -13,7 +13,9 @@ from bs4 import BeautifulSoup
 ROOT = Path(__file__).resolve().parent.parent
 SITE = ROOT / "build" / "quick-site"
 PAGES = sorted((SITE / "book").glob("*.html"))
-MOST_BYTES = 1_000_000  # of a page with its style sheets, scripts and fonts, before compression, figures not counted
+MOST_BYTES = (
+    1_000_000  # of a page with its style sheets, scripts and fonts, before compression, figures not counted
+)
 if not PAGES:
     pytest.skip("no site: make build/quick-site/index.html", allow_module_level=True)
 by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -53,7 +55,6 @@ def test_nothing_is_fetched_from_elsewhere(page):
 @by_page
 def test_figures_have_alternative_text_and_cells_no_errors(page):
     soup = parse(page)
-    article = soup.find("article") or soup
     for image in soup.find_all("img", src=lambda source: "logo_" not in source):
         assert len(image.get("alt", "")) > 60, image
     assert not soup.select(".cell_output .traceback, .output.traceback")
@@ -64,8 +65,6 @@ def test_figures_have_alternative_text_and_cells_no_errors(page):
 def test_chapters_show_their_figures():
     for name, least in (("shape", 3), ("arabidopsis", 3), ("senescence", 6)):
         assert len(parse(SITE / "book" / f"{name}.html").select("article figure img")) >= least
-
-
 
 
 @by_page
@@ -153,11 +152,17 @@ def test_nothing_is_wider_than_the_screen_unless_it_scrolls_in_its_box(page, wid
     browser.open(f"{site}/book/{page.name}", width=width)
     assert browser.ask("document.documentElement.scrollWidth") <= width
     assert browser.ask(WIDER) == []
-    assert browser.ask("""[...document.querySelectorAll("article table .number")]
-        .filter((e) => getComputedStyle(e).textAlign !== "right").length""") == 0
+    assert (
+        browser.ask("""[...document.querySelectorAll("article table .number")]
+        .filter((e) => getComputedStyle(e).textAlign !== "right").length""")
+        == 0
+    )
     code = "div.cell_input pre, div.highlight-python pre, div.highlight-bash pre"
-    assert browser.ask(f"""[...document.querySelectorAll("{code}")]
-        .filter((e) => e.clientWidth && e.scrollWidth > e.clientWidth + 1).map((e) => e.textContent)""") == []
+    assert (
+        browser.ask(f"""[...document.querySelectorAll("{code}")]
+        .filter((e) => e.clientWidth && e.scrollWidth > e.clientWidth + 1).map((e) => e.textContent)""")
+        == []
+    )
 
 
 CONTRASTS = """(() => {
@@ -167,7 +172,8 @@ CONTRASTS = """(() => {
     return [...canvas.getImageData(0, 0, 1, 1).data];
   };
   const luminance = (c) => {
-    const [r, g, b] = c.slice(0, 3).map((v) => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    const [r, g, b] = c.slice(0, 3).map((v) => v / 255)
+      .map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
   };
   const behind = (element) => {
@@ -177,7 +183,8 @@ CONTRASTS = """(() => {
     }
     return [255, 255, 255, 255];
   };
-  const texts = "figcaption p, figcaption, caption, .caption-text, .extra_footer p, .extra_footer a, .legend, .reading";
+  const texts = "figcaption p, figcaption, caption, .caption-text, .extra_footer p, .extra_footer a, "
+    + ".legend, .reading";
   return [...document.querySelectorAll(texts)].map((e) => {
     const [a, b] = [luminance(colour(getComputedStyle(e).color)), luminance(behind(e))];
     return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
@@ -191,8 +198,13 @@ def test_captions_can_be_read_in_both_modes(page, theme, browser, site):
     browser.open(f"{site}/book/{page.name}", theme=theme)
     assert browser.ask("document.documentElement.dataset.theme") == theme
     assert min(browser.ask(CONTRASTS)) >= 4.5
-    assert browser.ask("Math.min(...[...document.querySelectorAll('figcaption p')].map("
-                       "(e) => Number(getComputedStyle(e).fontWeight)).concat(400))") >= 400
+    assert (
+        browser.ask(
+            "Math.min(...[...document.querySelectorAll('figcaption p')].map("
+            "(e) => Number(getComputedStyle(e).fontWeight)).concat(400))"
+        )
+        >= 400
+    )
 
 
 @by_page
@@ -201,10 +213,15 @@ def test_equations_are_set_and_screen_readers_have_them(page, browser, site):
     written = len(parse(page).select("article .math"))
     assert browser.ask("document.querySelectorAll('article .math mjx-container').length") >= written
     assert browser.ask("document.querySelectorAll('article .math mjx-assistive-mml math').length") >= written
-    assert browser.ask("""[...document.querySelectorAll("article .math mjx-container")]
-        .filter((e) => e.offsetParent && !(e.getBoundingClientRect().width > 3)).length""") == 0
+    assert (
+        browser.ask("""[...document.querySelectorAll("article .math mjx-container")]
+        .filter((e) => e.offsetParent && !(e.getBoundingClientRect().width > 3)).length""")
+        == 0
+    )
     if written:
-        assert browser.ask("[...document.fonts].some((f) => f.family.startsWith('MJX') && f.status === 'loaded')")
+        assert browser.ask(
+            "[...document.fonts].some((f) => f.family.startsWith('MJX') && f.status === 'loaded')"
+        )
         assert not browser.ask("[...document.fonts].some((f) => f.status === 'error')")
     for text in parse(page).find("article").find_all(string=True):
         assert text.find_parent(["code", "pre", "script"]) or not re.search(r"\\\(|\\\[|\\frac|\$\\", text)
@@ -219,6 +236,12 @@ def test_solutions_are_folded_and_open_by_keyboard(page, browser, site):
     if solutions:
         assert browser.offers("div.solution.dropdown button.toggle-button")
         browser.press("Enter")
-        assert browser.ask("document.querySelectorAll('div.solution.dropdown.toggle-hidden').length") == solutions - 1
+        assert (
+            browser.ask("document.querySelectorAll('div.solution.dropdown.toggle-hidden').length")
+            == solutions - 1
+        )
         browser.press("Enter")
-        assert browser.ask("document.querySelectorAll('div.solution.dropdown.toggle-hidden').length") == solutions
+        assert (
+            browser.ask("document.querySelectorAll('div.solution.dropdown.toggle-hidden').length")
+            == solutions
+        )

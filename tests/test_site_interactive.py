@@ -25,7 +25,9 @@ def picture(browser, name):
 @both
 def test_every_slider_moves_the_picture_and_is_reached_by_keyboard(name, browser, site):
     browser.open(f"{site}/book/{PAGES[name]}.html")
-    sliders = browser.ask(f"[...document.querySelectorAll('{figure(name)} input[type=range]')].map((e) => e.id)")
+    sliders = browser.ask(
+        f"[...document.querySelectorAll('{figure(name)} input[type=range]')].map((e) => e.id)"
+    )
     assert len(sliders) >= 4
     for slider in sliders:
         element = f"document.getElementById('{slider}')"
@@ -40,13 +42,18 @@ def test_every_slider_moves_the_picture_and_is_reached_by_keyboard(name, browser
 def test_a_figure_says_what_it_is_and_has_a_still_picture_without_scripts(name, browser, site):
     browser.open(f"{site}/book/{PAGES[name]}.html", width=390)
     inside = figure(name)
-    assert browser.ask(f"[...document.querySelectorAll('{inside} input')].every((e) => e.labels.length === 1)")
+    assert browser.ask(
+        f"[...document.querySelectorAll('{inside} input')].every((e) => e.labels.length === 1)"
+    )
     assert browser.ask(f"[...document.querySelectorAll('{inside} .pictures svg')].every((e) => e.ariaLabel)")
     assert browser.ask(f"document.querySelector('{inside} .reading').ariaLive") == "polite"
-    assert browser.ask(f"[...document.querySelectorAll('{inside} input[type=range]')]"
-                       ".every((e) => e.getBoundingClientRect().height >= 24 && e.getBoundingClientRect().width >= 200)")
+    assert browser.ask(
+        f"[...document.querySelectorAll('{inside} input[type=range]')]"
+        ".every((e) => e.getBoundingClientRect().height >= 24 && e.getBoundingClientRect().width >= 200)"
+    )
     letters = browser.ask(f"""Math.min(...[...document.querySelectorAll("{inside} svg text")]
-        .map((e) => parseFloat(getComputedStyle(e).fontSize) * Math.hypot(e.getScreenCTM().a, e.getScreenCTM().b)))""")
+        .map((e) => [e.getScreenCTM(), parseFloat(getComputedStyle(e).fontSize)])
+        .map(([on, size]) => size * Math.hypot(on.a, on.b)))""")
     assert letters >= 9  # pixels
     still = browser.ask(f"document.querySelector('{inside} noscript').textContent")
     assert f'src="../_static/interactive/{name}.svg"' in still
@@ -81,7 +88,8 @@ def test_the_coupling_is_a_change_of_variables(preset, browser, site):
           note("way back, determinant", back.logdet + logdet);
         }}
         let mass = 0;
-        for (let x = -16; x < 16; x += 0.1) for (let y = -16; y < 16; y += 0.1) mass += 0.01 * density([x, y], k);
+        for (let x = -16; x < 16; x += 0.1)
+          for (let y = -16; y < 16; y += 0.1) mass += 0.01 * density([x, y], k);
         worst.mass = Math.max(worst.mass ?? 0, Math.abs(mass - 1));
       }}
       return worst;
@@ -93,11 +101,17 @@ def test_the_coupling_is_a_change_of_variables(preset, browser, site):
 
 def test_the_coupling_writes_the_log_determinant_of_what_it_draws(browser, site):
     browser.open(f"{site}/book/flows.html")
-    browser.ask("[...document.querySelectorAll('.presets button')].find((e) => e.textContent === 'Funnel').click()")
+    browser.ask(
+        "[...document.querySelectorAll('.presets button')].find((e) => e.textContent === 'Funnel').click()"
+    )
     expected = -0.2 + 0.8 * math.tanh(1)  # c + d tanh(u1)
-    assert float(browser.ask("document.querySelector('[data-logdet]').dataset.logdet")) == pytest.approx(expected)
+    assert float(browser.ask("document.querySelector('[data-logdet]').dataset.logdet")) == pytest.approx(
+        expected
+    )
     assert f"factor {math.exp(expected):.2f}" in browser.ask("document.querySelector('.reading').textContent")
-    contours = browser.ask("""[...document.querySelectorAll("figure.interactive .contour")].map((e) => e.getAttribute("d"))""")
+    contours = browser.ask(
+        """[...document.querySelectorAll("figure.interactive .contour")].map((e) => e.getAttribute("d"))"""
+    )
     assert len(contours) == 8
     assert contours[:4] != contours[4:]
 

@@ -12,10 +12,7 @@ from sphinx.application import Sphinx
 def label(entry: Entry) -> str:
     """Return, for instance, `Mallet, 1986` or `Yao et al., 2018`."""
     names = [" ".join([*one.prelast_names, *one.last_names]) for one in entry.persons["author"]]
-    if len(names) > 2 or names[-1] == "others":
-        who = f"{names[0]} et al."
-    else:
-        who = " and ".join(names)
+    who = f"{names[0]} et al." if len(names) > 2 or names[-1] == "others" else " and ".join(names)
     return f"{who}, {entry.fields['year']}"
 
 
@@ -33,7 +30,7 @@ class AuthorYear(Plain):  # type: ignore[misc]
     default_label_style = Labels
 
 
-def setup(app: Sphinx) -> dict[str, bool]:
+def setup(_: Sphinx) -> dict[str, bool]:
     """Register the style."""
     register_plugin("pybtex.style.formatting", "author_year", AuthorYear)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

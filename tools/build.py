@@ -1,4 +1,4 @@
-"""Build the site from executed chapters: stage them beside the pages, run jupyter-book, finish its pages, move it."""
+"""Build the site from executed chapters: stage them beside the pages, run jupyter-book, finish its pages."""
 
 import argparse
 import os
@@ -17,7 +17,7 @@ TOOLS = Path(__file__).resolve().parent
 
 
 def configure(stage: Path) -> tuple[str, str]:
-    """Write the configuration with version, commit and address; return the repository's address and branch."""
+    """Write the configuration with version, commit and address; return the last, and the branch."""
     text = (ROOT / "_config.yml").read_text()
     repository = yaml.safe_load(text)["repository"]
     address = pages.web_address(ROOT, repository["url"])

@@ -1,7 +1,7 @@
 """Set the equations of the site when it is built, so that no page has to load a typesetter.
 
-MathJax runs in an embedded JavaScript engine and writes HTML for its own fonts, beside it MathML, which screen readers
-read. All pages share one style sheet, of the characters that they use, and the fonts that it names.
+MathJax runs in an embedded JavaScript engine and writes HTML for its own fonts, beside it MathML, which
+screen readers read. All pages share one style sheet, of the characters that they use, and the fonts it names.
 """
 
 import html
@@ -74,6 +74,8 @@ class Typesetter:
         ValueError : MathJax does not understand it.
 
         """
+        drawn: str
+        mathml: str
         drawn, mathml = json.loads(self.engine.get("set")(tex, display))
         if "<merror" in mathml or "mjx-merror" in drawn:
             raise ValueError(f"MathJax does not understand {tex!r}")

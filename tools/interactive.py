@@ -2,9 +2,10 @@
 
     python tools/interactive.py
 
-A population of days of senescence tau: 60 % of the plants N(50 - gap / 2, 2^2), 40 % N(50 + gap / 2, 2^2), in days.
-Each plant's greenness 1 / (1 + exp((t - tau) / 3)) is read on six days with an error N(0, sigma^2); tau alone is unknown. Three laws are
-fitted to every data set, and their densities kept on a grid of tau. Three CPU minutes.
+A population of days of senescence tau: 60 % of the plants N(50 - gap / 2, 2^2), 40 % N(50 + gap / 2, 2^2), in
+days. Each plant's greenness 1 / (1 + exp((t - tau) / 3)) is read on six days with an error N(0, sigma^2).
+Nothing but tau is unknown. Three laws are fitted to every data set.
+Their densities are kept on a grid of days. Three CPU minutes.
 """
 
 import argparse

@@ -19,7 +19,7 @@ def version(root: Path) -> str:
 
 
 def web_address(root: Path, configured: str) -> str:
-    """Return where the repository lies on the web: its origin if that is on GitHub, else what is configured."""
+    """Return where the repository lies on the web: its origin if that is on GitHub, or what is configured."""
     command = ["git", "-C", str(root), "remote", "get-url", "origin"]
     origin = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     match = re.fullmatch(r"(?:https://github\.com/|git@github\.com:)([\w.-]+/[\w.-]+?)(?:\.git)?/?", origin)
@@ -60,6 +60,11 @@ def merge_names(table: Tag) -> None:
             cell.name = "td"
 
 
+def mark(cell: Tag) -> None:
+    """Mark a cell as a number's."""
+    cell["class"] = " ".join([name for name in cell.get_attribute_list("class") if name] + ["number"])
+
+
 def align(table: Tag) -> None:
     """Mark the columns of numbers, which the style sheet sets flush right."""
     body = [cells(row) for row in table.select("tbody tr")]
@@ -67,7 +72,7 @@ def align(table: Tag) -> None:
         for row in body:
             for cell in row:
                 if NUMBER.match(cell.get_text(" ", strip=True)):
-                    cell["class"] = [*cell.get("class", []), "number"]
+                    mark(cell)
         return
     heads = [cells(row) for row in table.select("thead tr")]
     for place in range(len(body[0])):
@@ -75,7 +80,7 @@ def align(table: Tag) -> None:
         written = [text for text in texts if text not in ABSENT]
         if written and all(NUMBER.match(text) for text in written):
             for row in (*body, *(head for head in heads if len(head) == len(body[0]))):
-                row[place]["class"] = [*row[place].get("class", []), "number"]
+                mark(row[place])
 
 
 def readable(match: re.Match[str]) -> str:
@@ -101,8 +106,10 @@ def set_citations(page: str) -> str:
 
 
 def page_links(name: str, repository: str, branch: str, chapter: bool) -> str:
-    """Return the links of one page: how to report a fault, and for a chapter its notebook, Binder and Colab."""
-    links = [f'<a href="{repository}/issues/new?title={quote(f"Page {name}: ")}">Report a fault on this page</a>']
+    """Return the links of one page: to report a fault, and for a chapter its notebook, Binder and Colab."""
+    links = [
+        f'<a href="{repository}/issues/new?title={quote(f"Page {name}: ")}">Report a fault on this page</a>'
+    ]
     if chapter:
         place = f"{repository.removeprefix('https://github.com/')}/blob/{branch}/{name}.ipynb"
         binder = f"{repository.removeprefix('https://github.com/')}/{branch}?urlpath=lab/tree/{name}.ipynb"

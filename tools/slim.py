@@ -64,7 +64,7 @@ def rules(sheet: str) -> Iterator[tuple[str, str | None]]:
 
 
 def used(selector: str, words: set[str]) -> bool:
-    """Return whether all classes of a selector are words of the site; those in :not() and its like do not count."""
+    """Return whether all classes of a selector are words of the site; those in :not() do not count."""
     bare = re.sub(r":(?:not|is|where|has)\((?:[^()]|\([^()]*\))*\)", "", selector)
     return set(CLASS.findall(bare)) <= words
 

@@ -127,3 +127,14 @@ def test_the_recovered_densities_are_those_stored(browser, site):
     assert browser.ask(drawn) == 3
     browser.ask("document.getElementById('box-flow').click()")
     assert browser.ask(drawn) == 2
+
+
+@both
+def test_without_scripts_the_still_picture_is_there_and_equations_are_set(name, browser, site):
+    browser.send("Emulation.setScriptExecutionDisabled", value=True)
+    try:
+        browser.open(f"{site}/book/{PAGES[name]}.html")
+        assert browser.ask(f"document.querySelector('{figure(name)} noscript img').naturalWidth > 0")
+        assert browser.ask("document.querySelectorAll('article mjx-container').length") > 3
+    finally:
+        browser.send("Emulation.setScriptExecutionDisabled", value=False)

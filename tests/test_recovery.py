@@ -1,0 +1,98 @@
+"""The stored fits of the figure 'How many plants?': densities, and every sentence of the page about them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+STORED = json.loads((ROOT / "data" / "interactive" / "recovery.json").read_text())
+PAGE = " ".join((ROOT / "book" / "how_many_plants.md").read_text().split())
+LAWS = ("Gaussian", "mixture", "flow")
+
+
+def wrong(gap, plants, sigmas, laws):
+    """The percentages of the population that some estimates put in the wrong place, over both samples."""
+    truth = np.array(STORED["truth"][str(gap)])
+    found = [
+        np.array(STORED["estimates"][f"{gap}/{n}/{sigma}/{sample}"][law])
+        for n in plants
+        for sigma in sigmas
+        for sample in STORED["samples"]
+        for law in laws
+    ]
+    return [round(50 * STORED["grid"][2] * STORED["unit"] * np.abs(one - truth).sum()) for one in found]
+
+
+def between(values):
+    return f"{min(values)} to {max(values)} %"
+
+
+def test_every_density_integrates_to_one():
+    cell = STORED["grid"][2] * STORED["unit"]
+    laws = [heights for laws in STORED["estimates"].values() for heights in laws.values()]
+    for heights in [*STORED["truth"].values(), *laws]:
+        assert cell * sum(heights) == pytest.approx(1, abs=0.005)
+    assert len(laws) == 3 * 3 * 3 * 2 * 3
+
+
+def test_the_file_is_small_and_says_how_it_was_made():
+    assert (ROOT / "data" / "interactive" / "recovery.json").stat().st_size < 100_000
+    about = json.loads((ROOT / "data" / "interactive" / "recovery.about.json").read_text())
+    assert about["command"] == "python tools/interactive.py"
+    assert {"nlmeflow", "torch"} <= set(about["versions"])
+
+
+def test_the_stored_truth_is_two_gaussian_groups():
+    first, last, step = STORED["grid"]
+    day = np.arange(first, last + step / 2, step)
+    for gap in STORED["gaps"]:
+        groups = ((0.6, 50 - gap / 2), (0.4, 50 + gap / 2))
+        density = sum(w * np.exp(-((day - m) ** 2) / 8) / np.sqrt(8 * np.pi) for w, m in groups)
+        assert np.abs(np.array(STORED["truth"][str(gap)]) * STORED["unit"] - density).max() < 1e-3
+
+
+def test_ten_days_apart_the_gaussian_is_wrong_and_thirty_plants_show_it():
+    everywhere = wrong(10, (30, 100, 300), (0.04, 0.12, 0.24), ("Gaussian",))
+    good = (0.04, 0.12)
+    few, many = (wrong(10, (n,), good, ("mixture", "flow")) for n in (30, 300))
+    assert f"the Gaussian puts {between(everywhere)} of the population in the wrong place" in PAGE
+    assert (
+        f"put at most {max(few)} % in the wrong place with 30 plants, and at most {max(many)} % with 300"
+        in PAGE
+    )
+    assert 2 * max(few) <= min(everywhere)
+
+
+def test_five_days_apart_three_hundred_plants_and_good_readings_are_needed():
+    small = [value for n in (30, 100) for value in wrong(5, (n,), (0.04,), LAWS)]
+    assert f"the three laws put {between(small)} in the wrong place with 30 or 100 plants" in PAGE
+    law, gaussian = wrong(5, (300,), (0.04,), ("mixture", "flow")), wrong(5, (300,), (0.04,), ("Gaussian",))
+    assert f"with 300, mixture and flow {between(law)} and the Gaussian {between(gaussian)}" in PAGE
+    assert f"With poor readings, σ = 0.24, all three put {between(wrong(5, (300,), (0.24,), LAWS))}" in PAGE
+    poor = zip(*(wrong(5, (300,), (0.24,), (law,)) for law in LAWS), strict=True)
+    assert max(max(one) - min(one) for one in poor) <= 2
+    assert 2 * max(law) <= min(gaussian)
+    for n in (30, 100):
+        gaussian = wrong(5, (n,), (0.04,), ("Gaussian",))
+        assert max(np.abs(np.subtract(wrong(5, (n,), (0.04,), (law,)), gaussian)).max() for law in LAWS) <= 3
+
+
+def test_one_group_costs_little_with_many_plants_and_few_plants_mislead():
+    gaussian = np.array(wrong(0, (300,), (0.04, 0.12, 0.24), ("Gaussian",)))
+    worse = max((np.array(wrong(0, (300,), (0.04, 0.12, 0.24), (law,))) - gaussian).max() for law in LAWS)
+    assert f"mixture and flow are at most {worse} points worse than the Gaussian" in PAGE
+    highest = [max(v for gap in (0, 5, 10) for v in wrong(gap, (30,), (0.12, 0.24), (law,))) for law in LAWS]
+    for law in LAWS[:2]:  # alike: half a day holds most of a group
+        laws = [
+            STORED["estimates"][f"{gap}/30/{s}/{k}"][law]
+            for gap in (0, 5, 10)
+            for s in (0.12, 0.24)
+            for k in (1, 2)
+        ]
+        assert max(max(heights) for heights in laws) * STORED["unit"] > 0.5
+    assert (
+        "the Gaussian puts up to {} %, the mixture up to {} % and the flow up to {} %".format(*highest)
+        in PAGE
+    )

@@ -1,0 +1,133 @@
+"""What the build adds to the pages of the site: a footer, and tables that can be read on any screen."""
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+from urllib.parse import quote
+
+from bs4 import BeautifulSoup, Tag
+
+NUMBER = re.compile(r"^[-+−±≤<>~]*\s*\d[\d,. ]*(e[-+]?\d+)?\s*%?(\s*(±|\(|to|–)\s*[-+−]?[\d,. ]+\)?%?)?$")
+ABSENT = {"", "nan", "–", "-", "—"}
+FOOTER = "{links of this page}"
+
+
+def version(root: Path) -> str:
+    """Return the version of the package."""
+    return str(tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"])
+
+
+def web_address(root: Path, configured: str) -> str:
+    """Return where the repository lies on the web: its origin if that is on GitHub, or what is configured."""
+    command = ["git", "-C", str(root), "remote", "get-url", "origin"]
+    origin = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    match = re.fullmatch(r"(?:https://github\.com/|git@github\.com:)([\w.-]+/[\w.-]+?)(?:\.git)?/?", origin)
+    return f"https://github.com/{match[1]}" if match else configured
+
+
+def commit(root: Path) -> str:
+    """Return the commit that the site is built from, or `unknown` outside of a repository."""
+    command = ["git", "-C", str(root), "rev-parse", "--short=10", "HEAD"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    return run.stdout.strip() or "unknown"
+
+
+def cells(row: Tag) -> list[Tag]:
+    """Return the cells of a row."""
+    return list(row.find_all(["th", "td"]))
+
+
+def merge_names(table: Tag) -> None:
+    """Move the names of the index, for which pandas opens a row of their own, into the row above."""
+    rows = table.select("thead tr")
+    if len(rows) > 1:
+        above, names = cells(rows[-2]), cells(rows[-1])
+        texts = [cell.get_text(strip=True) for cell in names]
+        levels = max((place + 1 for place, text in enumerate(texts) if text), default=0)
+        if 0 < levels < len(names) and len(above) == len(names):
+            for place in range(levels):
+                above[place].string = texts[place]
+            rows[-1].decompose()
+    for row in table.select("thead tr"):
+        if not row.get_text(strip=True):
+            row.decompose()
+    for head in table.find_all("thead"):
+        if not head.find("tr"):
+            head.decompose()
+    for cell in table.select("thead th"):
+        if not cell.get_text(strip=True) and not cell.find(True):
+            cell.name = "td"
+
+
+def mark(cell: Tag) -> None:
+    """Mark a cell as a number's."""
+    cell["class"] = " ".join([name for name in cell.get_attribute_list("class") if name] + ["number"])
+
+
+def align(table: Tag) -> None:
+    """Mark the columns of numbers, which the style sheet sets flush right."""
+    body = [cells(row) for row in table.select("tbody tr")]
+    if not body or len({len(row) for row in body}) > 1 or table.select("[colspan], [rowspan]"):
+        for row in body:
+            for cell in row:
+                if NUMBER.match(cell.get_text(" ", strip=True)):
+                    mark(cell)
+        return
+    heads = [cells(row) for row in table.select("thead tr")]
+    for place in range(len(body[0])):
+        texts = [row[place].get_text(" ", strip=True) for row in body]
+        written = [text for text in texts if text not in ABSENT]
+        if written and all(NUMBER.match(text) for text in written):
+            for row in (*body, *(head for head in heads if len(head) == len(body[0]))):
+                mark(row[place])
+
+
+def readable(match: re.Match[str]) -> str:
+    """Return a table with one header row, numbers flush right, in a box that scrolls."""
+    soup = BeautifulSoup(match[0], "html.parser")
+    table = soup.find("table")
+    assert isinstance(table, Tag)
+    merge_names(table)
+    align(table)
+    table.attrs.pop("border", None)
+    return f'<div class="table-box" tabindex="0" role="group" aria-label="Table">{soup}</div>'
+
+
+def set_tables(page: str) -> str:
+    """Return a page with readable tables."""
+    page = re.sub(r"<style scoped>.*?</style>\s*", "", page, flags=re.DOTALL)
+    return re.sub(r"<table.*?</table>", readable, page, flags=re.DOTALL)
+
+
+def set_citations(page: str) -> str:
+    """Return a page that cites works of many authors, given in part, as those whose authors are all given."""
+    return re.sub(r"(<a [^>]*>)([^<>]+) and others, (\d{4})", r"\1\2 <em>et al.</em>, \3", page)
+
+
+def page_links(name: str, repository: str, branch: str, chapter: bool) -> str:
+    """Return the links of one page: to report a fault, and for a chapter its notebook, Binder and Colab."""
+    links = [
+        f'<a href="{repository}/issues/new?title={quote(f"Page {name}: ")}">Report a fault on this page</a>'
+    ]
+    if chapter:
+        place = f"{repository.removeprefix('https://github.com/')}/blob/{branch}/{name}.ipynb"
+        binder = f"{repository.removeprefix('https://github.com/')}/{branch}?urlpath=lab/tree/{name}.ipynb"
+        links += [
+            f'<a href="../_sources/{name}.ipynb" download>Download this chapter, executed</a>',
+            f'<a href="https://mybinder.org/v2/gh/{binder}">Run it on Binder</a>',
+            f'<a href="https://colab.research.google.com/github/{place}">Open it in Colab</a>',
+        ]
+    return " · ".join(links)
+
+
+def set_site(site: Path, repository: str, branch: str) -> None:
+    """Mend the tables of all pages, and fill their footers."""
+    for path in sorted(site.rglob("*.html")):
+        page = path.read_text()
+        if FOOTER in page:
+            name = path.relative_to(site).with_suffix("").as_posix()
+            chapter = (site / "_sources" / f"{name}.ipynb").exists()
+            up = "../" * name.count("/")
+            page = page.replace(FOOTER, page_links(name, repository, branch, chapter)).replace("{up}", up)
+            path.write_text(set_citations(set_tables(page)))

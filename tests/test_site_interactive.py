@@ -133,7 +133,7 @@ def test_the_recovered_densities_are_those_stored(browser, site):
 def test_without_scripts_the_still_picture_is_there_and_equations_are_set(name, browser, site):
     browser.send("Emulation.setScriptExecutionDisabled", value=True)
     try:
-        browser.open(f"{site}/book/{PAGES[name]}.html")
+        browser.go(f"{site}/book/{PAGES[name]}.html")
         assert browser.ask(f"document.querySelector('{figure(name)} noscript img').naturalWidth > 0")
         assert browser.ask("document.querySelectorAll('article mjx-container').length") > 3
     finally:

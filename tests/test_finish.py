@@ -46,7 +46,8 @@ def test_a_header_row_without_words_goes_and_a_column_of_words_stays_left():
 
 
 @pytest.mark.parametrize(
-    "number", ["1", "-0.25", "−3", "1,434", "34 %", "0.41 (0.02)", "1e-05", "12 ± 3", "≤ 4"]
+    "number",
+    ["1", "-0.25", "−3", "1,434", "34 %", "0.41 (0.02)", "1e-05", "12 ± 3", "≤ 4", "0.55 (smoothed)"],
 )
 def test_a_number_is_known_as_one(number):
     assert pages.NUMBER.match(number)

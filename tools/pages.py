@@ -8,7 +8,9 @@ from urllib.parse import quote
 
 from bs4 import BeautifulSoup, Tag
 
-NUMBER = re.compile(r"^[-+−±≤<>~]*\s*\d[\d,. ]*(e[-+]?\d+)?\s*%?(\s*(±|\(|to|–)\s*[-+−]?[\d,. ]+\)?%?)?$")
+NUMBER = re.compile(
+    r"^[-+−±≤<>~]*\s*\d[\d,. ]*(e[-+]?\d+)?\s*%?(\s*(±|to|–)\s*[-+−]?[\d,. ]+%?|\s*\([^()]*\))?$"
+)
 ABSENT = {"", "nan", "NaN", "None", "–", "-", "—"}
 FOOTER = "{links of this page}"
 

@@ -8,8 +8,10 @@ from urllib.parse import quote
 
 from bs4 import BeautifulSoup, Tag
 
-NUMBER = re.compile(r"^[-+−±≤<>~]*\s*\d[\d,. ]*(e[-+]?\d+)?\s*%?(\s*(±|\(|to|–)\s*[-+−]?[\d,. ]+\)?%?)?$")
-ABSENT = {"", "nan", "–", "-", "—"}
+NUMBER = re.compile(
+    r"^[-+−±≤<>~]*\s*\d[\d,. ]*(e[-+]?\d+)?\s*%?(\s*(±|to|–)\s*[-+−]?[\d,. ]+%?|\s*\([^()]*\))?$"
+)
+ABSENT = {"", "nan", "NaN", "None", "–", "-", "—"}
 FOOTER = "{links of this page}"
 
 
@@ -66,21 +68,18 @@ def mark(cell: Tag) -> None:
 
 
 def align(table: Tag) -> None:
-    """Mark the columns of numbers, which the style sheet sets flush right."""
-    body = [cells(row) for row in table.select("tbody tr")]
-    if not body or len({len(row) for row in body}) > 1 or table.select("[colspan], [rowspan]"):
-        for row in body:
-            for cell in row:
-                if NUMBER.match(cell.get_text(" ", strip=True)):
-                    mark(cell)
-        return
-    heads = [cells(row) for row in table.select("thead tr")]
-    for place in range(len(body[0])):
-        texts = [row[place].get_text(" ", strip=True) for row in body]
+    """Mark the columns of numbers, which the style sheet sets flush right.
+
+    Columns are counted from the right, because names of an index may span rows.
+    """
+    rows = [cells(row) for row in table.select("tbody tr") if not row.select("[colspan]")]
+    heads = [cells(row) for row in table.select("thead tr") if not row.select("[colspan]")]
+    for place in range(1, min(map(len, rows), default=0) + 1):
+        texts = [row[-place].get_text(" ", strip=True) for row in rows]
         written = [text for text in texts if text not in ABSENT]
         if written and all(NUMBER.match(text) for text in written):
-            for row in (*body, *(head for head in heads if len(head) == len(body[0]))):
-                mark(row[place])
+            for row in (*rows, *(head for head in heads if len(head) >= place)):
+                mark(row[-place])
 
 
 def readable(match: re.Match[str]) -> str:

@@ -8,6 +8,7 @@
 #   make study STUDY=core     run a study of tools/studies into data/studies; goes on where it was interrupted
 #   make study PROFILE=quick  a few jobs of it again: have they the stored rows?
 #   make store                keep figures and tables of the chapters in data/ (needs the real data)
+#   make class                class notebooks in build/class: the exercises without their solutions
 #   make clean                remove what was built, keep the environment
 #
 # PyTorch: on Linux `pip install torch` takes a build with CUDA, several gigabytes. The CPU build:
@@ -39,7 +40,7 @@ STORED := $(shell find data -type f)
 EXECUTED := $(CHAPTERS:book/%=build/published/%)
 QUICK := $(CHAPTERS:book/%=build/quick/%)
 
-.PHONY: book test quick report study store clean setup check-code check-format check-types check-layers check-dead check-notebooks
+.PHONY: book test quick report study store class clean setup check-code check-format check-types check-layers check-dead check-notebooks
 .DELETE_ON_ERROR:
 
 book: $(INSTALLED)
@@ -121,6 +122,9 @@ store: $(INSTALLED)
 	NLMEFLOW_STORE=1 $(BIN)/python tools/execute.py book/shape.ipynb build/store/shape.ipynb
 	NLMEFLOW_STORE=1 $(BIN)/python tools/execute.py book/arabidopsis.ipynb build/store/arabidopsis.ipynb
 	NLMEFLOW_STORE=1 $(BIN)/python tools/execute.py book/senescence.ipynb build/store/senescence.ipynb
+
+class: $(INSTALLED)
+	$(BIN)/python tools/classroom.py
 
 clean:
 	rm -rf build

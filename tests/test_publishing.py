@@ -89,7 +89,7 @@ def test_an_entry_of_the_manifest_has_a_file_and_a_command_that_exist(entry):
     if words[0] == "-m":
         assert words[:3] == ["-m", "nlmeflow.studies", "run"]
         study = yaml.safe_load((ROOT / words[3]).read_text())
-        assert {"measure", "grid", "replicates"} <= set(study)
+        assert {"measure", "grid"} <= set(study)
         assert len(words) == 4
     else:
         assert (ROOT / words[0]).is_file()

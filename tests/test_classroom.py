@@ -102,7 +102,7 @@ def test_outputs_are_removed():
 def test_a_class_notebook_runs(tmp_path):
     command = [sys.executable, "tools/classroom.py", "book/rosetta.ipynb", "--out", str(tmp_path)]
     run = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
-    assert "rosetta.ipynb: 1 exercise" in run.stdout
+    assert "rosetta.ipynb: 3 exercises" in run.stdout
     command = [
         sys.executable,
         "tools/execute.py",

@@ -101,7 +101,7 @@ def classroom(notebook: NotebookNode) -> NotebookNode:
         else:
             new = cell.copy()
             if cell.cell_type == "code":
-                new.outputs, new.execution_count = [], None
+                new.update(outputs=[], execution_count=None)
             chapter.cells.append(new)
     if chapter.inside:
         raise ValueError("A solution has no end.")

@@ -187,3 +187,11 @@ def test_first_values_know_what_is_censored():
     assert torch.equal(first.nearest(below)[hidden], below[hidden])
     assert first.nearest(above)[hidden].unique().tolist() == [limit]
     assert torch.equal(first.nearest(above)[~hidden], first.data.response[~hidden])
+
+
+def test_no_warning_where_nothing_is_known_to_either_side():
+    frame = pd.DataFrame({"plant": [1, 1, 2, 2], "day": [0, 1, 0, 1], "green": [1.0, 0.1, 0.9, 0.2]})
+    kinds = frame.assign(kind=["", "left", "", "interval"], limit=[np.nan, np.nan, np.nan, 0.4])
+    with np.errstate(invalid="raise"):
+        data = nf.LongitudinalData.from_frame(kinds, "plant", "day", "green", censoring="kind", limit="limit")
+    assert data.response.tolist() == [[1.0, 0.1], [0.9, pytest.approx(0.3)]]

@@ -163,7 +163,8 @@ class LongitudinalData:
         bounds = None
         if censoring is not None:
             sides = censoring_bounds(frame, response, values, censoring, limit)
-            values = np.where(np.isfinite(sides).all(0), np.mean(sides, 0), values)
+            both = np.isfinite(sides).all(0)
+            values = np.where(both, np.mean(np.where(both, sides, 0.0), 0), values)
         padded = _pad(code[keep], times[keep], values[keep], len(labels))
         if censoring is not None:
             low, high = (_pad(code[keep], times[keep], side[keep], len(labels))[1] for side in sides)

@@ -24,6 +24,7 @@ from nlmeflow.estimation.start import reach
 from nlmeflow.fitting.fitted import check_finite
 from nlmeflow.fitting.suspicions import suspicions
 from nlmeflow.laws.gaussian import GaussianLaw
+from nlmeflow.laws.mixture import MixtureLaw
 
 DAYS = np.arange(30.0, 75, 5)
 CURVE = nf.curves.logistic_senescence()
@@ -686,3 +687,21 @@ def test_what_needs_an_extra_names_it_where_it_is_absent(name, package, extra, m
     message = f"nlmeflow.{name} needs the package {package}: pip install 'nlmeflow[{extra}]'"
     with pytest.raises(ModuleNotFoundError, match=re.escape(message)):
         getattr(nf, name)
+
+
+def test_large_noise_does_not_send_a_fixed_parameter_off():
+    """Linearisations lead from a good place to a step without slope; the best place on the way is taken."""
+    model = nf.Model(nf.curves.logistic_senescence(), fixed=("A", "s"))
+    one = torch.tensor([[2.0]], dtype=torch.float64)
+    groups = MixtureLaw(
+        torch.tensor([0.6, 0.4]).double(),
+        50 + torch.tensor([[-2.5], [2.5]]).double(),
+        one.expand(2, 1, 1),
+        one / 100,
+    )
+    days = [32.0, 40.0, 48.0, 56.0, 64.0, 72.0]
+    for seed in (1034, 1035, 1134):
+        data, _ = model.simulate(groups, days, 300, seed, 0.24, A=1.0, s=3.0)
+        fit = model.fit(data, seed=1, progress=False)
+        assert fit.converged
+        assert abs(fit.fixed["s"] - 3.0) < 1.2

@@ -164,13 +164,18 @@ def _climb(
     narrow: float,
     longest: float | None = None,
 ) -> GaussianStart:
-    """Climb from first values, with `narrow` times their residual error."""
+    """Climb from first values, with `narrow` times their residual error.
+
+    With `longest`, steps are short, and the place of highest likelihood on the way is returned: where noise is
+    large, linearisations may lead from a good place to a curve without slope, and off.
+    """
     law, beta, sigma = first_gaussian(problem, first, specification)
     most = FAR * sigma
     if narrow < 1 and not problem.residual.given:
         law, sigma = replace(law, factor=WIDER * law.factor), narrow * sigma
     phi = law.mean.expand(len(problem), -1).clone()
     damping = phi.new_full((len(phi),), 1e-4)
+    best: tuple[float, GaussianStart] | None = None
     for iteration in range(max_iterations):
         for _ in range(3 if iteration < 5 else 1):
             phi, _, damping = _newton(problem, phi, law, beta, sigma, damping)
@@ -186,9 +191,21 @@ def _climb(
             ]
         )
         law, beta, sigma = new_law, new_beta, new_sigma
-        _check(problem, law, beta, sigma, most)
-        if settled := bool(change.abs().max() < tolerance):
+        try:
+            _check(problem, law, beta, sigma, most)
+        except EstimationError:
+            if best is None:
+                raise
             break
+        settled = bool(change.abs().max() < tolerance)
+        if longest is not None:
+            place = GaussianStart(law, beta, sigma, modes(problem, law, beta, sigma, phi, steps=4), settled)
+            value = _log_likelihood(problem, place)
+            best = (value, place) if best is None or value > best[0] else best
+        if settled:
+            break
+    if best is not None:
+        return best[1]
     return GaussianStart(law, beta, sigma, modes(problem, law, beta, sigma, phi, steps=4), settled)
 
 

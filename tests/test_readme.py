@@ -1,4 +1,4 @@
-"""README.md: its tour prints what it shows, its commands are those of the project, its links lead somewhere."""
+"""README.md: its tour prints what it shows, its commands and links are those of the project."""
 
 import contextlib
 import io
@@ -154,12 +154,12 @@ def test_the_numbers_of_the_reliability_study_are_those_that_are_stored():
     below = table.loc[table["end"] == "below", "why"].iloc[0]
     text = " ".join(README.split())
     assert (
-        f"of {len(table):,} random data sets {ends['converged']} fits converged, {ends['refused']} were refused at "
-        "once"
+        f"of {len(table):,} random data sets {ends['converged']} fits converged, "
+        f"{ends['refused']} were refused at once"
     ) in text
     assert (
-        f"{ends['explained']} ended in an explanation, {ends['not converged']} said that they had not converged, "
-        f"and one converged {float(below.split()[0]):.0f} nats below what was simulated."
+        f"{ends['explained']} ended in an explanation, {ends['not converged']} said that they had not "
+        f"converged, and one converged {float(below.split()[0]):.0f} nats below what was simulated."
     ) in text
     assert ends["below"] == 1
 

@@ -250,21 +250,6 @@ def test_without_the_real_data_the_stored_results_are_shown(chapter, figures, wo
     assert any(word in o.get("data", {}).get("text/plain", "") for o in outputs)
 
 
-def test_the_readme_tells_the_truth():
-    text = (ROOT / "README.md").read_text()
-    for command in ("make book", "make test"):
-        assert command in text
-    for name, value in re.findall(r"papermill book/(\w+)\.ipynb out\.ipynb -p (\w+)", text):
-        assert value in papermill.inspect_notebook(str(ROOT / "book" / f"{name}.ipynb"))
-    for target in re.findall(r"\]\(([^)#:]+)\)", text):
-        assert (ROOT / target).exists(), target
-    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.S)
-    assert blocks
-    space = {}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), space)
-
-
 def test_the_reference_shows_every_public_name_and_its_examples_run(tmp_path, monkeypatch):
     text = (ROOT / "book" / "api.md").read_text()
     missing = [name for name in nf.__all__ if not re.search(rf"`(nf\.)?{name}\b", text)]

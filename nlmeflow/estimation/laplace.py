@@ -166,8 +166,8 @@ def _climb(
 ) -> GaussianStart:
     """Climb from first values, with `narrow` times their residual error.
 
-    With `longest`, steps are short, and the place of highest likelihood on the way is returned: where noise is
-    large, linearisations may lead from a good place to a curve without slope, and off.
+    With `longest`, steps are short, and the place of highest likelihood on the way is returned: where noise
+    is large, linearisations may lead from a good place to a curve without slope, and off.
     """
     law, beta, sigma = first_gaussian(problem, first, specification)
     most = FAR * sigma

@@ -5,7 +5,6 @@ import io
 import re
 import runpy
 import shlex
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -128,24 +127,20 @@ def test_a_command_is_one_that_the_project_has(command, monkeypatch):
         pytest.fail(f"no test for this kind of command: {command}")
 
 
-@pytest.mark.slow
-def test_the_command_for_ones_own_table_writes_a_report(tmp_path):
-    """`make report` as on the page, with fewer refits, by this interpreter."""
+def test_the_command_for_ones_own_table_is_what_the_report_takes():
+    """What `make report` runs; tests/test_own_data.py runs it."""
     (command,) = [command for command in COMMANDS if command.startswith("make report")]
-    shutil.copy(ROOT / "data" / "example" / "two_strategies.csv", tmp_path / "my.csv")
-    out = tmp_path / "report"
-    words = shlex.split(command.replace("my.csv", str(tmp_path / "my.csv")))
-    shown = subprocess.run(
-        [*words[:1], "-n", *words[1:], f"OUT={out}", "REFITS=20", "FOLDS=3"],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
-    line = next(part for part in shown.replace("\\\n", " ").splitlines() if "tools/report.py" in part)
-    subprocess.run([sys.executable, *shlex.split(line)[1:]], cwd=ROOT, check=True, capture_output=True)
-    assert (out / "report.html").is_file()
-    assert list((out / "tables").glob("*.csv"))
+    words = shlex.split(command)
+    run = subprocess.run([*words[:1], "-n", *words[1:]], cwd=ROOT, check=True, capture_output=True, text=True)
+    shown = run.stdout.replace("\\\n", " ").splitlines()
+    line = shlex.split(next(part for part in shown if "tools/report.py" in part))
+    assert line[1:5] == ["tools/report.py", "my.csv", "--out", "build/report"]
+    assert line[5::2] == ["--set"] * 3
+    settings = dict(word.split("=") for word in line[6::2])
+    assert settings == {"individual": "variety", "time": "day", "response": "greenness"}
+    assert set(settings) <= set(papermill.inspect_notebook(str(ROOT / "book" / "your_data.ipynb")))
+    columns = (ROOT / "data" / "example" / "two_strategies.csv").read_text().splitlines()[0].split(",")
+    assert list(settings.values()) == columns
 
 
 def test_the_numbers_of_the_reliability_study_are_those_that_are_stored():

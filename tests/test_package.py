@@ -106,6 +106,7 @@ def test_the_source_archive_holds_the_package_and_no_test(wheel):
 
 
 def test_the_wheel_holds_the_package_and_its_types_and_nothing_else(wheel):
+    assert f"pip install dist/{wheel.name}\n" in (ROOT / "README.md").read_text()
     files = set(zipfile.ZipFile(wheel).namelist())
     assert {"nlmeflow/py.typed", "nlmeflow/laws/flow/network.py", "nlmeflow/studies/core.py"} <= files
     assert {file.split("/")[0].split("-")[0] for file in files} == {"nlmeflow"}

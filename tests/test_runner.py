@@ -71,7 +71,7 @@ def scheduler(tmp_path_factory):
     with Client(scheduler_file=str(address)) as client:
         client.shutdown()
     for process in started:
-        process.wait(timeout=30)
+        process.wait(timeout=120)
 
 
 def until(happens):
@@ -159,7 +159,7 @@ def test_an_interrupted_run_goes_on_and_repeats_no_job_that_was_kept(study, sche
     )
     until(lambda: len(list(out.glob("parts/*.parquet"))) == 5)
     started.send_signal(signal.SIGINT)
-    _, errors = started.communicate(timeout=60)
+    _, errors = started.communicate(timeout=240)
     assert started.returncode == 130
     assert errors.endswith("Interrupted. Jobs that had finished are kept; the same command goes on.\n")
     assert len(table(out)) == 10

@@ -82,8 +82,8 @@ def test_tables_have_header_rows_that_say_something_and_numbers_flush_right(page
 
 
 def test_references_are_labelled_as_the_text_cites_them():
-    soup = parse(SITE / "book" / "index.html")
-    assert soup.select_one("#bibliography h2, #bibliography > h2")
+    soup = parse(SITE / "book" / "references.html")
+    assert soup.select_one("#references h1, #references > h1")
     labels = {label.get_text().strip("[]") for label in soup.select(".citation > .label")}
     assert len(labels) > 20
     assert all(re.fullmatch(r"[^\d]+, \d{4}[a-z]?", label) for label in labels)

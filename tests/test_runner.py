@@ -71,7 +71,7 @@ def scheduler(tmp_path_factory):
     with Client(scheduler_file=str(address)) as client:
         client.shutdown()
     for process in started:
-        process.wait(timeout=120)
+        process.wait(timeout=60)
 
 
 def until(happens):
@@ -155,11 +155,17 @@ def test_an_interrupted_run_goes_on_and_repeats_no_job_that_was_kept(study, sche
     hold.touch()
     command = ["run", str(study), "--out", str(out), "--scheduler", scheduler]
     started = subprocess.Popen(
-        [sys.executable, "-m", "nlmeflow.studies", *command], cwd=ROOT, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "nlmeflow.studies", *command],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # what runs in the background ignores it
     )
     until(lambda: len(list(out.glob("parts/*.parquet"))) == 5)
     started.send_signal(signal.SIGINT)
-    _, errors = started.communicate(timeout=240)
+    _, errors = started.communicate(timeout=60)
     assert started.returncode == 130
     assert errors.endswith("Interrupted. Jobs that had finished are kept; the same command goes on.\n")
     assert len(table(out)) == 10

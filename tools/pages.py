@@ -1,12 +1,13 @@
 """What the build adds to the pages of the site: a footer, and tables that can be read on any screen."""
 
 import re
-import subprocess
 import tomllib
 from pathlib import Path
 from urllib.parse import quote
 
 from bs4 import BeautifulSoup, Tag
+
+from nlmeflow.studies.table import git
 
 NUMBER = re.compile(
     r"^[-+−±≤<>~]*\s*\d[\d,. ]*(e[-+]?\d+)?\s*%?(\s*(±|to|–)\s*[-+−]?[\d,. ]+%?|\s*\([^()]*\))?$"
@@ -22,17 +23,14 @@ def version(root: Path) -> str:
 
 def web_address(root: Path, configured: str) -> str:
     """Return where the repository lies on the web: its origin if that is on GitHub, or what is configured."""
-    command = ["git", "-C", str(root), "remote", "get-url", "origin"]
-    origin = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    origin = git(root, "remote", "get-url", "origin") or ""
     match = re.fullmatch(r"(?:https://github\.com/|git@github\.com:)([\w.-]+/[\w.-]+?)(?:\.git)?/?", origin)
     return f"https://github.com/{match[1]}" if match else configured
 
 
 def commit(root: Path) -> str:
     """Return the commit that the site is built from, or `unknown` outside of a repository."""
-    command = ["git", "-C", str(root), "rev-parse", "--short=10", "HEAD"]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    return run.stdout.strip() or "unknown"
+    return git(root, "rev-parse", "--short=10", "HEAD") or "unknown"
 
 
 def cells(row: Tag) -> list[Tag]:

@@ -283,6 +283,12 @@ def ratios(rows: pd.DataFrame, law: str = "stacked") -> pd.Series:
     return means[law] / means[["gaussian", "mixture"]].min(axis=1)
 
 
+def mean_ratios(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return geometric means of `ratios` over the scenarios: a row for each law, a column for each design."""
+    laws = {law: np.log(ratios(rows, law)).groupby("design").mean() for law in rows["law"].unique()}
+    return pd.DataFrame(np.exp(pd.DataFrame(laws).T))
+
+
 def relative_to(rows: pd.DataFrame, usual: str) -> pd.DataFrame:
     """Return KL of each variant of a law over that of the usual one, one column per design.
 
@@ -313,14 +319,10 @@ def report(rows: pd.DataFrame) -> None:
     print("\nTotal variation\n", table(rows[~detail], "tv").to_string())
     print("\nLoss on new individuals, nats each\n", table(rows[~detail], "loss", 4).to_string())
     print("\nRegret of conditional means\n", table(rows[~detail], "regret").to_string())
-    against = {law: ratios(rows, law) for law in rows["law"].unique()}
-    geometric = pd.DataFrame(
-        {law: np.exp(np.log(ratio).groupby("design").mean()) for law, ratio in against.items()}
-    )
     print("\nKL of the stacked law over the better of Gaussian and mixture (in hindsight)")
-    print(against["stacked"].unstack("design").round(2).to_string())
+    print(ratios(rows).unstack("design").round(2).to_string())
     print("\nThe same ratio for every law and rule, geometric mean over the scenarios")
-    print(geometric.T.round(3).to_string())
+    print(mean_ratios(rows).round(3).to_string())
     right = rows[rows["law"] == "stacked"]
     right = right.assign(right=right["modes"] == right["scenario"].map(scenarios.MODES))
     print("\nShare of replicates with the right number of modes (stacked)")

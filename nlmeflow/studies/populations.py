@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from nlmeflow.studies.core import SETS, Look, compared, oracle_row
-from nlmeflow.studies.random_populations import random
+from nlmeflow.studies.random_populations import RandomPopulation, random
 from nlmeflow.studies.run import Row
 from nlmeflow.studies.scenarios import best_gaussian
 
@@ -23,11 +23,16 @@ def measure(seed: int, d: int, laws: str = "core", n: int = 200) -> list[Row]:
     has the population's kind, base, number of maps and lowest reliability of a parameter.
     """
     known = random(seed, d, n)
-    about = {"kind": known.kind, "base": known.base.partition(" of ")[0], "maps": len(known.maps)}
-    reliability = {"reliability": float(known.reliability.min())}
     closest = {"law": "best gaussian", **Look.at(known.law).measures(best_gaussian(known.law))}
     rows = [*compared(known, seed, SETS[laws]), oracle_row(known, seed), closest]
-    return [about | reliability | row for row in rows]
+    about = described(known)
+    return [about | row for row in rows]
+
+
+def described(known: RandomPopulation) -> Row:
+    """Return what rows say of a population: kind, base, number of maps, lowest reliability of a parameter."""
+    about = {"kind": known.kind, "base": known.base.partition(" of ")[0], "maps": len(known.maps)}
+    return about | {"reliability": float(known.reliability.min())}
 
 
 def divergences(rows: pd.DataFrame) -> pd.DataFrame:

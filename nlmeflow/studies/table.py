@@ -158,11 +158,11 @@ def noted(table: Table, source: Path, workers: int, **about: Any) -> Iterator[di
     """
     path, begun = table.folder / "about.json", perf_counter()
     earlier = json.loads(path.read_text())["runs"] if path.exists() else []
-    changes = _git(source.parent, "status", "--porcelain")
+    changes = git(source.parent, "status", "--porcelain")
     this: dict[str, Any] = {
         "command": shlex.join(["python", "-m", "nlmeflow.studies", *sys.argv[1:]]),
         "begun": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _git(source.parent, "rev-parse", "HEAD"),
+        "commit": git(source.parent, "rev-parse", "HEAD"),
         "uncommitted": changes and [line[3:] for line in changes.splitlines()],
         "versions": versions(),
         "machine": {
@@ -188,7 +188,7 @@ def noted(table: Table, source: Path, workers: int, **about: Any) -> Iterator[di
         write()
 
 
-def _git(folder: Path, *words: str) -> str | None:
+def git(folder: Path, *words: str) -> str | None:
     """Return what git says about a folder; None where there is no git or no repository."""
     with suppress(FileNotFoundError, subprocess.CalledProcessError):
         command = ["git", "-C", str(folder), *words]

@@ -15,7 +15,7 @@ two-stage flow : a spline flow learned from posterior draws under the Gaussian f
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 import numpy as np
@@ -36,7 +36,7 @@ from nlmeflow.numerics import TINY
 from nlmeflow.running import estimating
 from nlmeflow.seeds import Stream, derive, generator
 from nlmeflow.studies.core import FOLDS, Look
-from nlmeflow.studies.populations import divergences, headline
+from nlmeflow.studies.populations import described, divergences, headline
 from nlmeflow.studies.random_populations import random
 from nlmeflow.studies.run import Row
 
@@ -63,12 +63,7 @@ def measure(seed: int, d: int, n: int = 200) -> list[Row]:
     folds = Folds.random(n, FOLDS, derive(seed, Stream.COMPARISON_FOLDS))
     task = known.model.task(known.data, seed=seed, folds=folds)
     comparison = compare_task(known.model, task, (Gaussian(), Mixture()), known.data.labels, progress=False)
-    about = {
-        "kind": known.kind,
-        "base": known.base.partition(" of ")[0],
-        "maps": len(known.maps),
-        "reliability": float(known.reliability.min()),
-    }
+    about = described(known)
     with estimating():
         look = Look.at(known.law)
         laws = {name: look.log_prob(fit.law.density()) for name, fit in comparison.fits.items()}
@@ -114,8 +109,7 @@ def averages(look: Look, training: TrainingSet, folds: Folds) -> Iterator[tuple[
         yield f"average: {kind} on both bases", average(members)
     for temperature in (1.0, 4.0):
         yield f"weights: temperature {temperature:g}", average(found, temperature=temperature)
-    free = [Candidate(one.name, one.law, one.parts, one.scores, one.refit) for one in found]
-    yield "weights: no penalty", average(free)
+    yield "weights: no penalty", average([replace(one, penalty=0.0) for one in found])
     yield "weights: stacking", average(found, strength=1e-3)
     table = torch.stack([at[one.name] for one in found], 1)
     best = stacking_weights(table, strength=TINY)

@@ -170,6 +170,12 @@ _SENESCENCE = {
     "M": (np.array([33.0, 39, 44, 48, 52, 56, 62, 69]), 0.04),
     "S": (np.array([36.0, 45, 51, 57, 66]), 0.08),
 }
+_SENESCENCE |= {  # the same times with other errors
+    "R.02": (_SENESCENCE["R"][0], 0.02),
+    "R.08": (_SENESCENCE["R"][0], 0.08),
+    "M.08": (_SENESCENCE["M"][0], 0.08),
+    "S.15": (_SENESCENCE["S"][0], 0.15),
+}
 _L8 = {"R": _SENESCENCE["M"], "M": _SENESCENCE["M"], "S": (_SENESCENCE["M"][0], 0.12)}
 _ORAL = {
     "R": (np.array([0.25, 0.5, 1, 2, 4, 6, 8, 12, 24]), 0.15),
@@ -192,9 +198,10 @@ DESIGNS: dict[str, dict[str, tuple[np.ndarray, float]]] = {
 def load(name: str, design: str = "R", n: int = 200, seed: int = 0) -> Scenario:
     """Simulate a scenario of the benchmark; a larger n contains the individuals of the smaller.
 
-    name : "L1" to "L8", "P1", "P2". design : "R" rich or "S" sparse; "M" for L1 to L8; "H", two
-        observations of P1 in which the parameters cannot be told apart. In L8 "R" is design M, and
-        "S" is M with sigma = .12. seed : of the replicate.
+    name : "L1" to "L8", "P1", "P2". design : "R" rich or "S" sparse; "M" for L1 to L8; "R.02", "R.08",
+        "M.08", "S.15" for L1 to L7, the same times with sigma = .02, .08, .08, .15; "H", two observations of
+        P1 in which the parameters cannot be told apart. In L8 "R" is design M, and "S" is M with
+        sigma = .12. seed : of the replicate.
 
     Raises
     ------

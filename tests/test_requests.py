@@ -1,5 +1,6 @@
 """nlmeflow.data, nlmeflow.fitting: what people hand in is taken where it is clear, else refused in words."""
 
+import math
 import os
 import pickle
 import re
@@ -21,6 +22,7 @@ import torch
 import nlmeflow as nf
 from nlmeflow.estimation.em import State, _ran_off
 from nlmeflow.estimation.start import reach
+from nlmeflow.fitting.doubts import n_moments
 from nlmeflow.fitting.fitted import check_finite
 from nlmeflow.fitting.suspicions import suspicions
 from nlmeflow.laws.gaussian import GaussianLaw
@@ -705,3 +707,36 @@ def test_large_noise_does_not_send_a_fixed_parameter_off():
         fit = model.fit(data, seed=1, progress=False)
         assert fit.converged
         assert abs(fit.fixed["s"] - 3.0) < 1.2
+
+
+def few_dates(days, seed, law=None):
+    """Fit 60 plants of L1 seen on a few days; the model has one curve's height for all."""
+    model = nf.Model(CURVE, fixed=("A",))
+    data, _ = model.simulate(nf.scenarios.load("L1").law, days, 60, seed, 0.06, A=1.0)
+    return model.fit(data, law or nf.Gaussian(), seed=1, progress=False)
+
+
+@pytest.mark.parametrize("seed", [2, 3])
+def test_with_two_dates_a_fit_beats_a_constant_and_says_what_it_cannot_tell(seed):
+    """A step of beta that lost likelihood was taken for the end; steps to curves of zero for a start."""
+    fit = few_dates([35.0, 65.0], seed)
+    responses = fit.data.response.flatten()
+    n, sigma = len(responses), float(responses.std(correction=0))
+    constant = -n * (math.log(sigma) + 0.5 * math.log(2 * math.pi) + 0.5)
+    assert fit.log_likelihood().value > constant + 100
+    warning = fit.summary().numbers["warning"]
+    assert "the responses have 5 means, variances and covariances, and 7 parameters are estimated" in warning
+
+
+def test_a_rate_that_the_dates_do_not_show_is_named():
+    fit = few_dates([35.0, 50.0, 65.0], 2)
+    assert float(fit.law.mean[1].exp()) < 0.01  # days; 3 simulated
+    assert "jump between two neighbouring times" in fit.summary().numbers["warning"]
+    seen = few_dates([44.0, 50.0, 56.0], 2)
+    assert "warning" not in seen.summary().numbers
+
+
+def test_moments_of_responses_are_counted_at_times_seen_together():
+    frame = pd.DataFrame({"plant": [0, 0, 1, 1, 1], "day": [1.0, 2, 1, 3, 4], "y": [1.0, 2, 3, 4, 5]})
+    assert n_moments(read(frame)) == 4 + 4 + 4  # means, variances, covariances 12, 13, 14, 34
+    assert n_moments(read(plants(3, DAYS[:2]))) == 5

@@ -25,6 +25,7 @@ PATIENCE = 14  # refreshes before a log-likelihood that rises no more is taken f
 CREEPING = 0.9  # share of the gain before: gains of an ascent that comes to its end fall faster
 SLOW = 5  # small gains in a row that do not fall so, after which an ascent near a boundary is left
 SPELL = 3  # refreshes whose mean log-likelihood is compared with that of as many before
+SHORTER = (0.3, 0.1, 0.01, 0.0)  # of the step of beta, tried in turn where the whole step loses likelihood
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,12 @@ def ascend(
             accelerator.forget()
             moved, trial_particles, trial = _move(problem, state, plain, particles, kept)
             new_value = float(trial.log_likelihood.sum()) + moved.law.log_prior
+        for share in SHORTER if new_value < value - tolerance else ():
+            plain = maximise(problem, state, particles, step, schedule, share)
+            moved, trial_particles, trial = _move(problem, state, plain, particles, kept)
+            new_value = float(trial.log_likelihood.sum()) + moved.law.log_prior
+            if new_value >= value:
+                break
         gain = new_value - value
         if gain != gain:
             raise EstimationError(_ran_off(problem, begun, state.law))
@@ -143,20 +150,26 @@ def evaluate(problem: Problem, state: State, particles: Particles) -> Expectatio
 
 
 def maximise(
-    problem: Problem, state: State, particles: Particles, step: Expectation, schedule: Schedule
+    problem: Problem,
+    state: State,
+    particles: Particles,
+    step: Expectation,
+    schedule: Schedule,
+    share: float = 1.0,
 ) -> State:
     """Return one M-step: effects of covariates, the law, residual parameters, a Gauss-Newton step of beta.
 
     Effects on random parameters are regressions of the particles; under a law made of points, which is the
-    same for all, they are moved through the curve as the fixed parameters are.
+    same for all, they are moved through the curve as the fixed parameters are. With a share of zero of the
+    step of beta the likelihood cannot fall.
     """
     common = problem.common if state.law.has_density else len(state.beta)
     beta, phi = state.beta, particles.phi
-    if common:
+    if common and share:
         left, right = fixed_effects_system(problem, state, particles, step, common)
-        beta = torch.cat([beta[:common] + torch.linalg.solve(left, right), beta[common:]])
+        beta = torch.cat([beta[:common] + share * torch.linalg.solve(left, right), beta[common:]])
     if common < len(beta):
-        moved = state.law.shift_step(phi, step.weights, problem.random_design)
+        moved = share * state.law.shift_step(phi, step.weights, problem.random_design)
         beta = torch.cat([beta[:common], beta[common:] + moved])
         phi = phi - (problem.random_design @ moved)[:, None]
     law = state.law.update(phi, step.weights) if schedule.update_law else state.law

@@ -23,6 +23,7 @@ BROKEN = (EstimationError, torch.linalg.LinAlgError)  # type: ignore[attr-define
 LIKELIER = 1.0  # nats by which a second start is better
 WIDER = 3.0  # times the sds of the first values, where individuals are followed
 FAR = 100.0  # times the residual error of the first values that a start does not exceed
+USELESS = 1.1  # times the error of a constant, by which curves that explain nothing miss the data
 
 
 @dataclass(frozen=True)
@@ -204,9 +205,11 @@ def _climb(
             best = (value, place) if best is None or value > best[0] else best
         if settled:
             break
-    if best is not None:
-        return best[1]
-    return GaussianStart(law, beta, sigma, modes(problem, law, beta, sigma, phi, steps=4), settled)
+    if best is None:
+        found = GaussianStart(law, beta, sigma, modes(problem, law, beta, sigma, phi, steps=4), settled)
+    else:
+        found = best[1]
+    return found if _is_useful(problem, found) else _unclimbed(problem, first, specification)
 
 
 def _shortened(before: GaussianLaw, after: GaussianLaw, longest: float) -> GaussianLaw:
@@ -280,6 +283,26 @@ def _update(
     squares = left_over.square().sum() + (slope @ posterior * slope).sum()
     ratio = (squares / problem.data.n_observations).sqrt()
     return new_law, new_beta, sigma * ratio.clamp(0.2, 5.0)
+
+
+def _is_useful(problem: Problem, start: GaussianStart) -> bool:
+    """Return whether everyone's own curve is nearer to the data than a constant."""
+    prediction = problem.predict(start.laplace.mode, start.beta)
+    error = problem.residual.start(problem.nearest(prediction), prediction, problem.data.mask)
+    return bool((error <= USELESS * problem.without_curve).any())
+
+
+def _unclimbed(problem: Problem, first: dict[str, float], specification: Gaussian) -> GaussianStart:
+    """Return the first values as a start, where steps from them led to curves that explain nothing."""
+    law, beta, sigma = first_gaussian(problem, first, specification)
+    phi = law.mean.expand(len(problem), -1).clone()
+    start = GaussianStart(law, beta, sigma, modes(problem, law, beta, sigma, phi), settled=False)
+    if not _is_useful(problem, start):
+        raise EstimationError(
+            "The curves explain nothing where a start was sought: a constant is nearer to the data. Give "
+            "first values with fit(..., start={...}), or take a curve that these data can follow."
+        )
+    return start
 
 
 def _check(problem: Problem, law: GaussianLaw, beta: Tensor, sigma: Tensor, most: Tensor) -> None:

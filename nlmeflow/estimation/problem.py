@@ -122,6 +122,12 @@ class Problem:
         """Return the residual parameters of an individual's observations among all of sigma."""
         return sigma
 
+    @cached_property
+    def without_curve(self) -> Tensor:
+        """Residual parameters (r,) under a constant, the mean of all observations."""
+        response, mask = self.data.response, self.data.mask
+        return self.residual.start(response, response[mask].mean().expand_as(response), mask)
+
     def near(self, law: GaussianLaw, beta: Tensor, sigma: Tensor) -> "Problem":
         """Return the problem made ready for particles near a state; the law is a Gaussian summary of its."""
         return self

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nlmeflow.covariates import Effect
 from nlmeflow.data import LongitudinalData
-from nlmeflow.errors import EstimationError
+from nlmeflow.errors import EstimationError, shown
 from nlmeflow.estimation.em import Record, Result, State, evaluate
 from nlmeflow.estimation.engine import Task
 from nlmeflow.estimation.likelihood import LEAST_BATCHES, Marginal, conditional_modes, marginal, on_points
@@ -236,14 +236,10 @@ def check_finite(model: Structure, state: State, farthest: float) -> None:
 
 def check_residual(problem: Problem, state: State, least: float) -> None:
     """Raise EstimationError when the residual error is under a share of that without a curve."""
-    data, people = problem.data, problem.individuals
-    pooled = data.response[data.mask].mean().expand_as(data.response)
-    whole = people.residual.start(data.response, pooled, data.mask)
-    sigma = problem.own_sigma(state.sigma)
-    if not people.residual.given and bool((sigma < least * whole).all()):
-        last = ", ".join(f"{value:.2g}" for value in sigma.tolist())
+    people, sigma = problem.individuals, problem.own_sigma(state.sigma)
+    if not people.residual.given and bool((sigma < least * people.without_curve).all()):
         raise EstimationError(
-            f"The residual error shrinks without end (last {last}): curves pass through all observations. "
-            "Give the residual parameters, for example nf.Additive(sigma=...), or name parameters in "
-            "fixed=(...)."
+            f"The residual error shrinks without end (last {shown(sigma)}): curves pass through all "
+            "observations. Give the residual parameters, for example nf.Additive(sigma=...), or name "
+            "parameters in fixed=(...)."
         )

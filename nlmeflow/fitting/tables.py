@@ -22,13 +22,13 @@ from nlmeflow.estimation.information import (
     steepest,
 )
 from nlmeflow.fitting.bootstrap import Bootstrap, with_limits
+from nlmeflow.fitting.doubts import doubts
 from nlmeflow.fitting.fitted import Fitted
 from nlmeflow.fitting.suspicions import suspicions
 from nlmeflow.numerics import moments
 from nlmeflow.running import one_thread
 
 DIGITS = "{:.5g}".format  # of printed numbers, so that small ones can be read
-FEW = 20.0  # effective particles of an individual under which its likelihood is not to be trusted
 REPLICATES = 100  # of the bootstrap behind standard errors
 LARGE, LARGE_BOOTSTRAP = 2000, 300  # individuals beyond which they are left to `Fit.standard_errors`
 
@@ -253,6 +253,6 @@ def _numbers(fit: Fitted) -> dict[str, str]:
         pass  # a law whose parameters cannot be counted
     numbers["effective particles"] = f"{float(ess.min()):.0f} least, {float(ess.median()):.0f} median"
     numbers["converged"] = "yes" if fit.converged else f"no: {_unsettled(fit)}"
-    if fit.law.has_density and (float(ess.min()) < FEW or estimate.error > 1):
-        numbers["warning"] = "the log-likelihood is uncertain; fit again with more particles, particles=..."
+    if reasons := doubts(fit):
+        numbers["warning"] = ". ".join(reasons)
     return numbers

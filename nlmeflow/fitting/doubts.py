@@ -1,0 +1,78 @@
+"""Why the numbers of a fit may mislead although it ended well, in the user's words."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+
+import torch
+from torch import Tensor
+
+from nlmeflow.data import LongitudinalData
+from nlmeflow.errors import ModelError
+from nlmeflow.fitting.fitted import Fitted
+from nlmeflow.numerics import moments
+
+FEW = 20.0  # effective particles of an individual under which its likelihood is not to be trusted
+FINE, STEP = 200, 10  # parts of the time between two dates, and in how many of them a curve jumps
+JUMP = 0.9  # share of a curve's range that lies in a jump
+LOOKED_AT = 50  # individuals whose curves are looked at, and dates between which they are
+
+
+def doubts(fit: Fitted) -> list[str]:
+    """Return what makes the numbers of a fit doubtful, a sentence for each reason."""
+    return [*_uncertain(fit), *_moments(fit), *_jumps(fit)]
+
+
+def _uncertain(fit: Fitted) -> Iterator[str]:
+    ess = 1 / fit.latent[1].square().sum(1)
+    if fit.law.has_density and (float(ess.min()) < FEW or fit.marginal.error > 1):
+        yield "the log-likelihood is uncertain; fit again with more particles, particles=..."
+
+
+def _moments(fit: Fitted) -> Iterator[str]:
+    """A Gaussian with more parameters than the responses have means, variances and covariances."""
+    data = fit.data.observed
+    alike = fit.law.normal is not None and not (fit.effects or fit.model.curve.inputs or fit.model.within)
+    if alike and data.bounds is None and (known := n_moments(data)) < fit.n_parameters:
+        yield (
+            f"the responses have {known} means, variances and covariances, and {fit.n_parameters} parameters "
+            "are estimated: only the shape of the curve tells them apart; fix some, or give the residual "
+            "parameters"
+        )
+
+
+def n_moments(data: LongitudinalData) -> int:
+    """Return how many means, variances and covariances the responses at distinct times have."""
+    times, index = data.time[data.mask].unique(return_inverse=True)
+    size = len(times)
+    if size > LOOKED_AT:
+        return size + size  # means and variances alone are more than any curve has parameters
+    seen = torch.zeros(len(data), size, dtype=torch.float64)
+    seen[data.mask.nonzero()[:, 0], index] = 1.0
+    together = seen.mT @ seen > 0
+    return size + int(together.triu().sum())
+
+
+def _jumps(fit: Fitted) -> Iterator[str]:
+    """Curves that fall or rise at once between two dates: the data say nothing of how fast."""
+    if fit.model.curve.inputs:
+        return
+    data, (phi, weights) = fit.data.observed, fit.conditional
+    dates = data.time[data.mask].unique()[:LOOKED_AT]
+    if len(dates) < 2:
+        return
+    mean = moments(phi[:LOOKED_AT], weights[:LOOKED_AT])[0]
+    parts = torch.linspace(0, 1, FINE + 1, dtype=dates.dtype)[:-1]
+    grid = torch.cat([(dates[:-1, None] + dates.diff()[:, None] * parts).flatten(), dates[-1:]])
+    with suppress(ModelError):  # a user's own curve may refuse times at which nothing was observed
+        step, reach = _steepest(fit.model.mean_response(mean, grid.expand(len(mean), -1), **fit.fixed))
+        if bool((step > JUMP * reach).double().mean() > 0.5):
+            yield (
+                "the curves of most individuals jump between two neighbouring times; how fast they change "
+                "there is hardly determined by these data: measure in between, or fix the rate"
+            )
+
+
+def _steepest(curve: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the largest change within a step of curves at points (N, n), and their ranges: (N,), (N,)."""
+    change = (curve[:, STEP:] - curve[:, :-STEP]).abs()
+    return change.amax(1), curve.amax(1) - curve.amin(1)

@@ -285,8 +285,26 @@ def ratios(rows: pd.DataFrame, law: str = "stacked") -> pd.Series:
 
 def mean_ratios(rows: pd.DataFrame) -> pd.DataFrame:
     """Return geometric means of `ratios` over the scenarios: a row for each law, a column for each design."""
-    laws = {law: np.log(ratios(rows, law)).groupby("design").mean() for law in rows["law"].unique()}
-    return pd.DataFrame(np.exp(pd.DataFrame(laws).T))
+    return _mean_ratios(_divergences(rows)).T
+
+
+def mean_ratio_errors(rows: pd.DataFrame, resamples: int = 100) -> pd.DataFrame:
+    """Return standard errors of `mean_ratios`, by resampling the replicates of each scenario and design."""
+    kl = _divergences(rows).groupby(["design", "scenario"])
+    found = [_mean_ratios(kl.sample(frac=1, replace=True, random_state=k)) for k in range(resamples)]
+    return pd.concat(found).groupby("design").std().T
+
+
+def _divergences(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return KL, a row for each data set, a column for each law."""
+    return rows.pivot(index=["design", "scenario", "replicate"], columns="law", values="kl")
+
+
+def _mean_ratios(kl: pd.DataFrame) -> pd.DataFrame:
+    means = kl.groupby(["design", "scenario"]).mean()
+    better = means[["gaussian", "mixture"]].min(axis=1)
+    logs = pd.DataFrame(np.log(means.div(better, axis=0)))
+    return pd.DataFrame(np.exp(logs.groupby("design").mean()))
 
 
 def relative_to(rows: pd.DataFrame, usual: str) -> pd.DataFrame:
@@ -323,6 +341,8 @@ def report(rows: pd.DataFrame) -> None:
     print(ratios(rows).unstack("design").round(2).to_string())
     print("\nThe same ratio for every law and rule, geometric mean over the scenarios")
     print(mean_ratios(rows).round(3).to_string())
+    print("\n... its standard error")
+    print(mean_ratio_errors(rows).round(3).to_string())
     right = rows[rows["law"] == "stacked"]
     right = right.assign(right=right["modes"] == right["scenario"].map(scenarios.MODES))
     print("\nShare of replicates with the right number of modes (stacked)")

@@ -12,6 +12,7 @@ from scipy import stats
 
 import nlmeflow as nf
 from nlmeflow.laws import (
+    DirichletLaw,
     DiscreteLaw,
     FlowLaw,
     GaussianLaw,
@@ -107,6 +108,13 @@ def discrete(dim):
     return DiscreteLaw(gaussian(dim).sample(7, 3), tensor([0.3, 0.05, 0.2, 0.1, 0.1, 0.15, 0.1]))
 
 
+def dirichlet(dim):
+    """The components of two sweeps."""
+    one, other = mixture(dim), MixtureLaw.of_one(gaussian(dim))
+    parts = [torch.cat(pair) for pair in zip(one.components, other.components, strict=True)]
+    return DirichletLaw(parts[0] / 2, parts[1], parts[2], one.floor)
+
+
 MAKERS = {
     "gaussian": gaussian,
     "diagonal": diagonal,
@@ -117,6 +125,7 @@ MAKERS = {
     "box-cox": lambda dim: transformed(dim, "box-cox"),
     "heavy tails": lambda dim: transformed(dim, "heavy tails"),
     "kernels": kernels,
+    "dirichlet": dirichlet,
     "quadratic": lambda dim: flow(dim, "quadratic"),
     "autoregressive": lambda dim: flow(dim, "autoregressive"),
     "spline": lambda dim: flow(dim, "spline"),
@@ -326,6 +335,7 @@ COUNTS = {
     "box-cox": lambda dim: affine(dim) + dim,
     "heavy tails": lambda dim: affine(dim) + dim,
     "kernels": lambda dim: 5,
+    "dirichlet": lambda dim: 3 * affine(dim) + 2,
     "quadratic": lambda dim: network("quadratic", dim) + affine(dim),
     "autoregressive": lambda dim: network("autoregressive", dim) + affine(dim),
     "spline": lambda dim: network("spline", dim) + affine(dim),

@@ -1,14 +1,17 @@
-"""nlmeflow.laws.snp, nlmeflow.laws.transformed, nlmeflow.laws.kernels: known limits, fits, options."""
+"""nlmeflow.laws: snp, transformed, kernels, dirichlet: known limits, fits, options."""
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 import nlmeflow as nf
-from nlmeflow.laws import GaussianLaw, KernelLaw, SNPLaw, TransformedLaw
+from nlmeflow.laws import GaussianLaw, KernelLaw, SNPLaw, TransformedLaw, dirichlet
 from nlmeflow.laws.affine import Affine
 from nlmeflow.laws.draws import PosteriorDraws, TrainingSet
+from nlmeflow.laws.gaussian import population
 from nlmeflow.studies.scenarios import LAWS
 
 FRAME = Affine(torch.tensor([0.5, -1.0]).double(), torch.tensor([[1.2, 0.0], [0.4, 0.7]]).double())
@@ -112,8 +115,42 @@ def test_two_stage_is_too_wide_and_ebes_are_too_narrow():
     assert spread["two-stage"] > 1.5 * 0.25**2
 
 
-QUICK = [nf.Transformed(), nf.TwoStage(), nf.EBEDensity()]
+QUICK = [nf.DirichletProcess(sweeps=60, kept=5), nf.Transformed(), nf.TwoStage(), nf.EBEDensity()]
 SLOW = [nf.SNP(max_order=1), nf.SmoothNPMLE(), nf.SAEM()]
+
+
+def test_a_dirichlet_process_of_one_component_predicts_a_student_t():
+    """With one component and parameters known, the posterior mean of the density has a closed form."""
+    draws = known("L1", 12)
+    law = nf.DirichletProcess(components=1, sweeps=4500, kept=3000).learn(TrainingSet(draws, 1))
+    gaussian = population(draws)
+    z = Affine(gaussian.mean, gaussian.factor).standardise(draws.phi[:, 0]).numpy()
+    n, dim = z.shape
+    precision, freedom = dirichlet.PRECISION + n, dim + dirichlet.FREEDOM + n
+    centre = z.sum(0) / precision
+    prior = dirichlet.SHARE * (dirichlet.FREEDOM - 1) * np.eye(dim)
+    scatter = prior + z.T @ z - precision * np.outer(centre, centre)
+    df = freedom - dim + 1
+    exact = stats.multivariate_t(centre, scatter * (precision + 1) / (precision * df), df)
+    at = np.array([[0.0, 0.0], [1.0, -0.5], [-1.5, 1.0], [0.3, 1.2]])
+    phi = gaussian.mean + torch.from_numpy(at) @ gaussian.factor.mT
+    found = law.log_prob(phi) + gaussian.factor.diagonal().log().sum()
+    assert np.allclose(found.numpy(), exact.logpdf(at), atol=0.05)
+
+
+def test_sticks_are_broken_by_how_many_individuals_they_have():
+    random = np.random.default_rng(0)
+    weights = np.stack([dirichlet.broken(np.array([30, 10, 0]), 2.0, random)[0] for _ in range(4000)])
+    assert np.allclose(weights.sum(1), 1)
+    first, second = 31 / (31 + 12), 11 / (11 + 2)  # means of Beta(1 + n_k, a + later ones)
+    expected = [first, (1 - first) * second, (1 - first) * (1 - second)]
+    assert np.allclose(weights.mean(0), expected, atol=0.01)
+
+
+def test_a_dirichlet_process_finds_two_groups():
+    law = nf.DirichletProcess(sweeps=150, kept=10).learn(TrainingSet(known("L2", 150), 2))
+    assert abs(float((law.sample(4000, 0)[:, 0] < 50.5).double().mean()) - 0.6) < 0.1
+    assert len(nf.metrics.modes(law)) == 2
 
 
 @pytest.mark.parametrize(
@@ -139,6 +176,7 @@ def test_every_relative_is_compared_saved_and_read(law, tmp_path):
         (lambda: nf.SNP(order=9), "order is at most 4, got 9"),
         (lambda: nf.Transformed("skewed"), "'box-cox' or 'heavy tails', got 'skewed'"),
         (lambda: nf.SmoothNPMLE(bandwidth=0), "between 0 and 10"),
+        (lambda: nf.DirichletProcess(sweeps=30, kept=50), "kept is a number between 0 and 21"),
         (lambda: nf.ParticleNPML(particles=1), "particles is a whole number from 2"),
     ],
 )

@@ -1,5 +1,6 @@
 """Population laws: what is assumed, or learned, about the distribution of phi."""
 
+from nlmeflow.laws.dirichlet import DirichletLaw, DirichletProcess
 from nlmeflow.laws.flow.conditional import ConditionalFlow, GivenLaw
 from nlmeflow.laws.flow.ensemble import Flow
 from nlmeflow.laws.flow.law import FlowLaw
@@ -21,6 +22,8 @@ __all__ = [
     "NPML",
     "SNP",
     "ConditionalFlow",
+    "DirichletLaw",
+    "DirichletProcess",
     "DiscreteLaw",
     "EBEDensity",
     "Flow",

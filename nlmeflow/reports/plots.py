@@ -44,6 +44,7 @@ __all__ = [
 PALETTE = {"gaussian": "#8a8a8a", "mixture": "#d1812b", "flow": "#1f6f8b", "truth": "#222222"}
 PALETTE |= {"snp": "#4c9f70", "smooth npmle": "#a04668", "box-cox": "#6b5ca5", "saem": "#b04a3a"}
 PALETTE |= {"npml": "#b5a642", "two-stage": "#c77ca8", "heavy tails": "#c9a227", "ebe density": "#7a9ad1"}
+PALETTE |= {"dirichlet process": "#5f8f8f"}
 MASSES = (0.95, 0.8, 0.5, 0.2)  # of the regions of highest density that contours enclose
 
 

@@ -67,7 +67,7 @@ def build(executed: Path, site: Path) -> None:
         shutil.copy(page, stage / "book")
     if (ROOT / "book" / "images").is_dir():
         shutil.copytree(ROOT / "book" / "images", stage / "book" / "images")
-    for notebook in executed.glob("*.ipynb"):
+    for notebook in executed.glob("[!.]*.ipynb"):  # none that is being executed
         shutil.copy(notebook, stage / "book")
     program = Path(sys.executable).parent / "jupyter-book"
     command = [str(program), "build", "-W", "--keep-going", "--all", str(stage)]

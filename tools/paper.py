@@ -38,6 +38,11 @@ def article(page: Path, names: list[str]) -> Tag:
         name = (match[1] or page.stem) if match else ""
         if match and name in names:
             link["href"] = f"#{name}--{match[2]}" if match[2] else f"#{name}"
+    for heading in found.select("h1, h2, h3"):
+        for link in heading.select("a.headerlink"):
+            link.decompose()
+        if not heading.select(":not(.section-number)"):  # one piece of text: the outline repeats pieces
+            heading.string = heading.get_text()
     for still in found.find_all("noscript"):
         still.unwrap()
     for program in found.find_all("script"):

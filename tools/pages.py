@@ -118,13 +118,9 @@ def page_links(name: str, repository: str, branch: str, chapter: bool) -> str:
     return " · ".join(links)
 
 
-def set_site(site: Path, repository: str, branch: str) -> None:
-    """Mend the tables of all pages, and fill their footers."""
-    for path in sorted(site.rglob("*.html")):
-        page = path.read_text()
-        if FOOTER in page:
-            name = path.relative_to(site).with_suffix("").as_posix()
-            chapter = (site / "_sources" / f"{name}.ipynb").exists()
-            up = "../" * name.count("/")
-            page = page.replace(FOOTER, page_links(name, repository, branch, chapter)).replace("{up}", up)
-            path.write_text(set_citations(set_tables(page)))
+def set_page(page: str, name: str, repository: str, branch: str, chapter: bool) -> str:
+    """Return a page of the book with its footer filled, and its tables and citations mended."""
+    if FOOTER not in page:
+        return page
+    filled = page.replace(FOOTER, page_links(name, repository, branch, chapter))
+    return set_citations(set_tables(filled.replace("{up}", "../" * name.count("/"))))

@@ -1,7 +1,7 @@
 """Take from the site's own files what no page uses: rules of style sheets, icons, a live-code program."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from fontTools import subset
@@ -120,18 +120,15 @@ def slim_icons(sheet: str, folder: Path) -> str:
     return re.sub(r"@font-face\{[^}]*\}", face, sheet)
 
 
-def slim_site(site: Path) -> None:
-    """Slim all pages, style sheets and icons of a site."""
-    static = site / "_static"
-    pages = sorted(site.rglob("*.html"))
-    for page in pages:
-        page.write_text(slim_page(page.read_text()))
+def slim_static(static: Path, pages: Iterable[str]) -> None:
+    """Slim the style sheets and icons in the folder of static files to what the pages use."""
     for unwanted in ("scripts/fontawesome.js", "sphinx-thebe.js", "sphinx-thebe.css"):
         (static / unwanted).unlink(missing_ok=True)
     for unused in static.rglob("*.map"):
         unused.unlink()
     programs = [path for path in static.rglob("*.js") if "mathjax" not in path.parts]
-    words = {word for path in (*pages, *programs) for word in WORD.findall(path.read_text())}
+    texts = (*pages, *(path.read_text() for path in programs))
+    words = {word for text in texts for word in WORD.findall(text)}
     icons = static / "vendor" / "fontawesome" / "webfonts"
     for path in static.rglob("*.css"):
         sheet = slim_sheet(path.read_text(), words)

@@ -101,7 +101,7 @@ def side_by_side(
     points: Tensor | None = None,
     titles: Mapping[str, str] | None = None,
 ) -> Figure:
-    """Draw two coordinates of several laws in one row, on the grid of the first law.
+    """Draw two coordinates of several laws, two in a row, on the grid of the first law.
 
     labels : of the two coordinates, with units. points (N, d) : drawn over the first law.
 
@@ -114,14 +114,23 @@ def side_by_side(
         raise ModelError("Give at least one law to draw.")
     first = next(iter(laws.values()))
     grids = (span(first, axes[0], 3.2, 90), span(first, axes[1], 4.0, 90))
-    figure, panels = plt.subplots(1, len(laws), figsize=(2.75 * len(laws), 3.1), sharex=True, sharey=True)
+    columns = min(2, len(laws))
+    rows = -(-len(laws) // columns)
+    size = (3.3 * columns, 3.0 * rows + 0.3)
+    figure, table = plt.subplots(rows, columns, figsize=size, sharex=True, sharey=True, squeeze=False)
+    panels = list(table.flat)
+    for unused in panels[len(laws) :]:
+        unused.set_visible(False)
     for k, (name, law) in enumerate(laws.items()):
         density(law, grids, axes, panels[k], colour(name, k))
         panels[k].set_title((titles or {}).get(name, name), fontsize=10)
-        panels[k].set_xlabel(labels[0])
+        if k + columns >= len(laws):  # nothing is drawn below
+            panels[k].set_xlabel(labels[0])
+            panels[k].tick_params(labelbottom=True)
+        if k % columns == 0:
+            panels[k].set_ylabel(labels[1])
     if points is not None:
         panels[0].plot(*points[:, list(axes)].mT.numpy(), ".", ms=2.5, color="#222222", alpha=0.7)
-    panels[0].set_ylabel(labels[1])
     return figure
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nlmeflow.estimation.em import State
-from nlmeflow.estimation.engine import training_set
+from nlmeflow.estimation.engine import Task, training_set
 from nlmeflow.estimation.likelihood import locate
 from nlmeflow.estimation.particles import draw
 from nlmeflow.estimation.saem import SAEM
@@ -77,8 +77,7 @@ def measure(
 
 def compared(known: Scenario, seed: int, laws: tuple[Specification, ...]) -> list[Row]:
     """Fit and compare laws on the data of a scenario, as `measure` does."""
-    folds = Folds.random(len(known.phi), FOLDS, derive(seed, Stream.COMPARISON_FOLDS))
-    task = known.model.task(known.data, seed=seed, folds=folds)
+    task = task_of(known, seed)
     begun = process_time()
     comparison = compare_task(known.model, task, laws, known.data.labels, progress=False)
     seconds = process_time() - begun
@@ -91,7 +90,14 @@ def compared(known: Scenario, seed: int, laws: tuple[Specification, ...]) -> lis
         measured["stacked"]["seconds"] = seconds
         for name, fit in comparison.fits.items():
             measured[name] |= {**_errors(known, fit), "converged": fit.converged}
-        return [*measured.values(), *ablation(look, Flow().candidates(training_set(task), folds))]
+        training = training_set(task)
+        return [*measured.values(), *ablation(look, Flow().candidates(training, training.split(FOLDS)))]
+
+
+def task_of(known: Scenario, seed: int) -> Task:
+    """Return the fitting task of the study for the data of a scenario, with the folds of its comparison."""
+    folds = Folds.random(len(known.phi), FOLDS, derive(seed, Stream.COMPARISON_FOLDS))
+    return known.model.task(known.data, seed=seed, folds=folds)
 
 
 def measure_oracle(scenario: str, design: str, n: int, replicate: int, fit_seed: int = 0) -> list[Row]:

@@ -120,6 +120,7 @@ def test_it_is_compared_beside_the_gaussian(comparison):
     assert comparison.weights["student"] > 0.5
     phi = comparison.stacked.sample(20, 1)
     assert torch.isfinite(comparison.stacked.log_prob(phi)).all()
+    assert "folds, gains over 'gaussian'\n" in repr(comparison)
 
 
 @pytest.mark.slow

@@ -43,6 +43,11 @@ class Comparison:
     weights: dict[str, float]
     folds: int
 
+    def __repr__(self) -> str:
+        against = "gaussian" if "gaussian" in self.fits else next(iter(self.fits))
+        table = self.table(against).to_string(float_format="{:.3f}".format)
+        return f"{len(self.scores)} individuals in {self.folds} folds, gains over '{against}'\n{table}"
+
     @checked
     def table(self, against: str = "gaussian") -> pd.DataFrame:
         """Return, for each law, the mean gain in held-out log-likelihood per individual over another.

@@ -148,6 +148,53 @@ def test_a_flow_of_groups_agrees_with_the_gaussian_on_gaussian_groups(fit):
     assert flow.log_likelihood().value == pytest.approx(fit.log_likelihood().value, abs=3)
 
 
+def test_covariates_of_plants_and_of_genotypes_do_not_call_the_curve():
+    frame = lines(effect=0.8, seed=5)
+    frame["site"] = (frame["genotype"].str[1:].astype(int) % 2).astype(float)
+    frame["y"] += 0.5 * frame["site"]
+    data = nf.LongitudinalData.from_frame(frame, "plant", "t", "y", ["treated", "site"], group="genotype")
+    calls = []
+
+    def line(t, psi):
+        calls.append(1)
+        return psi["intercept"] + psi["slope"] * t
+
+    curve = nf.Curve(line, [nf.Parameter("intercept"), nf.Parameter("slope")])
+    effects = {"intercept": "treated + site", "slope": "treated"}
+    model = nf.Model(curve, within=("intercept", "slope"), covariates=effects)
+    problem = model.problem(data)
+    assert problem.through == 0
+    assert problem.between.tolist() == [effect.variable == "site" for effect in problem.effects]
+    found = model.fit(data, seed=1, progress=False)
+    assert found.converged
+    assert len(calls) < 400  # a fit that calls it at every step of an ascent makes some thousands
+    parts = {"a": "0 + C(plant)", "b": "0 + C(plant):t"}
+    exact = smf.mixedlm(
+        "y ~ t + treated + site + t:treated", frame, groups="genotype", re_formula="~t", vc_formula=parts
+    ).fit(reml=False)
+    value = found.log_likelihood()
+    assert abs(value.value - exact.llf) < max(4 * value.error, 0.2)
+    names = {"intercept: treated": "treated", "intercept: site": "site", "slope: treated": "t:treated"}
+    for mine, theirs in names.items():
+        own = found.covariate_effects[mine]
+        assert own == pytest.approx(exact.fe_params[theirs], abs=0.15 * exact.bse[theirs]), mine
+
+
+@pytest.mark.slow
+def test_points_may_be_the_law_of_groups(fit):
+    law = nf.NPML(tolerance=None, points=50)
+    table = nf.compare(fit.model, fit.data, [nf.Gaussian(), law], folds=5, seed=1, progress=False)
+    points = table.fits["npml"]
+    assert points.converged
+    assert len(points.law.weights) <= 25
+    assert points.marginal.total > table.fits["gaussian"].marginal.total
+    assert np.isfinite(table.scores.to_numpy()).all()
+    assert table.table().loc["npml", "gain"] < 0  # groups held out lie between the points
+    assert 0 < points.certificate().bound < 100
+    with pytest.raises(nf.ModelError, match="no certificate of a law with a density"):
+        fit.certificate()
+
+
 def test_what_cannot_be_fitted_is_refused():
     frame = lines(groups=4)
     plain = nf.LongitudinalData.from_frame(frame, "plant", "t", "y")

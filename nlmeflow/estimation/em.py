@@ -163,17 +163,17 @@ def maximise(
     same for all, they are moved through the curve as the fixed parameters are. With a share of zero of the
     step of beta the likelihood cannot fall.
     """
-    common = problem.common if state.law.has_density else len(state.beta)
-    beta, phi = state.beta, particles.phi
-    if common and share:
-        left, right = fixed_effects_system(problem, state, particles, step, common)
-        beta = torch.cat([beta[:common] + share * torch.linalg.solve(left, right), beta[common:]])
-    if common < len(beta):
-        moved = share * state.law.shift_step(phi, step.weights, problem.random_design)
-        beta = torch.cat([beta[:common], beta[common:] + moved])
-        phi = phi - (problem.random_design @ moved)[:, None]
+    through = problem.through if state.law.has_density else len(state.beta)
+    beta, phi, summary = state.beta, particles.phi, particles.summary
+    if through and share:
+        left, right = fixed_effects_system(problem, state, particles, step, through)
+        beta = torch.cat([beta[:through] + share * torch.linalg.solve(left, right), beta[through:]])
+    if through < len(beta):
+        moved = share * problem.effects_step(state.law, state.sigma, phi, summary, step.weights)
+        beta = torch.cat([beta[:through], beta[through:] + moved])
+        phi, summary = problem.carried(phi, summary, moved)
     law = state.law.update(phi, step.weights) if schedule.update_law else state.law
-    sigma = problem.residual.update(particles.summary, step.weights, state.sigma)
+    sigma = problem.residual.update(summary, step.weights, state.sigma)
     return State(law, beta, sigma)
 
 
@@ -184,10 +184,13 @@ def _move(
 
     When effects of covariates move, each individual's parameters stay and eta = phi - X gamma moves.
     """
-    if problem.common < len(state.beta):
-        particles, log_law = particles.moved(problem.shift(before.beta) - problem.shift(state.beta)), None
-    if problem.common:
-        particles = replace(particles, summary=problem.summary(particles.phi, state.beta))
+    if problem.through < len(state.beta):
+        change = (state.beta - before.beta)[problem.through :]
+        phi, summary = problem.carried(particles.phi, particles.summary, change)
+        particles, log_law = replace(particles, phi=phi, summary=summary, law=None, log_law=None), None
+    if problem.through:
+        summary = problem.predicted_again(particles.phi, particles.summary, state.beta)
+        particles = replace(particles, summary=summary)
     if log_law is None:
         log_law = state.law.log_prob(particles.phi)
     return state, particles, expectation(particles.log_ratio(problem, state.sigma), log_law)

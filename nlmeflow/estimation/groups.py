@@ -16,6 +16,7 @@ not know of it.
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -230,6 +231,58 @@ class GroupedProblem(Problem):
     def common(self) -> int:
         """All of beta: effects of covariates are those of individuals, and move them in their group."""
         return len(self.fixed) + len(self.effects)
+
+    @cached_property
+    def between(self) -> Tensor:
+        """Which effects on random parameters are the same for all individuals of each group, (q,)."""
+        design = self.individuals.random_design
+        return (design == self._of_groups(design)[self.member]).all(1).all(0)
+
+    @property
+    def through(self) -> int:
+        """All of beta when an effect differs within groups on a parameter that does not; else as without."""
+        people = self.individuals
+        if not self.effects:
+            return people.common
+        moving = people.random_design[:, :, ~self.between].abs().sum((0, 2)) > 0
+        settled = set(torch.nonzero(moving)[:, 0].tolist()) <= set(self.varying)
+        return people.common if settled else self.common
+
+    def _of_groups(self, values: Tensor) -> Tensor:
+        """Return values (P, ...) of the last individual of each group, (G, ...)."""
+        last = torch.zeros(len(self), dtype=torch.long)
+        last[self.member] = torch.arange(len(self.member))
+        return values[last]
+
+    def effects_step(self, law: Law, sigma: Tensor, phi: Tensor, summary: Summary, weights: Tensor) -> Tensor:
+        """Return regressions: of mu on what differs between groups only, of b on what differs within."""
+        assert isinstance(summary, WithinSummary)
+        design, between = self.individuals.random_design, self.between
+        step = design.new_zeros(len(between))
+        if not bool(between.all()):
+            precision = self.error.split(sigma)[1].square().reciprocal()
+            own = self.error.weights(summary, weights, sigma)
+            mean = (own[..., None] * summary.deviation).sum((1, 2))
+            x = design[:, self.varying][:, :, ~between]
+            left = torch.einsum("pwq,w,pwr->qr", x, precision, x)
+            step[~between] = torch.linalg.solve(left, torch.einsum("pwq,w,pw->q", x, precision, mean))
+        if bool(between.any()):
+            step[between] = law.shift_step(phi, weights, self._of_groups(design)[:, :, between])
+        return step
+
+    def carried(self, phi: Tensor, summary: Summary, change: Tensor) -> tuple[Tensor, Summary]:
+        """Return particles after a change of effects: each individual's parameters stay, mu and b move."""
+        assert isinstance(summary, WithinSummary)
+        design, between = self.individuals.random_design, self.between
+        own = design[:, self.varying][:, :, ~between] @ change[~between]
+        whole = self._of_groups(design)[:, :, between] @ change[between]
+        moved = replace(summary, deviation=summary.deviation - own[:, None, None])
+        return phi - whole[:, None], moved
+
+    def predicted_again(self, phi: Tensor, summary: Summary, beta: Tensor) -> WithinSummary:
+        assert isinstance(summary, WithinSummary)
+        own = self.moved(phi[self.member][:, :, None], summary.deviation).flatten(1, 2)
+        return replace(summary, inner=self.individuals.summary(own, beta))
 
     def own_sigma(self, sigma: Tensor) -> Tensor:
         return self.error.split(sigma)[0]

@@ -99,12 +99,16 @@ def averaged(logs: Tensor, count: Tensor) -> Marginal:
 def on_points(problem: Problem, state: State) -> tuple[Particles, Expectation]:
     """Return the points of a discrete law as particles of every individual, and their posterior weights."""
     support: Tensor = state.law.support  # type: ignore[attr-defined]
-    weights: Tensor = state.law.weights  # type: ignore[attr-defined]
     phi = support.expand(len(problem), -1, -1)
     log_count = phi.new_full(phi.shape[:2], -math.log(phi.shape[1]))
     particles = Particles(phi, log_count, problem.summary(phi, state.beta))
-    step = expectation(particles.log_ratio(problem, state.sigma), weights.clamp_min(TINY).log())
-    return particles, step
+    return particles, weighed_points(problem, state, particles)
+
+
+def weighed_points(problem: Problem, state: State, particles: Particles) -> Expectation:
+    """Weigh the points of a discrete law, predictions at them known, with its own weights."""
+    weights: Tensor = state.law.weights  # type: ignore[attr-defined]
+    return expectation(particles.log_ratio(problem, state.sigma), weights.clamp_min(TINY).log())
 
 
 def locate(problem: Problem, state: State, particles: int, random: torch.Generator) -> Proposal:

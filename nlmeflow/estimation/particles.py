@@ -130,10 +130,6 @@ class Particles:
         """Return the log-density of a law at phi, (N, M)."""
         return self.log_law if law is self.law and self.log_law is not None else law.log_prob(self.phi)
 
-    def moved(self, change: Tensor) -> "Particles":
-        """Return the particles with phi moved by a change of each individual, (N, d)."""
-        return replace(self, phi=self.phi + change[:, None], law=None, log_law=None)
-
 
 def draw(
     problem: Problem,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from nlmeflow.estimation.em import Record, Result, Schedule, State, maximise
-from nlmeflow.estimation.likelihood import DataLikelihood, on_points
+from nlmeflow.estimation.likelihood import DataLikelihood, on_points, weighed_points
 from nlmeflow.estimation.particles import Proposal
 from nlmeflow.estimation.problem import Problem
 from nlmeflow.laws.affine import safe_cholesky
@@ -19,6 +19,8 @@ from nlmeflow.numerics import moments
 
 REST = 30  # rounds of places and residual parameters, at most
 EM_STEPS = 30  # of the residual parameters in each
+RESTED = 1e-3  # nats of log-likelihood that the residual parameters still gain, at the end
+COARSE = 0.1  # in a model with two levels, whose likelihood has a Monte-Carlo error far above this
 
 
 class Placing(Protocol):
@@ -40,7 +42,9 @@ def settle_points(law: Placing, problem: Problem, state: State, training: Traini
     follow the residual error and the residual error the points. It has converged when both rest and the
     bound on what any law could still add, at the final sigma, is under the specification's tolerance.
     """
+    problem = problem.near(GaussianLaw.like(state.law), state.beta, state.sigma)
     accelerator, trace, converged = Anderson(), [], False
+    rested = RESTED if problem.individuals is problem else COARSE
     found: DiscreteLaw | None = None
     best, plain = -torch.inf, state
     log_marginal = training.draws.data.log_marginal  # type: ignore[attr-defined]
@@ -58,7 +62,7 @@ def settle_points(law: Placing, problem: Problem, state: State, training: Traini
             continue
         found, best, plain = tried, max(best, before), moved
         trace.append(Record(len(tried.weights), before, 0.0, gain, 1.0, EM_STEPS))
-        converged = gain < 1e-3
+        converged = gain < rested
         if converged:
             state = moved
             break
@@ -89,5 +93,8 @@ def _residuals(problem: Problem, state: State) -> tuple[float, State, float]:
     before = float(step.log_likelihood.sum())
     for _ in range(EM_STEPS):
         state = maximise(problem, state, particles, step, Schedule())
-        particles, step = on_points(problem, state)
+        if len(state.beta):
+            particles, step = on_points(problem, state)
+        else:  # predictions at the points are the same
+            step = weighed_points(problem, state, particles)
     return before, state, float(step.log_likelihood.sum()) - before

@@ -98,6 +98,11 @@ class Problem:
         return len(self.fixed) + sum(effect.parameter in self.fixed for effect in self.effects)
 
     @property
+    def through(self) -> int:
+        """Entries of beta, the first of them, that the curve must be called for when they move."""
+        return self.common
+
+    @property
     def beta_names(self) -> tuple[str, ...]:
         """What the entries of beta are."""
         return self.fixed + tuple(effect.name for effect in self.effects)
@@ -137,6 +142,18 @@ class Problem:
     ) -> tuple[Tensor, Tensor]:
         """Return particles of individuals (P, M, d) and their weights (P, M)."""
         return phi, weights
+
+    def effects_step(self, law: Law, sigma: Tensor, phi: Tensor, summary: Summary, weights: Tensor) -> Tensor:
+        """Return the M-step of the effects after the first `through` entries of beta, from particles."""
+        return law.shift_step(phi, weights, self.random_design)
+
+    def carried(self, phi: Tensor, summary: Summary, change: Tensor) -> tuple[Tensor, Summary]:
+        """Return particles after a change of these effects: each individual's parameters stay, eta moves."""
+        return phi - (self.random_design @ change)[:, None], summary
+
+    def predicted_again(self, phi: Tensor, summary: Summary, beta: Tensor) -> Summary:
+        """Return the summary of predictions at the same particles under another beta."""
+        return self.summary(phi, beta)
 
     def simulated(self, law: Law, sigma: Tensor, n: int, seed: int) -> Tensor:
         """Draw the parameters, without what covariates add, of n new populations like this one: (P, n, d)."""

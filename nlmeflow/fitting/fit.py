@@ -170,15 +170,17 @@ class Fit(Fitted):
 
         sup over phi of D(phi; G) = sum_i p(y_i | phi) / p_G(y_i) - N, sought from conditional modes and draws
         of at most 300 individuals, half of them those whom the law expects least; fixed effects and
-        residual parameters are those of the fit.
+        residual parameters are those of the fit. Of a model with two levels only the twenty best places are
+        searched further, and the bound holds for the likelihood as the fit's own draws of what varies within
+        groups give it.
 
         Raises
         ------
-        ModelError : the model has two levels.
+        ModelError : the model has two levels, and the law a density.
 
         """
-        if self.model.within:
-            raise ModelError("There is no certificate of a model with two levels.")
+        if self.model.within and self.law.has_density:
+            raise ModelError("There is no certificate of a law with a density in a model with two levels.")
         phi, weights = self.latent
         seed, gaussian = derive(self.seed, Stream.CERTIFICATE), self.gaussian
         with estimating():
@@ -188,13 +190,14 @@ class Fit(Fitted):
                 own = resample(phi[some], weights[some], 8, generator(seed)).flatten(0, 1)
                 places, scale = torch.cat([modes[some], own]), median_sd(phi, weights)
             else:
-                each = max(2, 4000 // len(self.data))
+                each = 2 if self.model.within else max(2, 4000 // len(self.data))
                 own = around(self.problem(), gaussian, self.beta, self.sigma, each, seed)
                 places, scale = torch.cat([phi[0], own]), 0.1 * gaussian.sd
             log_marginal = self.marginal.values
             data = DataLikelihood(self.problem(), self.beta, self.sigma, torch.zeros_like(log_marginal))
-            n_points = 0 if self.law.has_density else phi.shape[1]
-            return certify(data.log_psi, log_marginal, places, scale, n_points)
+            n_points = 0 if self.law.has_density or self.model.within else phi.shape[1]
+            most = 20 if self.model.within else None
+            return certify(data.log_psi, log_marginal, places, scale, n_points, most)
 
     def _telling(self, modes: Tensor) -> Tensor:
         """Return the individuals from whom a certificate starts: those least expected, and others evenly."""

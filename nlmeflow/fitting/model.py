@@ -145,7 +145,8 @@ class Model(Structure):
         if self.within and not law.levels:
             raise ModelError(
                 "A model with two levels is fitted with a law of its groups, nf.Gaussian(), "
-                f"nf.Mixture(), nf.SNP(), nf.Transformed() or nf.Flow(); got {law!r}."
+                f"nf.Mixture(), nf.SNP(), nf.Transformed(), nf.Flow() or "
+                f"nf.NPML(tolerance=None); got {law!r}."
             )
         _check_identifiable(task.problem, law)
         with estimating(), show_progress(law, progress) as report:

@@ -48,7 +48,13 @@ def log_gradient(log_psi: LogPsi, log_marginal: Tensor, phi: Tensor) -> Tensor:
 
 
 def peaks(
-    log_psi: LogPsi, log_marginal: Tensor, candidates: Tensor, values: Tensor, scale: Tensor, n_points: int
+    log_psi: LogPsi,
+    log_marginal: Tensor,
+    candidates: Tensor,
+    values: Tensor,
+    scale: Tensor,
+    n_points: int,
+    polished: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the best of candidates (C, d), as they are and polished by L-BFGS, and their D.
 
@@ -56,8 +62,9 @@ def peaks(
     optimiser. The supremum is sought numerically: the candidates must cover the data, as conditional modes
     and draws of individuals do.
     """
-    least, most = POLISHED
-    polished = max(least, min(most, 36_000 // len(log_marginal)))
+    if polished is None:
+        least, most = POLISHED
+        polished = max(least, min(most, 36_000 // len(log_marginal)))
     first = _apart(candidates[values.argsort(descending=True)], scale, n_points + polished)
 
     def loss(offset: Tensor) -> Tensor:
@@ -81,11 +88,19 @@ def _apart(candidates: Tensor, scale: Tensor, n: int) -> Tensor:
 
 
 def certify(
-    log_psi: LogPsi, log_marginal: Tensor, candidates: Tensor, scale: Tensor, n_points: int = 0
+    log_psi: LogPsi,
+    log_marginal: Tensor,
+    candidates: Tensor,
+    scale: Tensor,
+    n_points: int = 0,
+    polished: int | None = None,
 ) -> Certificate:
-    """Return the highest D(phi; G) found from candidates (C, d); n_points is how many points G has."""
+    """Return the highest D(phi; G) found from candidates (C, d); n_points is how many points G has.
+
+    polished : candidates refined by L-BFGS besides as many as these; None for as many as N allows.
+    """
     parts = candidates.split(max(1, HELD // len(log_marginal)))
     values = torch.cat([log_gradient(log_psi, log_marginal, some) for some in parts])
-    points, gains = peaks(log_psi, log_marginal, candidates, values, scale, n_points)
+    points, gains = peaks(log_psi, log_marginal, candidates, values, scale, n_points, polished)
     best = int(gains.argmax())
     return Certificate(max(float(gains[best]), 0.0), points[best])

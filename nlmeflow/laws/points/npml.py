@@ -84,14 +84,28 @@ class NPML(PointSpecification):
 
     Points are added where the gradient function D(phi; G) is highest, weights are solved exactly,
     points without weight are dropped, until sup D is under `tolerance` (nats of log-likelihood that
-    any law could still add).
+    any law could still add). None takes the best weights of fixed points alone: posterior draws, points
+    around each individual's own data, and a Sobol set. In a model with two levels, where a point costs
+    thousands of predictions, this is the only way.
+
+    points : of the first two kinds each, at least two of each individual; half as many Sobol points.
     """
 
     name: ClassVar[str] = "npml"
     tolerance: float | None = 0.01
+    points: int = 4000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole(self, 1, "points")
+
+    @property
+    def levels(self) -> bool:  # type: ignore[override]
+        """Whether the law may be that of groups: without the steps to a certified optimum."""
+        return self.tolerance is None
 
     def place(self, training: TrainingSet) -> DiscreteLaw:
-        return weighed(training.draws.data, candidates(training)[0])
+        return weighed(training.draws.data, places(training, self.points))
 
 
 @dataclass(frozen=True)
@@ -230,28 +244,33 @@ class NPonEBE(PointSpecification):
 def candidates(training: TrainingSet) -> tuple[Tensor, Tensor]:
     """Return where points may be (C, d), and log psi (N, C) there.
 
-    They are posterior draws, points around each individual's own data, and a Sobol set.
+    They are those of `places`.
     """
 
     def make() -> tuple[Tensor, Tensor]:
-        draws = training.draws
-        each, seed = max(2, 4000 // len(draws)), derive(training.seed, Stream.POINTS_ALONE)
-        own = draws.data.around(population(draws), each, seed)
-        drawn = draws.thinned(each).phi.flatten(0, 1)
-        places = torch.cat([drawn, own, _sobol(training, 2048, Stream.CANDIDATE_POINTS)])
-        return places, draws.data.log_psi(places)
+        found = places(training, 4000)
+        return found, training.draws.data.log_psi(found)
 
     return training.memory.once("candidates", make)
 
 
+def places(training: TrainingSet, n: int) -> Tensor:
+    """Return posterior draws, points around each individual's own data, n of both, and a Sobol set."""
+    draws = training.draws
+    each, seed = max(2, n // len(draws)), derive(training.seed, Stream.POINTS_ALONE)
+    own = draws.data.around(population(draws), each, seed)
+    drawn = draws.thinned(each).phi.flatten(0, 1)
+    return torch.cat([drawn, own, _sobol(training, -(-n * 2048 // 4000), Stream.CANDIDATE_POINTS)])
+
+
 def _peaks(training: TrainingSet, law: DiscreteLaw) -> tuple[Tensor, Tensor]:
     """Return points where D(phi; G) of a law is high, and D there."""
-    draws, (places, there) = training.draws, candidates(training)
+    draws, (candidate, there) = training.draws, candidates(training)
     here = draws.data.log_psi(law.support)
     log_marginal = (here + law.weights.log()).logsumexp(1)
-    places, seen = torch.cat([law.support, places]), torch.cat([here, there], 1)
+    candidate, seen = torch.cat([law.support, candidate]), torch.cat([here, there], 1)
     values = (seen - log_marginal[:, None]).logsumexp(0)
-    return peaks(draws.data.log_psi, log_marginal, places, values, scale_of(draws), len(law.weights))
+    return peaks(draws.data.log_psi, log_marginal, candidate, values, scale_of(draws), len(law.weights))
 
 
 def weighed(data: LikelihoodAtPoints, support: Tensor, dropped: float = DROPPED) -> DiscreteLaw:

@@ -8,7 +8,6 @@ The folder gets report.html, the executed notebook, and the tables as CSV files.
 import argparse
 import base64
 import html
-import re
 import sys
 from pathlib import Path
 
@@ -67,9 +66,8 @@ def page(executed: Path, tables: Path, title: str) -> str:
         config=config, template_name="basic", exclude_input=True, exclude_output_prompt=True
     )
     notebook = nbformat.read(executed, as_version=4)
-    for cell in notebook.cells:  # captions under figures, alternative text in them; titles for links
+    for cell in notebook.cells:  # captions under figures, alternative text in them
         _describe(cell)
-        cell.source = re.sub(r"\{doc\}`(\w+)`", lambda found: f"*{_chapter(found[1])}*", cell.source)
     body, _ = exporter.from_notebook_node(notebook)
     links = "".join(_link(path) for path in sorted(tables.glob("*.csv")))
     name = html.escape(title)
@@ -78,12 +76,6 @@ def page(executed: Path, tables: Path, title: str) -> str:
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>'
         f"<body><h1>Report on {name}</h1>{body}<h2>Tables</h2><ul>{links}</ul></body></html>"
     )
-
-
-def _chapter(name: str) -> str:
-    """Return the title of a chapter of the book, to which a page alone has no link."""
-    chapter = nbformat.read(CHAPTER.with_name(f"{name}.ipynb"), as_version=4)
-    return f"{chapter.cells[0].source.splitlines()[0].lstrip('# ')} of the book"
 
 
 def _describe(cell: nbformat.NotebookNode) -> None:

@@ -75,7 +75,7 @@ test: $(INSTALLED) check-code check-notebooks
 	$(BIN)/python -m pytest $(PARALLEL) tests --ignore-glob='tests/test_site*.py'
 	$(MAKE) -j$(JOBS) build/quick-site/index.html
 	$(BIN)/python -m pytest $(PARALLEL) --nbval -p no:cacheprovider $(QUICK)
-	$(BIN)/python -m pytest tests/test_site.py tests/test_site_interactive.py tests/test_site_print.py
+	$(BIN)/python -m pytest $(PARALLEL) tests/test_site.py tests/test_site_interactive.py tests/test_site_print.py
 
 OUT ?= build/report
 SETTINGS := INDIVIDUAL TIME RESPONSE CURVE GROUP COVARIATES FIXED RESIDUAL LOWER UPPER STEP REPLICATES PARAMETER \

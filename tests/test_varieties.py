@@ -96,6 +96,25 @@ def test_a_parameter_that_does_not_vary_is_found_and_held_constant():
     assert one.model.fit(one.data, seed=1).unseen() == ()
 
 
+@pytest.mark.slow
+def test_with_two_levels_parameters_without_variation_do_not_tell_against_a_gaussian():
+    """Gaussian varieties; A and s are the same for all plants. Singular laws, held out, are noisy."""
+    random, days, rows = np.random.default_rng(2), np.arange(30.0, 73, 6), []
+    for variety in range(30):
+        mean = 50 + 4 * random.standard_normal()
+        for plant in range(2):
+            onset = mean + 2 * random.standard_normal()
+            y = 1 / (1 + np.exp((days - onset) / 3)) + 0.04 * random.standard_normal(len(days))
+            rows.append(
+                pd.DataFrame({"variety": variety, "plant": f"{variety}.{plant}", "day": days, "y": y})
+            )
+    data = nf.LongitudinalData.from_frame(pd.concat(rows), "plant", "day", "y", group="variety")
+    model = nf.Model(nf.curves.logistic_senescence(), within=("tau",))
+    fit = model.fit(data, seed=1, particles=128, progress=False)
+    assert fit.unseen() == ("A", "s")
+    assert fit.check(folds=3, seed=1, progress=False).enough
+
+
 def test_sentences_follow_their_numbers(known, fit):
     data = known.data
     assert "100 individuals" in nf.findings.about_data(data)

@@ -15,6 +15,7 @@ from nlmeflow.laws import Flow, Gaussian
 
 CLEAR = 3.0  # standard errors by which a standard deviation lies clearly above zero
 TELLING = 3.0  # nats by which the average must predict better in all to leave the question open
+FEW = 128  # particles of each group that decide whether a parameter varies
 MARGIN = 2.0  # standard errors by which the average must predict better
 
 
@@ -107,9 +108,11 @@ def check_gaussian(
 
 
 def unseen(fit: Fitted) -> tuple[str, ...]:
-    """Return the result of `Fit.unseen`."""
-    if fit.model.within:
-        return ()
+    """Return the result of `Fit.unseen`, which is found once."""
+    return fit.memory.once("unseen", lambda: _unseen(fit))
+
+
+def _unseen(fit: Fitted) -> tuple[str, ...]:
     now = fit if fit.law.normal is not None else _gaussian_with(fit, fit.model.fixed)
     found: list[str] = []
     while len(now.names) > 1 and (weak := _weakest(now)):
@@ -125,18 +128,24 @@ def unseen(fit: Fitted) -> tuple[str, ...]:
 
 
 def _weakest(fit: Fitted) -> list[str]:
-    """Return the parameters whose sd is not clearly above zero, the least certain first."""
+    """Return the parameters whose sd is not clearly above zero, the least certain first.
+
+    In a model with two levels those that vary within groups are kept: they cannot be the same for all.
+    """
+    within = fit.model.within
     try:
         table = standard_errors(fit).loc["sd"]
     except EstimationError:
-        return list(fit.names)
+        return [name for name in fit.names if name not in within]
     certainty = (table["value"] / table["standard error"]).fillna(0.0).sort_values()
-    return [str(name) for name in certainty.index[certainty < CLEAR]]
+    return [str(name) for name in certainty.index[certainty < CLEAR] if name not in within]
 
 
 def _gaussian_with(fit: Fitted, fixed: Sequence[str]) -> Fitted:
     """Return the Gaussian fit of the model in which these parameters do not vary."""
     model, task = _task_of(fit, fixed)
+    if fit.model.within:  # fixed parameters call the curve at every step, for all particles of all levels
+        task = replace(task, particles=min(task.particles, FEW))
     return Fitted.of(model, Gaussian(), fit_law(Gaussian(), task), task)
 
 

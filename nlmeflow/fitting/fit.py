@@ -109,7 +109,8 @@ class Fit(Fitted):
 
         Those without which the BIC of a Gaussian fit is no larger, sought one by one among parameters whose
         standard deviation is not three standard errors above zero. The shape of their law is arbitrary: name
-        them in nf.Model(..., fixed=...). None where the model has two levels.
+        them in nf.Model(..., fixed=...). With two levels the variation is that between groups, and parameters
+        that vary within groups are kept.
 
         Raises
         ------

@@ -19,7 +19,7 @@ LIVE_CODE = (
     r"<script>kernelName = .*?</script>\s*",
 )
 PROGRAMS = (  # icons are drawn by their font, equations are set already, and search has a page of its own
-    r'<script src="\.\./(?:_static/searchtools\.js|_static/language_data\.js|searchindex\.js)[^"]*"></script>\s*',
+    r'<script src="\.\./(?:_static/(?:searchtools|language_data)|searchindex)\.js[^"]*"></script>\s*',
     r"<!-- So that users can add custom icons -->\s*<script[^>]*fontawesome\.js[^>]*></script>\s*",
     r"<script>window\.MathJax = .*?</script>\s*",
     r"<script[^>]*(?:mathjax|MathJax)[^>]*></script>\s*",

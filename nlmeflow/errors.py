@@ -1,7 +1,7 @@
 """The errors a person can meet. Each message names what was written and what would be accepted."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -27,11 +27,6 @@ class ModelError(ValueError):
 
 class EstimationError(RuntimeError):
     """The estimation could not go on: the message names the parameter and its value."""
-
-
-def shown(values: Iterable[float]) -> str:
-    """Return numbers for a message, to two digits."""
-    return ", ".join(f"{float(value):.2g}" for value in values)
 
 
 def whole(name: str, value: object, least: int, most: int | None = None) -> int:

@@ -709,11 +709,11 @@ def test_large_noise_does_not_send_a_fixed_parameter_off():
         assert abs(fit.fixed["s"] - 3.0) < 1.2
 
 
-def few_dates(days, seed, law=None):
+def few_dates(days, seed):
     """Fit 60 plants of L1 seen on a few days; the model has one curve's height for all."""
     model = nf.Model(CURVE, fixed=("A",))
     data, _ = model.simulate(nf.scenarios.load("L1").law, days, 60, seed, 0.06, A=1.0)
-    return model.fit(data, law or nf.Gaussian(), seed=1, progress=False)
+    return model.fit(data, nf.Gaussian(), seed=1, progress=False)
 
 
 @pytest.mark.parametrize("seed", [2, 3])

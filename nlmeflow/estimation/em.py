@@ -121,18 +121,17 @@ def ascend(
         count += 1
         plain = maximise(problem, state, particles, step, schedule)
         candidate = plain if accelerator is None else _accelerated(accelerator, state, plain)
-        moved, trial_particles, trial = _move(problem, state, candidate, particles, kept)
-        new_value = float(trial.log_likelihood.sum()) + moved.law.log_prior
+        moved, trial_particles, trial, new_value = _move(problem, state, candidate, particles, kept)
         if accelerator is not None and not (new_value >= value and trial.error <= trust):
             accelerator.forget()
-            moved, trial_particles, trial = _move(problem, state, plain, particles, kept)
-            new_value = float(trial.log_likelihood.sum()) + moved.law.log_prior
-        for share in SHORTER if new_value < value - tolerance else ():
-            plain = maximise(problem, state, particles, step, schedule, share)
-            moved, trial_particles, trial = _move(problem, state, plain, particles, kept)
-            new_value = float(trial.log_likelihood.sum()) + moved.law.log_prior
-            if new_value >= value:
-                break
+            moved, trial_particles, trial, new_value = _move(problem, state, plain, particles, kept)
+        if new_value < value - tolerance:
+            for share in SHORTER:
+                change = share * (plain.beta - state.beta)
+                shorter = maximise(problem, state, particles, step, schedule, change)
+                moved, trial_particles, trial, new_value = _move(problem, state, shorter, particles, kept)
+                if new_value >= value:
+                    break
         gain = new_value - value
         if gain != gain:
             raise EstimationError(_ran_off(problem, begun, state.law))
@@ -155,34 +154,50 @@ def maximise(
     particles: Particles,
     step: Expectation,
     schedule: Schedule,
-    share: float = 1.0,
+    change: Tensor | None = None,
 ) -> State:
-    """Return one M-step: effects of covariates, the law, residual parameters, a Gauss-Newton step of beta.
+    """Return one M-step: the law and the residual parameters after a change of beta, that of `beta_step`.
 
-    Effects on random parameters are regressions of the particles; under a law made of points, which is the
-    same for all, they are moved through the curve as the fixed parameters are. With a share of zero of the
-    step of beta the likelihood cannot fall.
+    After no change of beta, zero, the likelihood cannot fall.
     """
-    through = problem.through if state.law.has_density else len(state.beta)
-    beta, phi, summary = state.beta, particles.phi, particles.summary
-    if through and share:
-        left, right = fixed_effects_system(problem, state, particles, step, through)
-        beta = torch.cat([beta[:through] + share * torch.linalg.solve(left, right), beta[through:]])
-    if through < len(beta):
-        moved = share * problem.effects_step(state.law, state.sigma, phi, summary, step.weights)
-        beta = torch.cat([beta[:through], beta[through:] + moved])
-        phi, summary = problem.carried(phi, summary, moved)
+    if change is None:
+        change = beta_step(problem, state, particles, step)
+    phi, summary, through = particles.phi, particles.summary, _through(problem, state)
+    if through < len(change):
+        phi, summary = problem.carried(phi, summary, change[through:])
     law = state.law.update(phi, step.weights) if schedule.update_law else state.law
     sigma = problem.residual.update(summary, step.weights, state.sigma)
-    return State(law, beta, sigma)
+    return State(law, state.beta + change, sigma)
+
+
+def beta_step(problem: Problem, state: State, particles: Particles, step: Expectation) -> Tensor:
+    """Return the change of beta: a Gauss-Newton step through the curve, and regressions of the particles.
+
+    Effects on random parameters are regressions; under a law made of points, which is the same for all, they
+    are moved through the curve as the fixed parameters are.
+    """
+    change, through = torch.zeros_like(state.beta), _through(problem, state)
+    if through:
+        left, right = fixed_effects_system(problem, state, particles, step, through)
+        change[:through] = torch.linalg.solve(left, right)
+    if through < len(change):
+        phi, summary = particles.phi, particles.summary
+        change[through:] = problem.effects_step(state.law, state.sigma, phi, summary, step.weights)
+    return change
+
+
+def _through(problem: Problem, state: State) -> int:
+    """Return how many entries of beta, the first of them, move through the curve."""
+    return problem.through if state.law.has_density else len(state.beta)
 
 
 def _move(
     problem: Problem, before: State, state: State, particles: Particles, log_law: Tensor | None
-) -> tuple[State, Particles, Expectation]:
-    """Weigh particles under a new state; predictions follow beta, `log_law` is kept when given.
+) -> tuple[State, Particles, Expectation, float]:
+    """Weigh particles under a new state; the last is the log-likelihood with the law's prior.
 
-    When effects of covariates move, each individual's parameters stay and eta = phi - X gamma moves.
+    Predictions follow beta, `log_law` is kept when given. When effects of covariates move, each individual's
+    parameters stay and eta = phi - X gamma moves.
     """
     if problem.through < len(state.beta):
         change = (state.beta - before.beta)[problem.through :]
@@ -193,7 +208,8 @@ def _move(
         particles = replace(particles, summary=summary)
     if log_law is None:
         log_law = state.law.log_prob(particles.phi)
-    return state, particles, expectation(particles.log_ratio(problem, state.sigma), log_law)
+    step = expectation(particles.log_ratio(problem, state.sigma), log_law)
+    return state, particles, step, float(step.log_likelihood.sum()) + state.law.log_prior
 
 
 def fixed_effects_system(

@@ -238,7 +238,7 @@ class GroupedProblem(Problem):
         design = self.individuals.random_design
         return (design == self._of_groups(design)[self.member]).all(1).all(0)
 
-    @property
+    @cached_property
     def through(self) -> int:
         """All of beta when an effect differs within groups on a parameter that does not; else as without."""
         people = self.individuals

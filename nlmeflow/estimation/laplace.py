@@ -199,16 +199,14 @@ def _climb(
                 raise
             break
         settled = bool(change.abs().max() < tolerance)
-        if longest is not None:
+        if longest is not None or settled or iteration == max_iterations - 1:
             place = GaussianStart(law, beta, sigma, modes(problem, law, beta, sigma, phi, steps=4), settled)
             value = _log_likelihood(problem, place)
             best = (value, place) if best is None or value > best[0] else best
         if settled:
             break
-    if best is None:
-        found = GaussianStart(law, beta, sigma, modes(problem, law, beta, sigma, phi, steps=4), settled)
-    else:
-        found = best[1]
+    assert best is not None
+    found = best[1]
     return found if _is_useful(problem, found) else _unclimbed(problem, first, specification)
 
 

@@ -23,8 +23,7 @@ def doubts(fit: Fitted) -> list[str]:
 
 
 def _uncertain(fit: Fitted) -> Iterator[str]:
-    ess = 1 / fit.latent[1].square().sum(1)
-    if fit.law.has_density and (float(ess.min()) < FEW or fit.marginal.error > 1):
+    if fit.law.has_density and (float(fit.ess.min()) < FEW or fit.marginal.error > 1):
         yield "the log-likelihood is uncertain; fit again with more particles, particles=..."
 
 
@@ -45,7 +44,7 @@ def n_moments(data: LongitudinalData) -> int:
     times, index = data.time[data.mask].unique(return_inverse=True)
     size = len(times)
     if size > LOOKED_AT:
-        return size + size  # means and variances alone are more than any curve has parameters
+        return 2 * size  # means and variances alone are more than any curve has parameters
     seen = torch.zeros(len(data), size, dtype=torch.float64)
     seen[data.mask.nonzero()[:, 0], index] = 1.0
     together = seen.mT @ seen > 0
@@ -56,11 +55,13 @@ def _jumps(fit: Fitted) -> Iterator[str]:
     """Curves that fall or rise at once between two dates: the data say nothing of how fast."""
     if fit.model.curve.inputs:
         return
-    data, (phi, weights) = fit.data.observed, fit.conditional
+    data, (phi, weights) = fit.data.observed, fit.latent
     dates = data.time[data.mask].unique()[:LOOKED_AT]
     if len(dates) < 2:
         return
     mean = moments(phi[:LOOKED_AT], weights[:LOOKED_AT])[0]
+    if not fit.model.within:  # else the curves are those of groups, without effects of covariates
+        mean = mean + fit.shift[:LOOKED_AT]
     parts = torch.linspace(0, 1, FINE + 1, dtype=dates.dtype)[:-1]
     grid = torch.cat([(dates[:-1, None] + dates.diff()[:, None] * parts).flatten(), dates[-1:]])
     with suppress(ModelError):  # a user's own curve may refuse times at which nothing was observed

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nlmeflow.covariates import Effect
 from nlmeflow.data import LongitudinalData
-from nlmeflow.errors import EstimationError, shown
+from nlmeflow.errors import EstimationError
 from nlmeflow.estimation.em import Record, Result, State, evaluate
 from nlmeflow.estimation.engine import Task
 from nlmeflow.estimation.likelihood import LEAST_BATCHES, Marginal, conditional_modes, marginal, on_points
@@ -163,6 +163,11 @@ class Fitted:
         """What the covariates add to each individual's parameters, X gamma, (N, d)."""
         return self.problem().individuals.shift(self.beta)
 
+    @property
+    def ess(self) -> Tensor:
+        """The effective particles of each individual, or group where there are two levels, (N,)."""
+        return 1 / self.latent[1].square().sum(1)
+
     @cached_property
     def latent(self) -> tuple[Tensor, Tensor]:
         """Particles without what the covariates add, eta = phi - X gamma (N, M, d), and their weights.
@@ -238,8 +243,9 @@ def check_residual(problem: Problem, state: State, least: float) -> None:
     """Raise EstimationError when the residual error is under a share of that without a curve."""
     people, sigma = problem.individuals, problem.own_sigma(state.sigma)
     if not people.residual.given and bool((sigma < least * people.without_curve).all()):
+        last = ", ".join(f"{value:.2g}" for value in sigma.tolist())
         raise EstimationError(
-            f"The residual error shrinks without end (last {shown(sigma)}): curves pass through all "
+            f"The residual error shrinks without end (last {last}): curves pass through all "
             "observations. Give the residual parameters, for example nf.Additive(sigma=...), or name "
             "parameters in fixed=(...)."
         )

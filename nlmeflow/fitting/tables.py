@@ -239,7 +239,7 @@ def _unsettled(fit: Fitted) -> str:
 
 def _numbers(fit: Fitted) -> dict[str, str]:
     estimate = Estimate(fit.marginal.total, fit.marginal.error)
-    ess = 1 / fit.latent[1].square().sum(1)
+    ess = fit.ess
     numbers = {
         "law": fit.law.title or type(fit.law).__name__,
         "individuals": f"{len(fit.data)} ({fit.data.n_observations} observations)",

@@ -75,11 +75,8 @@ class DirichletProcess(Specification):
         place, first = Affine(gaussian.mean, gaussian.factor), self.sweeps // 3
         after = np.linspace(first, self.sweeps - 1, self.kept).round()
         training.report("dirichlet process")
-        found = [
-            (weights, means, factors)
-            for sweep, (weights, means, factors) in enumerate(self._sampled(training.draws, place, random))
-            if sweep in after
-        ]
+        sampled = enumerate(self._sampled(training.draws, place, random))
+        found = [one for sweep, one in sampled if sweep in after]
         weights, means, factors = (torch.cat(parts) for parts in zip(*found, strict=True))
         seen = weights > NEGLIGIBLE
         weights, means, factors = weights[seen], means[seen], factors[seen]

@@ -4,6 +4,7 @@ Each job is one replicate of one scenario in one design, run by `nlmeflow.studie
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from time import process_time
@@ -29,6 +30,7 @@ from nlmeflow.laws import (
     Gaussian,
     Law,
     Mixture,
+    MixtureLaw,
     NPonEBE,
     SmoothNPMLE,
     Specification,
@@ -223,6 +225,10 @@ class Look:
             return (torch.stack([self.log_prob(part) for part in laws], 1) + weights.log()).logsumexp(1)
         return self.kept.once(id(law), lambda: (law, law.log_prob(self.phi)))[1]
 
+    def kl(self, law: Law) -> float:
+        """Return the KL divergence of a law from the truth."""
+        return float((self.log_truth - self.log_prob(law)).mean())
+
     def measures(self, law: Law, n: int = 10_000) -> Row:
         """Return the headline measures, the number of modes, errors of masses, marginals, three moments.
 
@@ -250,16 +256,14 @@ class Look:
 
         structure: Row = {}
         if (groups := self.truth.groups) is not None:
-            mass = metrics.group_shares(groups, drawn)
-            structure["error of a mass"] = float((mass - groups.weights).abs().max())
-            structure["mass between groups"] = metrics.share_between(groups, drawn)
+            structure |= masses(groups, drawn)
         if law.dim <= 3:
             structure["modes"] = len(metrics.modes(law))
             structure["error of modes"] = structure["modes"] - self.modes
         if law.dim == 2:
             structure["marginal ise"] = float(metrics.marginal_ise(self.truth, law, 121).mean())
         return structure | {
-            "kl": float((self.log_truth - log_law).mean()),
+            "kl": self.kl(law),
             "tv": metrics.variation(difference),
             "hellinger": math.sqrt(1 - metrics.affinity(difference)),
             "mass outside": metrics.share_outside(log_drawn, self.log_truth.max()),
@@ -269,15 +273,23 @@ class Look:
         }
 
 
+def masses(groups: MixtureLaw, drawn: Tensor) -> Row:
+    """Return the largest error of the masses of a truth's groups, by draws, and the mass between them."""
+    error = (metrics.group_shares(groups, drawn) - groups.weights).abs().max()
+    return {"error of a mass": float(error), "mass between groups": metrics.share_between(groups, drawn)}
+
+
 def _errors(scenario: Scenario, fit: Fit) -> dict[str, float]:
     sigma = next(iter(fit.residual.values())) / scenario.sigma - 1
     fixed = {f"error {name}": fit.fixed[name] - value for name, value in scenario.fixed.items()}
     return {"relative error sigma": sigma, **fixed}
 
 
-def table(rows: pd.DataFrame, measure: str = "kl", digits: int = 3) -> pd.DataFrame:
-    """Return means with standard errors over replicates, one row per scenario and design."""
-    grouped = rows.groupby(["design", "scenario", "law"])[measure]
+def table(
+    rows: pd.DataFrame, measure: str = "kl", digits: int = 3, by: Sequence[str] = ("design", "scenario")
+) -> pd.DataFrame:
+    """Return means with standard errors over replicates, one row per scenario and design, or as `by` says."""
+    grouped = rows.groupby([*by, "law"])[measure]
     number = f"{{:.{digits}f}}".format
     text = grouped.mean().map(number) + " (" + grouped.sem().map(number) + ")"
     return text.unstack("law")
@@ -286,7 +298,12 @@ def table(rows: pd.DataFrame, measure: str = "kl", digits: int = 3) -> pd.DataFr
 def ratios(rows: pd.DataFrame, law: str = "stacked") -> pd.Series:
     """Return mean KL of a law over that of the better of Gaussian and mixture, chosen in hindsight."""
     means = rows.groupby(["design", "scenario", "law"])["kl"].mean().unstack("law")
-    return means[law] / means[["gaussian", "mixture"]].min(axis=1)
+    return _over_better(means)[law]
+
+
+def _over_better(kl: pd.DataFrame) -> pd.DataFrame:
+    """Return the columns of KL, one a law, over the lower of Gaussian and mixture."""
+    return kl.div(kl[["gaussian", "mixture"]].min(axis=1), axis=0)
 
 
 def mean_ratios(rows: pd.DataFrame) -> pd.DataFrame:
@@ -307,9 +324,7 @@ def _divergences(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _mean_ratios(kl: pd.DataFrame) -> pd.DataFrame:
-    means = kl.groupby(["design", "scenario"]).mean()
-    better = means[["gaussian", "mixture"]].min(axis=1)
-    logs = pd.DataFrame(np.log(means.div(better, axis=0)))
+    logs = pd.DataFrame(np.log(_over_better(kl.groupby(["design", "scenario"]).mean())))
     return pd.DataFrame(np.exp(logs.groupby("design").mean()))
 
 

@@ -18,11 +18,12 @@ import nlmeflow as nf
 from nlmeflow.errors import EstimationError
 from nlmeflow.laws import Law, metrics
 from nlmeflow.running import estimating
-from nlmeflow.studies.core import LAWS, Look
+from nlmeflow.studies.core import LAWS, Look, masses, table
 from nlmeflow.studies.run import Row
 from nlmeflow.studies.scenarios import MODES
 
 HOPELESS = "H"
+JOB = ["scenario", "design", "n"]
 
 
 def measure(scenario: str, design: str, n: int, replicate: int) -> list[Row]:
@@ -31,7 +32,7 @@ def measure(scenario: str, design: str, n: int, replicate: int) -> list[Row]:
     model = known.model
     if (
         design == HOPELESS
-    ):  # without sigma only a Gaussian is fitted: it could not be told from the population
+    ):  # sigma could not be told from the population: without it only a Gaussian is fitted
         model = replace(model, residual=nf.LogAdditive(sigma=known.sigma))
     comparison = nf.compare(model, known.data, LAWS, seed=replicate, progress=False)
     with estimating():
@@ -51,12 +52,9 @@ def measure(scenario: str, design: str, n: int, replicate: int) -> list[Row]:
 
 def shape(look: Look, law: Law) -> Row:
     """Return KL, number of modes and the groups' masses of one law."""
-    row: Row = {"kl": float((look.log_truth - look.log_prob(law)).mean()), "modes": len(metrics.modes(law))}
+    row: Row = {"kl": look.kl(law), "modes": len(metrics.modes(law))}
     if (groups := look.truth.groups) is not None and len(groups.weights) > 1:
-        drawn = law.sample(10_000, 0)
-        mass = metrics.group_shares(groups, drawn)
-        row["error of a mass"] = float((mass - groups.weights).abs().max())
-        row["mass between groups"] = metrics.share_between(groups, drawn)
+        row |= masses(groups, law.sample(10_000, 0))
     return row
 
 
@@ -71,19 +69,15 @@ def unseen(fit: nf.Fit) -> tuple[str, ...]:
 def power(rows: pd.DataFrame) -> pd.DataFrame:
     """Return how often the test calls a Gaussian not enough, undecided, and the mean gain, by job."""
     tested = rows[rows["law"] == "flow"].assign(found=lambda table: 1 - table["enough"])
-    grouped = tested.groupby(["scenario", "design", "n"])
-    table = grouped[["found", "undecided", "gain", "reliability"]].mean()
-    return table.assign(error=grouped["gain"].sem(), replicates=grouped.size())
+    grouped = tested.groupby(JOB)
+    means = grouped[["found", "undecided", "gain", "reliability"]].mean()
+    return means.assign(error=grouped["gain"].sem(), replicates=grouped.size())
 
 
 def report(rows: pd.DataFrame) -> None:
     """Print the tables of the study."""
-    grouped = rows.groupby(["scenario", "design", "n", "law"])
     for name in ("kl", "right number of modes", "error of a mass", "mass between groups"):
-        text = (
-            grouped[name].mean().round(3).astype(str) + " (" + grouped[name].sem().round(3).astype(str) + ")"
-        )
-        print(f"\n{name}, mean (standard error)\n{text.unstack('law').to_string()}")
+        print(f"\n{name}, mean (standard error)\n{table(rows, name, by=JOB).to_string()}")
     print(f"\nThe test of the Gaussian\n{power(rows).round(3).to_string()}")
     hopeless = rows[(rows["design"] == HOPELESS) & (rows["law"] == "gaussian")]
     if len(hopeless):

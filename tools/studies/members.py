@@ -35,7 +35,7 @@ from nlmeflow.laws.gaussian import population
 from nlmeflow.numerics import TINY
 from nlmeflow.running import estimating
 from nlmeflow.seeds import Stream, derive, generator
-from nlmeflow.studies.core import FOLDS, Look
+from nlmeflow.studies.core import Look, task_of
 from nlmeflow.studies.populations import described, divergences, headline
 from nlmeflow.studies.random_populations import random
 from nlmeflow.studies.run import Row
@@ -60,8 +60,9 @@ class EveryNetwork(Flow):
 def measure(seed: int, d: int, n: int = 200) -> list[Row]:
     """Fit one data set of a random population; return the rows of the page above."""
     known = random(seed, d, n)
-    folds = Folds.random(n, FOLDS, derive(seed, Stream.COMPARISON_FOLDS))
-    task = known.model.task(known.data, seed=seed, folds=folds)
+    task = task_of(known, seed)
+    folds = task.folds
+    assert folds is not None
     comparison = compare_task(known.model, task, (Gaussian(), Mixture()), known.data.labels, progress=False)
     about = described(known)
     with estimating():

@@ -256,11 +256,15 @@ def candidates(training: TrainingSet) -> tuple[Tensor, Tensor]:
 
 def places(training: TrainingSet, n: int) -> Tensor:
     """Return posterior draws, points around each individual's own data, n of both, and a Sobol set."""
-    draws = training.draws
-    each, seed = max(2, n // len(draws)), derive(training.seed, Stream.POINTS_ALONE)
-    own = draws.data.around(population(draws), each, seed)
-    drawn = draws.thinned(each).phi.flatten(0, 1)
-    return torch.cat([drawn, own, _sobol(training, -(-n * 2048 // 4000), Stream.CANDIDATE_POINTS)])
+
+    def make() -> Tensor:
+        draws = training.draws
+        each, seed = max(2, n // len(draws)), derive(training.seed, Stream.POINTS_ALONE)
+        own = draws.data.around(population(draws), each, seed)
+        drawn = draws.thinned(each).phi.flatten(0, 1)
+        return torch.cat([drawn, own, _sobol(training, -(-n * 2048 // 4000), Stream.CANDIDATE_POINTS)])
+
+    return training.memory.once(("places", n), make)
 
 
 def _peaks(training: TrainingSet, law: DiscreteLaw) -> tuple[Tensor, Tensor]:

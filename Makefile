@@ -23,7 +23,8 @@ STUDY ?= core
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
-PARALLEL = --numprocesses $(JOBS) --dist loadscope  # the tests of a file in one process: they share fits
+# the tests of a file in one process: they share fits
+PARALLEL = --numprocesses $(JOBS) --dist loadscope --no-loadscope-reorder
 INSTALLED := $(VENV)/.installed
 
 export OMP_NUM_THREADS := 1
@@ -35,7 +36,9 @@ ifneq ($(wildcard ../shared/data/.),)
 export NLMEFLOW_DATA_DIR ?= $(abspath ../shared/data)
 endif
 
-CHAPTERS := $(sort $(wildcard book/*.ipynb))
+# the longest first, so that no process is left waiting for one of them at the end
+LONGEST := $(patsubst %,book/%.ipynb,shape your_data multimodality arabidopsis flows population_law)
+CHAPTERS := $(LONGEST) $(filter-out $(LONGEST),$(sort $(wildcard book/*.ipynb)))
 PACKAGE := $(shell find nlmeflow -name '*.py') tools/execute.py
 STORED := $(shell find data -type f)
 EXECUTED := $(CHAPTERS:book/%=build/published/%)
@@ -71,7 +74,8 @@ build/site/index.html: $(EXECUTED) $(PAGES)
 build/quick-site/index.html: $(QUICK) $(PAGES)
 	$(BIN)/python tools/build.py build/quick build/quick-site
 
-test: $(INSTALLED) check-code check-notebooks
+test: $(INSTALLED)
+	$(MAKE) -j$(JOBS) check-code check-notebooks
 	$(BIN)/python -m pytest $(PARALLEL) tests --ignore-glob='tests/test_site*.py'
 	$(MAKE) -j$(JOBS) build/quick-site/index.html
 	$(BIN)/python -m pytest $(PARALLEL) --nbval -p no:cacheprovider $(QUICK)
@@ -87,7 +91,8 @@ report: $(INSTALLED)
 	@$(BIN)/python tools/report.py "$(CSV)" --out "$(OUT)" \
 		$(foreach name,$(SETTINGS),$(if $($(name)),--set "$(call lowercase,$(name))=$($(name))"))
 
-quick: $(INSTALLED) check-code
+quick: $(INSTALLED)
+	$(MAKE) -j$(JOBS) check-code
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow" tests --ignore-glob='tests/test_site*.py' --ignore=tests/test_project.py
 
 check-code: check-format check-types check-layers check-dead

@@ -168,11 +168,11 @@ def test_combined_errors_are_refused():
 
 
 def test_first_values_know_what_is_censored():
-    """A growth of which the first two thirds are below the limit: the fit reaches what was simulated."""
+    """A growth of which more than half is below the limit: the fit reaches what was simulated."""
     random, time = np.random.default_rng(5), np.sort(np.random.default_rng(6).uniform(0, 12, (20, 10)), 1)
     size = random.normal(10, 0.8, (20, 1))
     response = size / (1 + np.exp((5 - time) / 1.5)) + 0.2 * random.standard_normal((20, 10))
-    limit = 8.0
+    limit = 7.0
     frame = pd.DataFrame({"who": np.repeat(np.arange(20), 10), "t": time.ravel(), "y": response.ravel()})
     frame["kind"] = np.where(frame["y"] < limit, "left", "")
     frame["y"] = frame["y"].clip(lower=limit)

@@ -19,6 +19,11 @@ def test_theophylline_as_r_has_it(theophylline_fit):
     assert row["natural error"] == pytest.approx(row["natural"] * row["standard error"])
     assert row["upper"] - row["value"] == pytest.approx(1.96 * row["standard error"], rel=1e-4)
     assert "0.1988" in str(theophylline_fit.summary())
+    sd = table.loc[("sd", "ka")]  # on the scale of logarithms: as many times below as above
+    assert sd["upper"] / sd["value"] == pytest.approx(
+        np.exp(1.96 * sd["standard error"] / sd["value"]), rel=1e-4
+    )
+    assert sd["upper"] * sd["lower"] == pytest.approx(sd["value"] ** 2)
 
 
 def test_a_linear_model_agrees_with_statsmodels():
@@ -95,8 +100,8 @@ def test_the_bootstrap_agrees_with_the_sandwich(sparse):
     covariance = torch.linalg.solve(information, torch.linalg.solve(information, scores.mT @ scores).mT)
     slopes = reported_slopes(chart)[1]
     exact = (slopes @ covariance @ slopes.mT).diagonal().sqrt()
-    _, errors = sparse.bootstrap(400, progress=False).parameters()
-    assert errors.numpy() == pytest.approx(exact.numpy(), rel=0.12)
+    errors = sparse.bootstrap(400, progress=False).parameters()["standard error"]
+    assert errors.to_numpy() == pytest.approx(exact.numpy(), rel=0.12)
 
 
 def test_other_laws_have_standard_errors_from_the_bootstrap(mixed):

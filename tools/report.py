@@ -44,8 +44,10 @@ def run(csv: Path, out: Path, given: dict[str, object]) -> int:
     out.mkdir(parents=True, exist_ok=True)
     executed = out / "report.ipynb"
     parameters = {**given, "csv": str(csv.resolve()), "out": str(out.resolve() / "tables")}
+    analysis = nbformat.read(CHAPTER, as_version=4)
+    analysis.cells = [cell for cell in analysis.cells if "chapter-only" not in cell.metadata.get("tags", ())]
     try:
-        papermill.execute_notebook(str(CHAPTER), str(executed), parameters=parameters, kernel_name="python3")
+        papermill.execute_notebook(analysis, str(executed), parameters=parameters, kernel_name="python3")
     except papermill.PapermillExecutionError as error:
         executed.unlink(missing_ok=True)
         if error.ename not in EXPLAINED:

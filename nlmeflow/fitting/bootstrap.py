@@ -15,11 +15,12 @@ from nlmeflow.estimation.em import State
 from nlmeflow.estimation.engine import DRAWS, broad_reference, posterior_draws
 from nlmeflow.estimation.information import reported_values
 from nlmeflow.fitting.bands import Bands
+from nlmeflow.fitting.estimates import table_of_estimates, with_limits
 from nlmeflow.fitting.fitted import Fitted
 from nlmeflow.laws.draws import TrainingSet
 from nlmeflow.laws.law import Law
 from nlmeflow.laws.modes import Basins, basins, modes
-from nlmeflow.numerics import NORMAL_95, dirichlet_weights
+from nlmeflow.numerics import dirichlet_weights
 from nlmeflow.running import estimating, show_progress
 from nlmeflow.seeds import Stream, derive, generator
 
@@ -32,7 +33,8 @@ LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 class Bootstrap:
     """A fit and its replicates: law, beta and sigma, estimated with random weights of the individuals.
 
-    Standard errors are standard deviations over replicates; limits are value -+ 1.96 of them. They say what
+    Standard errors are standard deviations over replicates; limits are value -+ 1.96 of them, of standard
+    deviations and correlations on their logarithm and Fisher's z. They say what
     other individuals would have changed, and know nothing of the bias of a law that is too simple.
     """
 
@@ -66,11 +68,13 @@ class Bootstrap:
         """The replicates' laws."""
         return tuple(state.law for state in self.states)
 
-    def parameters(self) -> tuple[Tensor, Tensor]:
-        """Return the reported values, as `information.reported_names` has them, and their standard errors."""
+    def parameters(self) -> pd.DataFrame:
+        """Return estimates with standard errors from these replicates, as `Fit.standard_errors` has them."""
         with estimating():
             values = torch.stack([reported_values(self.fit.problem(), state) for state in self.states])
-            return reported_values(self.fit.problem(), self.fit.state), values.std(0)
+            return table_of_estimates(
+                self.fit, reported_values(self.fit.problem(), self.fit.state), values.std(0)
+            )
 
     def quantiles(self, levels: Sequence[float] = LEVELS) -> pd.DataFrame:
         """Return quantiles of each parameter in the population on its natural scale, with limits.
@@ -152,9 +156,3 @@ def located(fit: Fitted, groups: Basins) -> pd.DataFrame:
     natural = fit.model.curve.natural(places, fit.names)
     index = pd.RangeIndex(1, len(places) + 1, name="group")
     return pd.DataFrame({name: natural[name].numpy() for name in fit.names}, index)
-
-
-def with_limits(estimates: pd.DataFrame) -> pd.DataFrame:
-    """Return a table of values and standard errors with 95 % limits, value -+ 1.96 standard errors."""
-    half = NORMAL_95 * estimates["standard error"]
-    return estimates.assign(lower=estimates["value"] - half, upper=estimates["value"] + half)

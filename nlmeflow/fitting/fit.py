@@ -139,8 +139,10 @@ class Fit(Fitted):
         Of a Gaussian law from the observed information, of other laws from 100 replicates of `bootstrap`.
         Columns: value and standard error on the unconstrained scale (means, sds and correlations of
         phi, effects of covariates; sigma as it is); `natural` and its standard error by the delta method,
-        the typical value of a parameter in its own unit; 95 % limits of `value`. Parameters of a Gaussian
-        law at the boundary have none, and are named in `attrs["boundary"]`.
+        the typical value of a parameter in its own unit; 95 % limits of `value`, which is value -+ 1.96
+        standard errors: of standard deviations and sigma on the scale of their logarithms, of a correlation r
+        on Fisher's scale atanh(r), so that they stay where they make sense. Parameters of a Gaussian law at
+        the boundary have none, and are named in `attrs["boundary"]`.
 
         Raises
         ------

@@ -1,6 +1,5 @@
 """Tables of a fit: its individuals, its groups, criteria, standard errors, and the printed summary."""
 
-from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,13 +15,13 @@ from nlmeflow.estimation.information import (
     at_boundary,
     delta_covariance,
     inside,
-    reported_names,
     reported_slopes,
     scores_and_information,
     steepest,
 )
-from nlmeflow.fitting.bootstrap import Bootstrap, with_limits
+from nlmeflow.fitting.bootstrap import Bootstrap
 from nlmeflow.fitting.doubts import doubts
+from nlmeflow.fitting.estimates import table_of_estimates
 from nlmeflow.fitting.fitted import Fitted
 from nlmeflow.fitting.suspicions import suspicions
 from nlmeflow.numerics import moments
@@ -113,54 +112,17 @@ def shrinkage(fit: Fitted) -> dict[str, float]:
 
 def standard_errors(fit: Fitted) -> pd.DataFrame:
     """Return the table of `Fit.standard_errors`."""
+    if fit.law.normal is None:
+        return fit.memory.once("bootstrap", lambda: Bootstrap.of(fit, REPLICATES, 0)).parameters()
     with one_thread():
-        found = _by_information(fit) if fit.law.normal is not None else _by_bootstrap(fit)
-        frame = pd.DataFrame([_estimate(fit, *row) for row in found.rows()]).set_index(["kind", "parameter"])
-    frame.attrs["boundary"] = [f"{kind} {name}" for kind, name in found.boundary]
-    return with_limits(frame)
-
-
-class Reported(NamedTuple):
-    """Kind and name of parameters, their values and standard errors, and those at the boundary."""
-
-    names: Sequence[tuple[str, str]]
-    values: Tensor
-    errors: Tensor
-    boundary: Sequence[tuple[str, str]] = ()
-
-    def rows(self) -> Iterator[tuple[str, str, float, float]]:
-        """Return kind, name, value and error, which is NaN at the boundary, of each."""
-        for (kind, name), value, error in zip(
-            self.names, self.values.tolist(), self.errors.tolist(), strict=True
-        ):
-            yield kind, name, value, np.nan if (kind, name) in self.boundary else error
-
-
-def _by_information(fit: Fitted) -> Reported:
-    with torch.no_grad():
-        chart = Chart(fit.problem(), fit.state)
-        _, information = scores_and_information(chart, fit.drawn)
-        kept, held = inside(chart, information)
-        values, slopes = reported_slopes(chart)
-        boundary = [] if not held else at_boundary(chart, held, values, slopes)
-        errors = delta_covariance(information, kept, slopes).diagonal().sqrt()
-    return Reported(reported_names(chart), values, errors, boundary)
-
-
-def _by_bootstrap(fit: Fitted) -> Reported:
-    values, errors = fit.memory.once("bootstrap", lambda: Bootstrap.of(fit, REPLICATES, 0)).parameters()
-    return Reported(reported_names(Chart(fit.problem(), fit.state)), values, errors)
-
-
-def _estimate(fit: Fitted, kind: str, name: str, value: float, error: float) -> dict[str, object]:
-    row: dict[str, object] = {"kind": kind, "parameter": name, "value": value, "standard error": error}
-    if kind in ("mean", "fixed"):
-        with torch.enable_grad():
-            place = torch.tensor(value, dtype=torch.float64, requires_grad=True)
-            natural = fit.model.curve[name].scale.natural(place)
-            (slope,) = torch.autograd.grad(natural, place)
-        row |= {"natural": float(natural.detach()), "natural error": float(slope.abs()) * error}
-    return row
+        with torch.no_grad():
+            chart = Chart(fit.problem(), fit.state)
+            _, information = scores_and_information(chart, fit.drawn)
+            kept, held = inside(chart, information)
+            values, slopes = reported_slopes(chart)
+            boundary = [] if not held else at_boundary(chart, held, values, slopes)
+            errors = delta_covariance(information, kept, slopes).diagonal().sqrt()
+        return table_of_estimates(fit, values, errors, boundary)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Do 95 % intervals cover the truth? Simulated data sets of one Gaussian population, in several designs.
 
-    python -m nlmeflow.studies run tools/studies/interval_coverage.yml [--replicates 500]
+    python -m nlmeflow.studies run tools/studies/interval_coverage.yml
 
 plain : sixty individuals, one-compartment oral curve, nine samples with 15 % error, means (log 1.2, log 2.5,
     log 30), standard deviations (.35, .25, .15), effect .75 of log(weight / 70) on log clearance.
@@ -10,8 +10,8 @@ censored : sixty individuals, the same curve as a score that saturates: values u
     left, those over .9 on the right, every fifth of the others is only known to a tenth.
 as-observed : the same data, bounds and middles of intervals taken for observations.
 
-Printed: the share of intervals value +- 1.96 standard errors that hold the truth, with its own standard
-error, and the mean standard error beside the spread of the estimates; "refused" counts the data sets without
+Printed: the share of intervals (`Fit.standard_errors`: of standard deviations and sigma on the scale of
+logarithms) that hold the truth, with its own standard error, and the mean standard error beside the spread of the estimates; "refused" counts the data sets without
 standard errors, because the likelihood had no peak.
 """
 

@@ -175,9 +175,16 @@ def test_covariates_of_plants_and_of_genotypes_do_not_call_the_curve():
     value = found.log_likelihood()
     assert abs(value.value - exact.llf) < max(4 * value.error, 0.2)
     names = {"intercept: treated": "treated", "intercept: site": "site", "slope: treated": "t:treated"}
+    tables = {
+        "information": found.standard_errors(),
+        "bootstrap": found.bootstrap(200, progress=False).parameters(),
+    }
     for mine, theirs in names.items():
         own = found.covariate_effects[mine]
         assert own == pytest.approx(exact.fe_params[theirs], abs=0.15 * exact.bse[theirs]), mine
+        error = {key: table.loc[("effect", mine), "standard error"] for key, table in tables.items()}
+        assert error["information"] == pytest.approx(exact.bse[theirs], rel=0.05), mine
+        assert error["bootstrap"] == pytest.approx(exact.bse[theirs], rel=0.3), mine
 
 
 @pytest.mark.slow

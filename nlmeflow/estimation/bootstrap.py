@@ -14,8 +14,9 @@ sigma held.
 import torch
 from torch import Tensor
 
+from nlmeflow.errors import EstimationError
 from nlmeflow.estimation.em import State
-from nlmeflow.estimation.information import Chart, inside, scores_and_information
+from nlmeflow.estimation.information import observed
 from nlmeflow.estimation.particles import Particles
 from nlmeflow.estimation.problem import Problem
 from nlmeflow.laws.draws import PosteriorDraws, TrainingSet
@@ -24,29 +25,37 @@ from nlmeflow.laws.specification import Specification
 
 
 def estimated_again(
-    law: Specification, problem: Problem, state: State, training: TrainingSet, weights: Tensor
-) -> tuple[State, ...]:
-    """Return law, beta and sigma for each row of individual weights (R, N).
+    law: Specification,
+    problem: Problem,
+    state: State,
+    training: TrainingSet,
+    drawn: Particles,
+    weights: Tensor,
+) -> tuple[tuple[State, ...], list[tuple[str, str]]]:
+    """Return law, beta and sigma for each row of individual weights (R, N), and what is at a boundary.
 
-    law : what the fit was asked for; training : draws from the posteriors of the fit's state.
+    law : what the fit was asked for; training : draws from the posteriors of the fit's state; drawn : the
+    fit's particles, from which the information is computed where the draws are too few for it.
 
     Raises
     ------
     EstimationError : the likelihood has no peak in beta and sigma.
 
     """
-    chart = Chart(problem, state)
-    scores, information = scores_and_information(chart, as_particles(problem, state, training.draws))
-    kept, _ = inside(chart, information)
+    try:
+        found = observed(problem, state, as_particles(problem, state, training.draws))
+    except EstimationError:
+        found = observed(problem, state, drawn)
+    chart, scores, information, kept, _ = found
     surplus = (weights - 1) @ scores
     steps = _steps(surplus, information, kept)
     alone = _steps(surplus, information, kept[kept < chart.sizes[0]])
     states = []
-    for found, step, own in zip(law.refit(training, weights), steps, alone, strict=True):
+    for again, step, own in zip(law.refit(training, weights), steps, alone, strict=True):
         _, beta, sigma = chart.at(step)
         frame = chart.moved((step - own)[: chart.sizes[0]])
-        states.append(State(MovedLaw(found, chart.frame, frame), beta, sigma))
-    return tuple(states)
+        states.append(State(MovedLaw(again, chart.frame, frame), beta, sigma))
+    return tuple(states), found.boundary
 
 
 def _steps(surplus: Tensor, information: Tensor, kept: Tensor) -> Tensor:

@@ -10,6 +10,9 @@ sum at the maximum are the observed information; its inverse is the covariance o
 and scale: the law is moved by an affine map, its shape stays.
 """
 
+from contextlib import suppress
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -23,7 +26,7 @@ from nlmeflow.laws.moved import MovedLaw
 from nlmeflow.numerics import TINY
 
 FLAT = 1e-6  # eigenvalue of the information, its diagonal scaled to one, under which there is no peak
-EMPTY = 1e-4  # information of an individual about a coordinate of Omega that is none
+LITTLE = 1.0  # information about the logarithm of a scale, under which it may be zero for all the data say
 MOVES = 0.1  # share of itself by which a parameter moves with a held coordinate
 PERFECT = 0.99  # correlation that is one, but for rounding
 
@@ -33,15 +36,27 @@ class Chart:
 
     Means in units of the population's standard deviations, the factor by its logarithmic diagonal and what is
     below it (left out when Omega is diagonal), beta as it is, sigma by its logarithm (left out when given).
+    The factor is that of Omega with its rows and columns in `order`: where a parameter hardly varies it comes
+    last, so that what the data do not say of its correlations leaves the variances of the others alone.
     """
 
-    def __init__(self, problem: Problem, state: State) -> None:
+    def __init__(self, problem: Problem, state: State, order: Tensor | None = None) -> None:
         self.problem, self.state, self.frame = problem, state, GaussianLaw.like(state.law).normal
         dim = problem.dim
+        self.order = torch.arange(dim) if order is None else order
+        self.sorted = self.frame
+        if order is not None:
+            omega = self.frame.factor @ self.frame.factor.mT
+            self.sorted = Affine(self.frame.mean[order], torch.linalg.cholesky(omega[order][:, order]))
         self.diagonal = state.law.normal is not None and state.law.n_parameters == 2 * dim
         self.below = 0 if self.diagonal else dim * (dim - 1) // 2
         self.scales = 0 if problem.residual.given else len(state.sigma)
         self.sizes = [2 * dim + self.below, len(state.beta), self.scales]
+
+    @property
+    def grouped(self) -> bool:
+        """Whether the law is that of groups of individuals."""
+        return self.problem.individuals is not self.problem
 
     @property
     def size(self) -> int:
@@ -56,15 +71,22 @@ class Chart:
     @property
     def names(self) -> list[str]:
         """What each coordinate moves, in words."""
-        random = self.problem.random
+        random = [self.problem.random[k] for k in self.order.tolist()]
         pairs = zip(*torch.tril_indices(len(random), len(random), -1).tolist(), strict=True)
         scales = self.problem.residual.names if self.scales else ()
         return [
-            *(f"the mean of '{name}'" for name in random),
+            *(f"the mean of '{name}'" for name in self.problem.random),
             *(f"the standard deviation of '{name}'" for name in random),
             *(f"the correlation of '{random[k]}' and '{random[j]}'" for j, k in pairs if self.below),
             *(f"'{name}'" for name in (*self.problem.beta_names, *scales)),
         ]
+
+    @property
+    def variances(self) -> list[int]:
+        """Coordinates of Omega, and of the scales that may vanish: all but the one of a single sigma."""
+        own, before = len(self.problem.own_sigma(self.state.sigma)), sum(self.sizes[:2])
+        scales = range(0 if own > 1 else own, self.scales)
+        return [*range(self.problem.dim, self.sizes[0]), *(before + k for k in scales)]
 
     def at(self, vector: Tensor) -> tuple[Affine, Tensor, Tensor]:
         """Return (mu, factor), beta and sigma at coordinates (size,)."""
@@ -77,23 +99,28 @@ class Chart:
         dim = self.problem.dim
         full = dim * (dim - 1) // 2
         shift, scale = place[:dim], torch.cat([place[dim:], place.new_zeros(full - self.below)])
-        factor = self.frame.moved(torch.cat([torch.zeros_like(shift), scale])).factor
+        factor = self.sorted.moved(torch.cat([torch.zeros_like(shift), scale])).factor
+        if self.sorted is not self.frame:
+            back = self.order.argsort()
+            factor = torch.linalg.cholesky((factor @ factor.mT)[back][:, back])
         sd = self.frame.factor.square().sum(1).sqrt()
         return Affine(self.frame.mean + sd * shift, factor)
 
     def log_likelihood(self, vector: Tensor, particles: Particles, rows: slice) -> Tensor:
-        """Return log p(y_i) of some individuals, (n,), up to a constant; particles phi are eta + X gamma."""
-        problem = self.problem
+        """Return log p(y_i) of some individuals, (n,), up to a constant.
+
+        As in the engine, effects of covariates on random parameters leave each individual's parameters in
+        place: the particles of the law, and of the deviations within groups, are what is left of them.
+        """
+        problem, through = self.problem, self.problem.through
+        if not self.grouped:
+            problem = problem.subset(torch.arange(len(problem))[rows])
         frame, beta, sigma = self.at(vector)
-        summary = particles.summary.map(lambda part: part[rows])
-        eta = particles.phi[rows]
-        if problem.effects:
-            index = torch.arange(len(problem))[rows]
-            change = problem.subset(index).shift(beta) - problem.subset(index).shift(self.state.beta)
-            eta = eta - change[:, None]
-        if problem.common:
-            part = problem.subset(torch.arange(len(problem))[rows])
-            summary = part.summary(eta, beta)
+        eta, summary = particles.phi[rows], particles.summary.map(lambda part: part[rows])
+        if through < len(beta):
+            eta, summary = problem.carried(eta, summary, (beta - self.state.beta)[through:])
+        if through:
+            summary = problem.predicted_again(eta, summary, beta)
         log_data = problem.residual.log_likelihood(summary.finite(), sigma) - particles.log_proposal[rows]
         log_law = MovedLaw(self.state.law, self.frame, frame).log_prob(eta)
         return (log_data + log_law).logsumexp(1)
@@ -112,8 +139,7 @@ def scores_and_information(
 
     """
     width = particles.phi.shape[1] * chart.problem.data.time.shape[1]
-    whole = chart.problem.individuals is not chart.problem  # groups are not cut into rows
-    step = len(chart.problem.data) if whole else max(1, held // width)
+    step = len(chart.problem.data) if chart.grouped else max(1, held // width)  # groups are not cut into rows
     parts = [
         _derivatives(chart, particles, slice(start, start + step))
         for start in range(0, len(chart.problem), step)
@@ -185,17 +211,69 @@ def reported_names(chart: Chart) -> list[tuple[str, str]]:
     return [*[("mean", n) for n in names], *[("sd", n) for n in names], *correlations, *beta, *residual]
 
 
-def inside(chart: Chart, information: Tensor) -> tuple[Tensor, list[int]]:
-    """Return the coordinates in which the likelihood has a peak, and those of Omega held at its boundary.
+class Observed(NamedTuple):
+    """Coordinates of a fit, scores of individuals, information, and which coordinates are kept or held."""
 
-    A coordinate of Omega of which the data say nothing is held; and while the information has an eigenvalue
-    that is not positive (its diagonal scaled to one), the one that weighs most in its eigenvector: a variance
-    of zero, a correlation of one.
+    chart: Chart
+    scores: Tensor
+    information: Tensor
+    kept: Tensor
+    held: list[int]
+
+    @property
+    def boundary(self) -> list[tuple[str, str]]:
+        """Kind and name of the reported parameters that are at a boundary."""
+        return at_boundary(self.chart, self.held, *reported_slopes(self.chart)) if self.held else []
+
+
+def observed(problem: Problem, state: State, particles: Particles) -> Observed:
+    """Return the observed information of a fit, and the coordinates in which the likelihood has a peak.
+
+    Where a coordinate of Omega is held, or little is known of a standard deviation, the parameters are sorted
+    by what is known of theirs, and the information is computed again.
 
     Raises
     ------
-    EstimationError : there is no peak although all of Omega is held.
+    EstimationError : a derivative is not finite; or there is no peak although all variances are held.
 
+    """
+    chart = Chart(problem, state)
+    scores, information = scores_and_information(chart, particles)
+    kept, held, peak = _inside(chart, information)
+    if not chart.diagonal:
+        known = _known_of_sds(chart, information)
+        if min(held, default=chart.size) < chart.sizes[0] or float(known.min()) < LITTLE:
+            with suppress(torch.linalg.LinAlgError):  # type: ignore[attr-defined]  # a correlation of one
+                chart = Chart(problem, state, known.argsort(descending=True))
+                scores, information = scores_and_information(chart, particles)
+                kept, held, peak = _inside(chart, information)
+    if not peak:
+        raise EstimationError(
+            "The observed information is not positive definite: the likelihood has no peak here. Fewer "
+            "parameters may vary, fixed=(...)."
+        )
+    return Observed(chart, scores, information, torch.tensor(kept), held)
+
+
+def _known_of_sds(chart: Chart, information: Tensor) -> Tensor:
+    """Return the information about the logarithm of each standard deviation, correlations held, (d,).
+
+    L becomes D L = L C with D scaling one row, so that C - 1 = L^-1 (D - 1) L are the coordinates' moves.
+    """
+    dim, factor = chart.problem.dim, chart.frame.factor
+    row, column = torch.tril_indices(dim, dim, -1)
+    moves = torch.einsum("jk,kl->kjl", chart.frame.inverse, factor)
+    law = torch.cat([moves.diagonal(dim1=1, dim2=2), moves[:, row, column]], 1)
+    part = information[dim : chart.sizes[0], dim : chart.sizes[0]]
+    return torch.einsum("kp,pq,kq->k", law, part, law)
+
+
+def _inside(chart: Chart, information: Tensor) -> tuple[list[int], list[int], bool]:
+    """Return coordinates kept, coordinates held at a boundary, and whether the first have a peak.
+
+    A variance of which the data say next to nothing is held; and while the information has an eigenvalue that
+    is not positive (its diagonal scaled to one), the one that weighs most in its eigenvector: a variance of
+    zero, a correlation of one.
     """
     kept = list(range(len(information)))
     held: list[int] = []
@@ -203,32 +281,30 @@ def inside(chart: Chart, information: Tensor) -> tuple[Tensor, list[int]]:
         part = information[kept][:, kept]
         scale = part.diagonal().abs().clamp_min(TINY).rsqrt()
         values, vectors = torch.linalg.eigh(scale[:, None] * part * scale)
-        of_omega = [k for k, name in enumerate(kept) if chart.problem.dim <= name < chart.sizes[0]]
-        empty = [k for k in of_omega if float(part[k, k]) < EMPTY * len(chart.problem)]
-        if float(values[0]) > FLAT and not empty:
-            return torch.tensor(kept), held
-        if not of_omega:
-            raise EstimationError(
-                "The observed information is not positive definite: the likelihood has no peak here. Fewer "
-                "parameters may vary, fixed=(...)."
-            )
-        worst = empty[0] if empty else of_omega[int(vectors[of_omega, 0].abs().argmax())]
+        variances = [k for k, name in enumerate(kept) if name in chart.variances]
+        empty = [k for k in variances if float(part[k, k]) < LITTLE]
+        peak = float(values[0]) > FLAT and not empty
+        if peak or not variances:
+            return kept, held, peak
+        worst = empty[0] if empty else variances[int(vectors[variances, 0].abs().argmax())]
         held.append(kept.pop(worst))
 
 
 def at_boundary(chart: Chart, held: list[int], values: Tensor, slopes: Tensor) -> list[tuple[str, str]]:
     """Return (kind, name) of the reported parameters that held coordinates put at a boundary.
 
-    Standard deviations and correlations that move with a held coordinate, and correlations of one. values,
-    slopes : of `reported_slopes`.
+    Standard deviations, scales and correlations that move with a held coordinate, and correlations of one.
+    values, slopes : of `reported_slopes`.
     """
     found = []
     largest = slopes[:, held].abs().amax(1)
     for (kind, name), value, slope in zip(
         reported_names(chart), values.tolist(), largest.tolist(), strict=True
     ):
-        moves = slope > MOVES * (value if kind == "sd" else 1.0)
-        if (kind == "sd" and moves) or (kind == "correlation" and (moves or abs(value) > PERFECT)):
+        moves = slope > MOVES * (1.0 if kind == "correlation" else value)
+        if (kind in ("sd", "residual") and moves) or (
+            kind == "correlation" and (moves or abs(value) > PERFECT)
+        ):
             found.append((kind, name))
     return found
 

@@ -33,13 +33,14 @@ LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 class Bootstrap:
     """A fit and its replicates: law, beta and sigma, estimated with random weights of the individuals.
 
-    Standard errors are standard deviations over replicates; limits are value -+ 1.96 of them, of standard
-    deviations and correlations on their logarithm and Fisher's z. They say what
-    other individuals would have changed, and know nothing of the bias of a law that is too simple.
+    Standard errors are standard deviations over replicates; limits are value -+ 1.96 of them, of parameters as
+    in `Fit.standard_errors`. They say what other individuals would have changed, and know nothing of the bias
+    of a law that is too simple. `boundary` has kind and name of the parameters at a boundary.
     """
 
     fit: Fitted
     states: tuple[State, ...]
+    boundary: list[tuple[str, str]]
 
     @classmethod
     def of(cls, fit: Fitted, replicates: int, seed: int, progress: bool | None = None) -> "Bootstrap":
@@ -61,7 +62,8 @@ class Bootstrap:
             draws = posterior_draws(problem, fit.drawn, state, reference, DRAWS, random)
             training = TrainingSet(draws, derive(seed, Stream.BOOTSTRAP_LAWS), report=report)
             weights = dirichlet_weights(replicates, len(draws), derive(seed, Stream.BOOTSTRAP_WEIGHTS))
-            return cls(fit, estimated_again(fit.specification, problem, state, training, weights))
+            found = estimated_again(fit.specification, problem, state, training, fit.drawn, weights)
+            return cls(fit, *found)
 
     @property
     def laws(self) -> tuple[Law, ...]:
@@ -72,9 +74,8 @@ class Bootstrap:
         """Return estimates with standard errors from these replicates, as `Fit.standard_errors` has them."""
         with estimating():
             values = torch.stack([reported_values(self.fit.problem(), state) for state in self.states])
-            return table_of_estimates(
-                self.fit, reported_values(self.fit.problem(), self.fit.state), values.std(0)
-            )
+            own = reported_values(self.fit.problem(), self.fit.state)
+            return table_of_estimates(self.fit, own, values.std(0), self.boundary)
 
     def quantiles(self, levels: Sequence[float] = LEVELS) -> pd.DataFrame:
         """Return quantiles of each parameter in the population on its natural scale, with limits.

@@ -11,12 +11,9 @@ from torch import Tensor
 
 from nlmeflow.errors import EstimationError, ModelError
 from nlmeflow.estimation.information import (
-    Chart,
-    at_boundary,
     delta_covariance,
-    inside,
+    observed,
     reported_slopes,
-    scores_and_information,
     steepest,
 )
 from nlmeflow.fitting.bootstrap import Bootstrap
@@ -116,13 +113,10 @@ def standard_errors(fit: Fitted) -> pd.DataFrame:
         return fit.memory.once("bootstrap", lambda: Bootstrap.of(fit, REPLICATES, 0)).parameters()
     with one_thread():
         with torch.no_grad():
-            chart = Chart(fit.problem(), fit.state)
-            _, information = scores_and_information(chart, fit.drawn)
-            kept, held = inside(chart, information)
-            values, slopes = reported_slopes(chart)
-            boundary = [] if not held else at_boundary(chart, held, values, slopes)
-            errors = delta_covariance(information, kept, slopes).diagonal().sqrt()
-        return table_of_estimates(fit, values, errors, boundary)
+            found = observed(fit.problem(), fit.state, fit.drawn)
+            values, slopes = reported_slopes(found.chart)
+            errors = delta_covariance(found.information, found.kept, slopes).diagonal().sqrt()
+        return table_of_estimates(fit, values, errors, found.boundary)
 
 
 @dataclass(frozen=True)

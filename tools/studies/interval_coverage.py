@@ -11,8 +11,8 @@ censored : sixty individuals, the same curve as a score that saturates: values u
 as-observed : the same data, bounds and middles of intervals taken for observations.
 
 Printed: the share of intervals (`Fit.standard_errors`: of standard deviations and sigma on the scale of
-logarithms) that hold the truth, with its own standard error, and the mean standard error beside the spread of the estimates; "refused" counts the data sets without
-standard errors, because the likelihood had no peak.
+logarithms) that hold the truth, with its own standard error, and the mean standard error beside the spread of
+the estimates; "refused" counts the data sets without standard errors, because the likelihood had no peak.
 """
 
 from collections.abc import Callable

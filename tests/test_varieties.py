@@ -112,6 +112,8 @@ def test_with_two_levels_parameters_without_variation_do_not_tell_against_a_gaus
     model = nf.Model(nf.curves.logistic_senescence(), within=("tau",))
     fit = model.fit(data, seed=1, particles=128, progress=False)
     assert fit.unseen() == ("A", "s")
+    wide = nf.Model(nf.curves.logistic_senescence(), within=("A", "tau", "s"))
+    assert sorted(wide.fit(data, seed=1, particles=128, progress=False).unseen()) == ["A", "s"]
     assert fit.check(folds=3, seed=1, progress=False).enough
 
 

@@ -33,9 +33,9 @@ LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 class Bootstrap:
     """A fit and its replicates: law, beta and sigma, estimated with random weights of the individuals.
 
-    Standard errors are standard deviations over replicates; limits are value -+ 1.96 of them, of parameters as
-    in `Fit.standard_errors`. They say what other individuals would have changed, and know nothing of the bias
-    of a law that is too simple. `boundary` has kind and name of the parameters at a boundary.
+    Standard errors are standard deviations over replicates; limits are value -+ 1.96 of them, of parameters
+    as in `Fit.standard_errors`. They say what other individuals would have changed, and know nothing of the
+    bias of a law that is too simple. `boundary` has kind and name of the parameters at a boundary.
     """
 
     fit: Fitted

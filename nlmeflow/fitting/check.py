@@ -128,17 +128,20 @@ def _unseen(fit: Fitted) -> tuple[str, ...]:
 
 
 def _weakest(fit: Fitted) -> list[str]:
-    """Return the parameters whose sd is not clearly above zero, the least certain first.
+    """Return the parameters whose sds are not clearly above zero, the least certain first.
 
-    In a model with two levels those that vary within groups are kept: they cannot be the same for all.
+    The last parameter that varies within groups is kept: the model would have one level without it.
     """
-    within = fit.model.within
+    inner = fit.model.within
+    kept = inner if len(inner) == 1 else ()
     try:
-        table = standard_errors(fit).loc["sd"]
+        table = standard_errors(fit)
     except EstimationError:
-        return [name for name in fit.names if name not in within]
-    certainty = (table["value"] / table["standard error"]).fillna(0.0).sort_values()
-    return [str(name) for name in certainty.index[certainty < CLEAR] if name not in within]
+        return [name for name in fit.names if name not in kept]
+    certainty = (table["value"] / table["standard error"]).fillna(0.0)
+    within = {name: certainty["residual", f"within {name}"] for name in inner}
+    weak = [str(name) for name, known in certainty["sd"].sort_values().items() if known < CLEAR]
+    return [name for name in weak if name not in kept and within.get(name, 0.0) < CLEAR]
 
 
 def _gaussian_with(fit: Fitted, fixed: Sequence[str]) -> Fitted:
@@ -151,7 +154,8 @@ def _gaussian_with(fit: Fitted, fixed: Sequence[str]) -> Fitted:
 
 def _task_of(fit: Fitted, fixed: Sequence[str]) -> tuple[Structure, Task]:
     """Return a fit's model with these parameters fixed, and its task, which starts where the fit ended."""
-    model = replace(fit.model, fixed=tuple(fixed))
+    within = tuple(name for name in fit.model.within if name not in fixed)
+    model = replace(fit.model, fixed=tuple(fixed), within=within)
     typical = fit.model.curve.natural(fit.gaussian.mean, fit.names)
     start = {name: float(value) for name, value in typical.items()} | fit.fixed
     problem = model.problem(fit.data.observed, fit.effects)

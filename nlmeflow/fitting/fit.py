@@ -109,8 +109,8 @@ class Fit(Fitted):
 
         Those without which the BIC of a Gaussian fit is no larger, sought one by one among parameters whose
         standard deviation is not three standard errors above zero. The shape of their law is arbitrary: name
-        them in nf.Model(..., fixed=...). With two levels the variation is that between groups, and parameters
-        that vary within groups are kept.
+        them in nf.Model(..., fixed=...). With two levels they are those that vary neither between groups nor
+        within them.
 
         Raises
         ------

@@ -35,6 +35,7 @@ def test_a_report_of_a_spreadsheet_file_is_one_page(tmp_path):
     assert "The population law has 2 groups" in page
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)  # nothing is fetched
     assert "<script" not in page
+    assert "% by definition" not in page
     table = pd.read_csv(tmp_path / "out" / "tables" / "individuals.csv", index_col=0)
     assert len(table) == 60
     assert table["P(tau < 50)"].between(0, 1).all()

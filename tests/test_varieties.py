@@ -133,6 +133,14 @@ def test_sentences_follow_their_numbers(known, fit):
     worse = check.assign(observed=check["upper"] + (check["time"] == check["time"].max()) + 0.1)
     assert "does not make data like these" in nf.findings.about_checks(worse)
     assert f"time {check['time'].max():.4g}" in nf.findings.about_checks(worse)
+    frame = pd.DataFrame(
+        {"plant": [1, 2, 3], "day": 1.0, "y": 1.0, "block": [1, 2, 3], "soil": ["clay", "sand", "clay"]}
+    )
+    sown = nf.LongitudinalData.from_frame(frame, "plant", "day", "y", ["block", "soil"])
+    said = nf.findings.about_data(sown)
+    assert "block is a number, 1 to 3" in said
+    assert "such as B1" in said
+    assert "soil has 2 levels, compared with clay: sand" in said
     assert "cannot be placed so" in nf.findings.about_varieties(nf.characterise(fit))
     with pytest.raises(nf.ModelError, match="table that"):
         nf.findings.about_checks(pd.DataFrame())

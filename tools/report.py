@@ -81,6 +81,8 @@ def page(executed: Path, tables: Path, title: str) -> str:
 
 
 def _describe(cell: nbformat.NotebookNode) -> None:
+    if cell.cell_type == "markdown":  # comments, which the book's own renderer leaves out
+        cell.source = "\n".join(line for line in cell.source.split("\n") if not line.startswith("% "))
     about = cell.metadata.get("mystnb", {})
     for output in cell.get("outputs", []):
         image = output.get("data", {}).pop("image/png", None)

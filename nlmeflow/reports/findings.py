@@ -10,12 +10,13 @@ from nlmeflow.fitting.fit import Fit
 from nlmeflow.reports.varieties import Characterisation
 
 SURE = 0.9  # probability from which a statement about one variety counts as sure
+FEW_LEVELS = 6  # whole numbers that may be names of groups
 MOSTLY = 0.8  # share of replicates, and of places of a predictive check, that is called most
 
 
 @checked
 def about_data(data: LongitudinalData) -> str:
-    """Return how many were observed, how often, when, and what is missing or censored."""
+    """Return how many were observed, how often and when, what is missing or censored, and the covariates."""
     who, when, what = data.names
     counts = data.counts[data.counts > 0].double()
     times = data.time[data.mask]
@@ -35,7 +36,21 @@ def about_data(data: LongitudinalData) -> str:
     if hidden := int((data.censored & data.mask).sum()):
         share = 100 * hidden / data.n_observations
         said.append(f"{hidden:,} observations ({share:.0f} %) are known only to lie between limits.")
-    return " ".join(said)
+    of_each = data.covariates.drop(columns=[data.group] if data.group is not None else [])
+    return " ".join([*said, *(_about_covariate(str(name), values) for name, values in of_each.items())])
+
+
+def _about_covariate(name: str, values: pd.Series) -> str:
+    """Return how a covariate enters: by its number, or by its levels."""
+    if not pd.api.types.is_numeric_dtype(values):
+        first, *others = sorted(values.astype(str).unique())
+        compared = f"compared with {first}: {', '.join(others)}" if others else first
+        return f"The covariate {name} has {len(others) + 1} levels, {compared}."
+    low, high, count = values.min(), values.max(), values.nunique()
+    said = f"The covariate {name} is a number, {low:g} to {high:g}: its effects are those of one unit."
+    if count <= FEW_LEVELS and (values % 1 == 0).all():
+        said += f" If it names {count} groups, write them as text, such as {name[0].upper()}{low:g}."
+    return said
 
 
 @checked

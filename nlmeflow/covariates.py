@@ -22,6 +22,9 @@ TERM = re.compile(
 )
 Terms = str | Sequence[str]
 
+MANY_LEVELS = 10  # of a category, that fewer than two individuals each may have
+FAR = 1000.0  # standard deviations of a covariate between its mean and zero
+
 
 @dataclass(frozen=True)
 class Effect(Saved):
@@ -140,12 +143,26 @@ def _read(parameter: str, term: str, covariates: pd.DataFrame) -> list[Effect]:
         levels = sorted(column.astype(str).unique())
         if len(levels) < 2:
             raise ModelError(f"Covariate '{name}' has one level, '{levels[0]}'; it cannot have an effect.")
+        if len(levels) == len(column) or len(levels) > max(MANY_LEVELS, len(column) / 2):
+            raise ModelError(_too_many(name, levels, column))
         return [Effect(parameter, name, level=level, levels=tuple(levels)) for level in levels[1:]]
     sign = found["sign"] or "-"
     reference = float(found["number"]) if found["number"] else 0.0
     if sign == "/" and reference == 0:
         raise ModelError(f"'{term}' divides by zero.")
     return [Effect(parameter, name, bool(found["log"]), sign, reference)]
+
+
+def _too_many(name: str, levels: Sequence[str], column: pd.Series) -> str:
+    """Return in words what is wrong with a category of about as many levels as individuals."""
+    said = f"Covariate '{name}' is a category with {len(levels)} levels for {len(column)} individuals"
+    if pd.api.types.is_datetime64_any_dtype(column):
+        return f"{said}: it holds dates. Give the days since one of them, as numbers."
+    if pd.to_numeric(pd.Series(levels), errors="coerce").notna().all():
+        return f"{said}: it holds numbers as text, such as '{levels[0]}'. Read them with pd.to_numeric."
+    return (
+        f"{said}, such as '{levels[0]}' and '{levels[1]}'; effects need levels that several individuals have."
+    )
 
 
 def _check_known(name: str, covariates: pd.DataFrame) -> pd.Series:
@@ -177,4 +194,15 @@ def check_design(matrix: Tensor, effects: Sequence[Effect], names: Sequence[str]
             raise ModelError(
                 f"The effects {terms} cannot be told apart from each other or from the mean of {name}: "
                 "one of the covariates is constant, or a combination of the others."
+            )
+    for k, effect in enumerate(effects):
+        x = matrix[:, list(names).index(effect.parameter), k]
+        if effect.level is None and float(x.mean().abs()) > FAR * float(x.std()):
+            centre = effect.reference + float(x.mean())
+            number = f"{centre:.0f}" if centre > FAR else f"{centre:.4g}"
+            how = f", such as '{effect.variable} - {number}'" if centre > 0 and effect.sign == "-" else ""
+            seen = f"{float(x.min()):.7g} to {float(x.max()):.7g}"
+            raise ModelError(
+                f"{effect.name}: the covariate lies far from zero, {seen}, and the mean of "
+                f"{effect.parameter} would be that at zero. Subtract a reference{how}."
             )

@@ -1,5 +1,7 @@
 """nlmeflow.covariates: shifts of the law, against a linear mixed model, a simulation, published values."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -173,3 +175,45 @@ def test_a_logarithm_needs_positive_values():
     data.covariates.loc[7, "age"] = -1
     with pytest.raises(nf.DataError, match="individual '7' has -1"):
         nf.Model(nf.curves.linear(), covariates={"slope": "log(age)"}).fit(data, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("values", "term", "words"),
+    [
+        (lambda n: [f"q{k}" for k in range(n)], "x", "40 levels for 40 individuals, such as 'q0' and 'q1'"),
+        (lambda n: [str(k / 7) for k in range(n)], "x", "holds numbers as text"),
+        (lambda n: pd.date_range("2024-05-01", periods=n), "x", "it holds dates. Give the days"),
+        (lambda n: [f"q{k % 25}" for k in range(n)], "x", "25 levels for 40"),
+        (lambda n: 1.7e9 + 1e5 * np.arange(n) / n, "x", "Subtract a reference, such as 'x - 1700048750'"),
+        (lambda n: -1e6 - np.arange(n) / n, "x", "Subtract a reference."),
+    ],
+)
+def test_covariates_that_cannot_have_an_effect_are_refused_in_words(values, term, words):
+    about = pd.DataFrame({"x": values(40)})
+    time = torch.arange(5.0, dtype=torch.float64).expand(40, -1)
+    data = nf.LongitudinalData.regular(time, time + torch.randn(40, 1, dtype=torch.float64), about)
+    with pytest.raises(nf.ModelError, match=re.escape(words)):
+        nf.Model(nf.curves.linear(), covariates={"intercept": term}).fit(data, progress=False)
+
+
+def test_the_zero_of_a_covariate_and_its_unit_do_not_matter():
+    about, random = people(40), np.random.default_rng(0)
+    response = (
+        0.05 * about[["weight"]].to_numpy()
+        + random.standard_normal((40, 1))
+        + 0.2 * random.standard_normal((40, 5))
+    )
+    time = torch.arange(5.0, dtype=torch.float64).expand(40, -1)
+    values = []
+    for scale, shift in ((1, 0), (1e9, 0), (1e-9, 0), (1, 9_000)):
+        data = nf.LongitudinalData.regular(
+            time, torch.from_numpy(response), scale * about[["weight"]] + shift
+        )
+        fit = nf.Model(nf.curves.linear(), covariates={"intercept": "weight"}).fit(
+            data, seed=1, progress=False
+        )
+        error = fit.standard_errors().loc[("effect", "intercept: weight"), "standard error"]
+        values.append(
+            (fit.log_likelihood().value, fit.covariate_effects["intercept: weight"] * scale, error * scale)
+        )
+    assert np.allclose(values, values[0], rtol=0.01)

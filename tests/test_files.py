@@ -108,3 +108,13 @@ def test_messages_name_the_line_of_a_row_that_others_were_taken_from_around(tmp_
     (tmp_path / "doses.csv").write_text("ID,TIME,DV,AMT\n1,0,.,10\n1,1,5,.\n2,0,.,10\n2,1,inf,.\n")
     with pytest.raises(nf.DataError, match="'DV' is infinite in line 5"):
         nf.read_nonmem(tmp_path / "doses.csv")
+
+
+def test_a_comment_or_a_wide_table_is_explained(tmp_path):
+    path = tmp_path / "my.csv"
+    path.write_text("# measured in 2024\nplant,day,y\n1,2,3\n")
+    with pytest.raises(nf.DataError, match="'# measured in 2024', has to name the columns"):
+        nf.read_table(path)
+    path.write_text("plant,33,39.5,2024-05-01\n1,2,3,4\n2,3,4,5\n")
+    with pytest.raises(nf.DataError, match="33 and 39.5 may be times: one row for each measurement"):
+        nf.LongitudinalData.from_frame(nf.read_table(path).frame, "plant", "day", "y")

@@ -44,7 +44,13 @@ def check_columns(frame: pd.DataFrame, columns: Sequence[str]) -> None:
             known = list(map(str, frame.columns))
             like = {name.casefold(): name for name in known}
             near = get_close_matches(str(column).casefold(), like, 1)
+            times = [name for name in known if re.fullmatch(r"\D{0,5}\d[\d./:-]*", name)]
             hint = f" Is it '{like[near[0]]}'?" if near else ""
+            if not near and len(times) > 1:
+                hint = (
+                    f" {times[0]} and {times[1]} may be times: one row for each measurement is needed, "
+                    "with a column for the time and one for the response (pandas.melt makes them)."
+                )
             raise DataError(f"No column '{column}' in the table; its columns are: {', '.join(known)}.{hint}")
 
 

@@ -134,12 +134,16 @@ def _rows(path: Path, text: str, separator: str) -> tuple[list[str], np.ndarray,
         names = names[:-1]
     for row, line in zip(table[1:], lines[1:], strict=True):
         if any(row[len(names) :]):
-            hint = (
-                " Decimals may have been written with a comma: save the file with semicolons between columns."
-            )
+            hint = ""
+            if len(names) < 3:
+                hint = f" The first line, '{separator.join(names)}', has to name the columns."
+            elif separator == ",":
+                hint = (
+                    " Decimals may have been written with a comma: save it with semicolons between columns."
+                )
             raise DataError(
                 f"Line {line} of '{path.name}' has {len(row)} values, and the first line names {len(names)} "
-                f"columns.{hint if separator == ',' else ''}"
+                f"columns.{hint}"
             )
     names = [name or f"column {k}" for k, name in enumerate(names, 1)]
     twice = [name for name, count in Counter(names).items() if count > 1]

@@ -116,5 +116,5 @@ def test_a_comment_or_a_wide_table_is_explained(tmp_path):
     with pytest.raises(nf.DataError, match="'# measured in 2024', has to name the columns"):
         nf.read_table(path)
     path.write_text("plant,33,39.5,2024-05-01\n1,2,3,4\n2,3,4,5\n")
-    with pytest.raises(nf.DataError, match="33 and 39.5 may be times: one row for each measurement"):
+    with pytest.raises(nf.DataError, match=r"33 and 39\.5 may be times: one row for each measurement"):
         nf.LongitudinalData.from_frame(nf.read_table(path).frame, "plant", "day", "y")

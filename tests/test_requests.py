@@ -740,3 +740,35 @@ def test_moments_of_responses_are_counted_at_times_seen_together():
     frame = pd.DataFrame({"plant": [0, 0, 1, 1, 1], "day": [1.0, 2, 1, 3, 4], "y": [1.0, 2, 3, 4, 5]})
     assert n_moments(read(frame)) == 4 + 4 + 4  # means, variances, covariances 12, 13, 14, 34
     assert n_moments(read(plants(3, DAYS[:2]))) == 5
+
+
+def test_a_falling_curve_for_a_rising_response_is_refused_with_this_reason():
+    random, days = np.random.default_rng(0), np.arange(30.0, 73, 6)
+    middle, score = random.normal(50, 4, (30, 1)), 0.4 * random.standard_normal((30, 8))
+    score = np.clip(np.round(9 / (1 + np.exp(-(days - middle) / 3)) + score), 0, 9)
+    data = nf.LongitudinalData.regular(torch.from_numpy(np.tile(days, (30, 1))), torch.from_numpy(score))
+    with pytest.raises(nf.EstimationError, match=r"cannot follow the response, which rises with time"):
+        nf.Model(nf.curves.logistic_senescence()).fit(data, seed=1, progress=False)
+
+
+def test_scores_in_steps_have_standard_errors_beside_a_parameter_that_hardly_varies():
+    """Those of the model in which it does not vary, but for the noise of their particles."""
+    random, days, n = np.random.default_rng(0), np.arange(30.0, 73, 6), 60
+    middle, scale = random.normal(50, 4, (n, 1)), np.exp(random.normal(1.1, 0.15, (n, 1)))
+    exact = 9 / (1 + np.exp(-(days - middle) / scale)) + 0.4 * random.standard_normal((n, 8))
+    frame = pd.DataFrame({"plant": np.repeat(np.arange(n), 8), "day": np.tile(days, n)})
+    frame["score"] = np.clip(np.round(exact), 0, 9).ravel()
+    frame = nf.mark_limits(frame, "score", lower=0, upper=9, step=1)
+    data = nf.LongitudinalData.from_frame(
+        frame, "plant", "day", "score", censoring="censoring", limit="limit"
+    )
+    curve = nf.curves.logistic_growth()
+    free, held = (
+        nf.Model(curve, fixed=name).fit(data, seed=1, particles=512, progress=False)
+        for name in ((), ("Asym",))
+    )
+    table, other = free.standard_errors(), held.standard_errors()["standard error"]
+    assert table.attrs["boundary"][0] == "sd Asym"
+    for name in (("mean", "xmid"), ("mean", "scal"), ("sd", "xmid"), ("sd", "scal"), ("residual", "sigma")):
+        assert table.loc[name, "standard error"] == pytest.approx(other[name], rel=0.12), name
+    assert table.loc[("mean", "Asym"), "standard error"] == pytest.approx(other["fixed", "Asym"], rel=0.12)

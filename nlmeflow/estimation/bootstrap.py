@@ -46,7 +46,7 @@ def estimated_again(
         found = observed(problem, state, as_particles(problem, state, training.draws))
     except EstimationError:
         found = observed(problem, state, drawn)
-    chart, scores, information, kept, _ = found
+    chart, scores, information, kept = found[:4]
     surplus = (weights - 1) @ scores
     steps = _steps(surplus, information, kept)
     alone = _steps(surplus, information, kept[kept < chart.sizes[0]])

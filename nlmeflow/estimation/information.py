@@ -11,6 +11,7 @@ and scale: the law is moved by an affine map, its shape stays.
 """
 
 from contextlib import suppress
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -18,15 +19,22 @@ from torch import Tensor
 
 from nlmeflow.errors import EstimationError
 from nlmeflow.estimation.em import State
+from nlmeflow.estimation.laplace import modes
 from nlmeflow.estimation.particles import Particles
 from nlmeflow.estimation.problem import Problem
 from nlmeflow.laws.affine import Affine
+from nlmeflow.laws.draws import expectation
 from nlmeflow.laws.gaussian import GaussianLaw
 from nlmeflow.laws.moved import MovedLaw
-from nlmeflow.numerics import TINY
+from nlmeflow.numerics import TINY, moments
 
 FLAT = 1e-6  # eigenvalue of the information, its diagonal scaled to one, under which there is no peak
-LITTLE = 1.0  # information about the logarithm of a scale, under which it may be zero for all the data say
+NARROW = (
+    0.2  # information of an individual about the logarithm of a sd, of at most two, under which it is narrow
+)
+LITTLE = (
+    1.0  # information about the logarithm of a sd or scale, under which it may be zero for all the data say
+)
 MOVES = 0.1  # share of itself by which a parameter moves with a held coordinate
 PERFECT = 0.99  # correlation that is one, but for rounding
 
@@ -36,18 +44,20 @@ class Chart:
 
     Means in units of the population's standard deviations, the factor by its logarithmic diagonal and what is
     below it (left out when Omega is diagonal), beta as it is, sigma by its logarithm (left out when given).
-    The factor is that of Omega with its rows and columns in `order`: where a parameter hardly varies it comes
-    last, so that what the data do not say of its correlations leaves the variances of the others alone.
+    The factor is that of Omega with its rows and columns in `order`. Its last `narrow` rows are those of
+    parameters of which the data say little but what the law says: their particles are carried along when the
+    law moves, phi = mean + L z with the same z, through the curve. Under a narrow law that leaves particles
+    where they are, what they say of it would be a small difference of large and noisy numbers.
     """
 
-    def __init__(self, problem: Problem, state: State, order: Tensor | None = None) -> None:
+    def __init__(self, problem: Problem, state: State, order: Tensor | None = None, narrow: int = 0) -> None:
         self.problem, self.state, self.frame = problem, state, GaussianLaw.like(state.law).normal
         dim = problem.dim
+        self.narrow = narrow
         self.order = torch.arange(dim) if order is None else order
         self.sorted = self.frame
-        if order is not None:
-            omega = self.frame.factor @ self.frame.factor.mT
-            self.sorted = Affine(self.frame.mean[order], torch.linalg.cholesky(omega[order][:, order]))
+        if not torch.equal(self.order, torch.arange(dim)):
+            self.sorted = _in_order(self.frame, self.order)
         self.diagonal = state.law.normal is not None and state.law.n_parameters == 2 * dim
         self.below = 0 if self.diagonal else dim * (dim - 1) // 2
         self.scales = 0 if problem.residual.given else len(state.sigma)
@@ -88,6 +98,13 @@ class Chart:
         scales = range(0 if own > 1 else own, self.scales)
         return [*range(self.problem.dim, self.sizes[0]), *(before + k for k in scales)]
 
+    def of_rows(self, chosen: Tensor) -> list[int]:
+        """Return the coordinates of the rows of the factor chosen in (2, d): whole rows, diagonal entries."""
+        dim, (whole, alone) = self.problem.dim, chosen.tolist()
+        below = torch.tril_indices(dim, dim, -1)[0].tolist()[: self.below]
+        diagonal = [dim + k for k in range(dim) if whole[k] or alone[k]]
+        return diagonal + [2 * dim + k for k, row in enumerate(below) if whole[row]]
+
     def at(self, vector: Tensor) -> tuple[Affine, Tensor, Tensor]:
         """Return (mu, factor), beta and sigma at coordinates (size,)."""
         place, beta, log_scale = vector.split(self.sizes)
@@ -96,15 +113,27 @@ class Chart:
 
     def moved(self, place: Tensor) -> Affine:
         """Return (mu, factor) at the coordinates of the law alone."""
+        after = self._sorted_at(place)
+        if self.sorted is self.frame:
+            return after
+        return _in_order(after, self.order.argsort())
+
+    def _sorted_at(self, place: Tensor) -> Affine:
+        """Return (mu, factor), in `order`, at the coordinates of the law alone."""
         dim = self.problem.dim
         full = dim * (dim - 1) // 2
         shift, scale = place[:dim], torch.cat([place[dim:], place.new_zeros(full - self.below)])
         factor = self.sorted.moved(torch.cat([torch.zeros_like(shift), scale])).factor
-        if self.sorted is not self.frame:
-            back = self.order.argsort()
-            factor = torch.linalg.cholesky((factor @ factor.mT)[back][:, back])
         sd = self.frame.factor.square().sum(1).sqrt()
-        return Affine(self.frame.mean + sd * shift, factor)
+        return Affine((self.frame.mean + sd * shift)[self.order], factor)
+
+    def _carried(self, phi: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+        """Return particles (n, M, d) whose narrow rows have moved with the law, and log |d moved / d phi|."""
+        wide, after = self.problem.dim - self.narrow, self._sorted_at(place)
+        before, there = self.sorted.standardise(phi[..., self.order]), after.standardise(phi[..., self.order])
+        moved = after(torch.cat([there[..., :wide], before[..., wide:]], -1))
+        ratio = after.factor.diagonal()[wide:] / self.sorted.factor.diagonal()[wide:]
+        return moved[..., self.order.argsort()], ratio.log().sum()
 
     def log_likelihood(self, vector: Tensor, particles: Particles, rows: slice) -> Tensor:
         """Return log p(y_i) of some individuals, (n,), up to a constant.
@@ -119,11 +148,20 @@ class Chart:
         eta, summary = particles.phi[rows], particles.summary.map(lambda part: part[rows])
         if through < len(beta):
             eta, summary = problem.carried(eta, summary, (beta - self.state.beta)[through:])
-        if through:
+        volume = eta.new_zeros(())
+        if self.narrow:
+            eta, volume = self._carried(eta, vector[: self.sizes[0]])
+        if through or self.narrow:
             summary = problem.predicted_again(eta, summary, beta)
         log_data = problem.residual.log_likelihood(summary.finite(), sigma) - particles.log_proposal[rows]
         log_law = MovedLaw(self.state.law, self.frame, frame).log_prob(eta)
-        return (log_data + log_law).logsumexp(1)
+        return (log_data + log_law).logsumexp(1) + volume
+
+
+def _in_order(frame: Affine, order: Tensor) -> Affine:
+    """Return (mu, factor) of Omega with rows and columns in an order."""
+    omega = frame.factor @ frame.factor.mT
+    return Affine(frame.mean[order], torch.linalg.cholesky(omega[order][:, order]))
 
 
 def scores_and_information(
@@ -212,71 +250,87 @@ def reported_names(chart: Chart) -> list[tuple[str, str]]:
 
 
 class Observed(NamedTuple):
-    """Coordinates of a fit, scores of individuals, information, and which coordinates are kept or held."""
+    """Coordinates of a fit, scores of individuals, information, and which coordinates are kept or held.
+
+    unknown : names of parameters of whose standard deviation the data say next to nothing.
+    """
 
     chart: Chart
     scores: Tensor
     information: Tensor
     kept: Tensor
     held: list[int]
+    unknown: set[str]
 
     @property
     def boundary(self) -> list[tuple[str, str]]:
         """Kind and name of the reported parameters that are at a boundary."""
-        return at_boundary(self.chart, self.held, *reported_slopes(self.chart)) if self.held else []
+        return _at_boundary(self, *reported_slopes(self.chart)) if self.held else []
 
 
 def observed(problem: Problem, state: State, particles: Particles) -> Observed:
     """Return the observed information of a fit, and the coordinates in which the likelihood has a peak.
-
-    Where a coordinate of Omega is held, or little is known of a standard deviation, the parameters are sorted
-    by what is known of theirs, and the information is computed again.
 
     Raises
     ------
     EstimationError : a derivative is not finite; or there is no peak although all variances are held.
 
     """
-    chart = Chart(problem, state)
+    chart, known = _chart_of(problem, state, particles)
     scores, information = scores_and_information(chart, particles)
-    kept, held, peak = _inside(chart, information)
-    if not chart.diagonal:
-        known = _known_of_sds(chart, information)
-        if min(held, default=chart.size) < chart.sizes[0] or float(known.min()) < LITTLE:
-            with suppress(torch.linalg.LinAlgError):  # type: ignore[attr-defined]  # a correlation of one
-                chart = Chart(problem, state, known.argsort(descending=True))
-                scores, information = scores_and_information(chart, particles)
-                kept, held, peak = _inside(chart, information)
+    kept, held, peak = _inside(chart, information, known)
     if not peak:
         raise EstimationError(
             "The observed information is not positive definite: the likelihood has no peak here. Fewer "
             "parameters may vary, fixed=(...)."
         )
-    return Observed(chart, scores, information, torch.tensor(kept), held)
+    unknown = {problem.random[k] for k in chart.order[known[0] < LITTLE].tolist()}
+    return Observed(chart, scores, information, torch.tensor(kept), held, unknown)
 
 
-def _known_of_sds(chart: Chart, information: Tensor) -> Tensor:
-    """Return the information about the logarithm of each standard deviation, correlations held, (d,).
+def _chart_of(problem: Problem, state: State, particles: Particles) -> tuple[Chart, Tensor]:
+    """Return a chart, and what the data say of each standard deviation and each diagonal entry, (2, d).
 
-    L becomes D L = L C with D scaling one row, so that C - 1 = L^-1 (D - 1) L are the coordinates' moves.
+    In the chart's order: sorted where the data say little of one of them, those of which they say most first.
+    Of the logarithm of a scale w they say 2 sum_i (J_ik w^2 / (1 + J_ik w^2))^2, nothing to 2 N: the expected
+    information of a linear model in which phi_k is all that varies; J_ik is the curvature of log p(y_i | phi)
+    in phi_k at the mode, which has no noise of particles.
     """
-    dim, factor = chart.problem.dim, chart.frame.factor
-    row, column = torch.tril_indices(dim, dim, -1)
-    moves = torch.einsum("jk,kl->kjl", chart.frame.inverse, factor)
-    law = torch.cat([moves.diagonal(dim1=1, dim2=2), moves[:, row, column]], 1)
-    part = information[dim : chart.sizes[0], dim : chart.sizes[0]]
-    return torch.einsum("kp,pq,kq->k", law, part, law)
+    law = GaussianLaw.like(state.law)
+    weights = expectation(particles.log_ratio(problem, state.sigma), particles.log_prob(state.law)).weights
+    start, _ = moments(particles.phi, weights)
+    alone = replace(law, factor=law.sd.diag())  # Omega's inverse may be too large to be subtracted
+    precision = torch.cholesky_inverse(modes(problem, alone, state.beta, state.sigma, start).factor)
+    curvature = (precision.diagonal(dim1=-2, dim2=-1) - law.sd.square().reciprocal()).clamp_min(0.0)
+
+    def known(scale: Tensor, order: Tensor) -> Tensor:
+        size = curvature[:, order] * scale.square()
+        return 2 * (size / (1 + size)).square().sum(0)
+
+    plain, limit = torch.arange(problem.dim), NARROW * len(problem)
+    order = known(law.sd, plain).argsort(descending=True)
+    chart = Chart(problem, state)
+    little = known(law.factor.diagonal(), plain) < limit
+    if not bool(little.any()):
+        return chart, torch.stack([known(law.sd, plain), known(law.factor.diagonal(), plain)])
+    with suppress(torch.linalg.LinAlgError):  # type: ignore[attr-defined]  # a correlation of one
+        chart = Chart(problem, state, order)
+        little = known(chart.sorted.factor.diagonal(), order) < limit
+        order = torch.cat([order[~little], order[little]])
+        chart = Chart(problem, state, order, int(little.sum()))
+    order = chart.order
+    return chart, torch.stack([known(law.sd[order], order), known(chart.sorted.factor.diagonal(), order)])
 
 
-def _inside(chart: Chart, information: Tensor) -> tuple[list[int], list[int], bool]:
+def _inside(chart: Chart, information: Tensor, known: Tensor) -> tuple[list[int], list[int], bool]:
     """Return coordinates kept, coordinates held at a boundary, and whether the first have a peak.
 
-    A variance of which the data say next to nothing is held; and while the information has an eigenvalue that
-    is not positive (its diagonal scaled to one), the one that weighs most in its eigenvector: a variance of
-    zero, a correlation of one.
+    Standard deviations of which next to nothing is `known` (2, d) are held with their correlations, diagonal
+    entries alone, and scales by their information; and while the information has an eigenvalue that is not
+    positive (its diagonal scaled to one), the variance or correlation that weighs most in its eigenvector.
     """
-    kept = list(range(len(information)))
-    held: list[int] = []
+    held = chart.of_rows(known < LITTLE)
+    kept = [k for k in range(len(information)) if k not in held]
     while True:
         part = information[kept][:, kept]
         scale = part.diagonal().abs().clamp_min(TINY).rsqrt()
@@ -290,21 +344,21 @@ def _inside(chart: Chart, information: Tensor) -> tuple[list[int], list[int], bo
         held.append(kept.pop(worst))
 
 
-def at_boundary(chart: Chart, held: list[int], values: Tensor, slopes: Tensor) -> list[tuple[str, str]]:
+def _at_boundary(seen: Observed, values: Tensor, slopes: Tensor) -> list[tuple[str, str]]:
     """Return (kind, name) of the reported parameters that held coordinates put at a boundary.
 
-    Standard deviations, scales and correlations that move with a held coordinate, and correlations of one.
-    values, slopes : of `reported_slopes`.
+    Those of unknown standard deviations; standard deviations, scales and correlations that move with a held
+    coordinate; and correlations of one. values, slopes : of `reported_slopes`.
     """
     found = []
-    largest = slopes[:, held].abs().amax(1)
+    largest = slopes[:, seen.held].abs().amax(1)
     for (kind, name), value, slope in zip(
-        reported_names(chart), values.tolist(), largest.tolist(), strict=True
+        reported_names(seen.chart), values.tolist(), largest.tolist(), strict=True
     ):
         moves = slope > MOVES * (1.0 if kind == "correlation" else value)
-        if (kind in ("sd", "residual") and moves) or (
-            kind == "correlation" and (moves or abs(value) > PERFECT)
-        ):
+        one = kind == "correlation" and abs(value) > PERFECT
+        variance = kind in ("sd", "correlation", "residual")
+        if variance and (moves or one or (kind != "residual" and seen.unknown & set(name.split(", ")))):
             found.append((kind, name))
     return found
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import pandas as pd
 import torch
 
 from nlmeflow.data import LongitudinalData
@@ -21,6 +22,7 @@ from nlmeflow.running import estimating, show_progress
 from nlmeflow.seeds import check_seed
 
 BROKEN = "The estimation broke down, at a matrix that cannot be inverted."
+CLEAR_TREND = 0.5  # rank correlation of time and response
 CAUSES = (
     "Usual causes: observations that lie exactly on curves, so that there is no residual error (give it, as "
     "in nf.Additive(sigma=0.1)); a parameter that the data do not determine (name it in fixed=(...))"
@@ -164,8 +166,21 @@ def _explained(message: str, task: Task) -> str:
     found = suspicions(task.everyone)
     if found:
         return " ".join([message, *found])
-    advice = "." if task.start else "; a bad start (give first values with fit(..., start={...}))."
-    return message if "sigma=" in message or "start={" in message else f"{message} {CAUSES}{advice}"
+    if "sigma=" in message or "start={" in message:
+        return message
+    way = _way(task.everyone)
+    first = "" if task.start else "; a bad start (give first values with fit(..., start={...}))"
+    return f"{message} {CAUSES}{way}{first}."
+
+
+def _way(data: LongitudinalData) -> str:
+    """Return which way the response goes with time, where it goes one way, as a cause of failure."""
+    seen = pd.DataFrame({"time": data.time[data.mask].numpy(), "response": data.response[data.mask].numpy()})
+    trend = float(seen["time"].corr(seen["response"], method="spearman"))
+    if not abs(trend) > CLEAR_TREND:
+        return ""
+    goes = "rises" if trend > 0 else "falls"
+    return f"; a curve that cannot follow the response, which {goes} with time (rank correlation {trend:.2f})"
 
 
 def _check_varies(data: LongitudinalData) -> None:

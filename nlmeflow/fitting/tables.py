@@ -131,7 +131,7 @@ class Summary:
         """Collect what a statistician asks first."""
         curve, gaussian = fit.model.curve, fit.gaussian
         shrunk = shrinkage(fit)
-        errors, boundary = _errors(fit)
+        errors, said = _errors(fit)
         rows = []
         for k, name in enumerate(fit.names):
             typical = curve[name].scale.natural(gaussian.mean[k])
@@ -155,8 +155,7 @@ class Summary:
             rows.append([f"{name} within", "within", np.nan, np.nan, np.nan, value, error, np.nan, ""])
         head = ["parameter", "scale", "typical", "mean", "s.e.", "sd", "s.e. of sd", "shrinkage", "unit"]
         frame = pd.DataFrame(rows, columns=head).set_index("parameter")
-        at = {"at the boundary": ", ".join(boundary)} if boundary else {}
-        return cls(frame, _numbers(fit) | at)
+        return cls(frame, _numbers(fit) | said)
 
     def __str__(self) -> str:
         numbers = "\n".join(f"{key:<22} {value}" for key, value in self.numbers.items())
@@ -170,17 +169,20 @@ class Summary:
         return self.parameters.to_html(na_rep="", float_format=DIGITS) + numbers
 
 
-def _errors(fit: Fitted) -> tuple[dict[tuple[str, str], float], list[str]]:
-    """Return standard errors by kind and name, none where they take long, and parameters at the boundary."""
+def _errors(fit: Fitted) -> tuple[dict[tuple[str, str], float], dict[str, str]]:
+    """Return standard errors by kind and name, none where they take long, and what is to be said of them."""
     most = LARGE_BOOTSTRAP if fit.law.normal is None else LARGE
-    if not fit.law.has_density or len(fit.data) > most:
-        return {}, []
+    if not fit.law.has_density:
+        return {}, {}
+    if len(fit.data) > most:
+        return {}, {"standard errors": "fit.standard_errors() computes them; it takes long with so many"}
     try:
         table = standard_errors(fit)
-    except EstimationError:
-        return {}, []
-    errors = table["standard error"].astype(float)
-    return dict(zip(errors.index.to_flat_index(), errors, strict=True)), table.attrs["boundary"]
+    except EstimationError as error:
+        return {}, {"standard errors": f"none: {error}"}
+    errors, boundary = table["standard error"].astype(float), table.attrs["boundary"]
+    said = {"at the boundary": ", ".join(boundary)} if boundary else {}
+    return dict(zip(errors.index.to_flat_index(), errors, strict=True)), said
 
 
 def _unsettled(fit: Fitted) -> str:

@@ -167,6 +167,7 @@ def test_combined_errors_are_refused():
         nf.Model(level(), nf.Combined()).fit(read(scores(), censoring="kind", limit="end"), progress=False)
 
 
+@pytest.mark.slow
 def test_first_values_know_what_is_censored():
     """A growth of which more than half is below the limit: the fit reaches what was simulated."""
     random, time = np.random.default_rng(5), np.sort(np.random.default_rng(6).uniform(0, 12, (20, 10)), 1)

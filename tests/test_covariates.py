@@ -196,6 +196,7 @@ def test_covariates_that_cannot_have_an_effect_are_refused_in_words(values, term
         nf.Model(nf.curves.linear(), covariates={"intercept": term}).fit(data, progress=False)
 
 
+@pytest.mark.slow
 def test_the_zero_of_a_covariate_and_its_unit_do_not_matter():
     about, random = people(40), np.random.default_rng(0)
     response = (

@@ -148,6 +148,7 @@ def test_a_flow_of_groups_agrees_with_the_gaussian_on_gaussian_groups(fit):
     assert flow.log_likelihood().value == pytest.approx(fit.log_likelihood().value, abs=3)
 
 
+@pytest.mark.slow
 def test_covariates_of_plants_and_of_genotypes_do_not_call_the_curve():
     frame = lines(effect=0.8, seed=5)
     frame["site"] = (frame["genotype"].str[1:].astype(int) % 2).astype(float)

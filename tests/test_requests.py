@@ -407,6 +407,7 @@ def test_a_fixed_parameter_that_runs_off_is_named():
     check_finite(model, replace(state, beta=torch.tensor([1e6]).double()), farthest)
 
 
+@pytest.mark.slow
 def test_a_start_does_not_go_to_where_a_parameter_moves_nothing():
     """Two times late after an oral dose, and next to nothing of the absorption in sight."""
     known = nf.scenarios.load("P1", "H", 200, 7)
@@ -691,6 +692,7 @@ def test_what_needs_an_extra_names_it_where_it_is_absent(name, package, extra, m
         getattr(nf, name)
 
 
+@pytest.mark.slow
 def test_large_noise_does_not_send_a_fixed_parameter_off():
     """Linearisations lead from a good place to a step without slope; the best place on the way is taken."""
     model = nf.Model(nf.curves.logistic_senescence(), fixed=("A", "s"))
@@ -716,6 +718,7 @@ def few_dates(days, seed):
     return model.fit(data, nf.Gaussian(), seed=1, progress=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [2, 3])
 def test_with_two_dates_a_fit_beats_a_constant_and_says_what_it_cannot_tell(seed):
     """A step of beta that lost likelihood was taken for the end; steps to curves of zero for a start."""
@@ -728,6 +731,7 @@ def test_with_two_dates_a_fit_beats_a_constant_and_says_what_it_cannot_tell(seed
     assert "the responses have 5 means, variances and covariances, and 7 parameters are estimated" in warning
 
 
+@pytest.mark.slow
 def test_a_rate_that_the_dates_do_not_show_is_named():
     fit = few_dates([35.0, 50.0, 65.0], 2)
     assert float(fit.law.mean[1].exp()) < 0.01  # days; 3 simulated
@@ -751,6 +755,7 @@ def test_a_falling_curve_for_a_rising_response_is_refused_with_this_reason():
         nf.Model(nf.curves.logistic_senescence()).fit(data, seed=1, progress=False)
 
 
+@pytest.mark.slow
 def test_scores_in_steps_have_standard_errors_beside_a_parameter_that_hardly_varies():
     """Those of the model in which it does not vary, but for the noise of their particles."""
     random, days, n = np.random.default_rng(0), np.arange(30.0, 73, 6), 60

@@ -49,6 +49,7 @@ def test_ranks_of_varieties_about_which_nothing_is_known_are_anything(fit):
     assert width.median() > 15  # of 20
 
 
+@pytest.mark.slow
 def test_groups_of_a_model_with_two_levels_are_characterised():
     random = np.random.default_rng(2)
     level = np.repeat(np.where(np.arange(30) < 12, 0.0, 6.0), 12) + np.repeat(random.normal(0, 0.5, 90), 4)
@@ -67,6 +68,7 @@ def test_groups_of_a_model_with_two_levels_are_characterised():
     assert len(check.scores) == 30
 
 
+@pytest.mark.slow
 def test_a_verdict_against_the_gaussian_and_one_for_it(known):
     against = known.model.fit(known.data, seed=1).check(seed=1)
     assert not against.enough
@@ -85,6 +87,7 @@ def test_a_verdict_against_the_gaussian_and_one_for_it(known):
     assert not replace(check, gain=0.006, error=0.004).undecided  # less than three nats in all
 
 
+@pytest.mark.slow
 def test_a_parameter_that_does_not_vary_is_found_and_held_constant():
     one = nf.scenarios.load("L1", "M", 100, 3)  # its level is the same for all
     model = nf.Model(nf.curves.logistic_senescence())

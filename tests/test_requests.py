@@ -777,3 +777,17 @@ def test_scores_in_steps_have_standard_errors_beside_a_parameter_that_hardly_var
     for name in (("mean", "xmid"), ("mean", "scal"), ("sd", "xmid"), ("sd", "scal"), ("residual", "sigma")):
         assert table.loc[name, "standard error"] == pytest.approx(other[name], rel=0.12), name
     assert table.loc[("mean", "Asym"), "standard error"] == pytest.approx(other["fixed", "Asym"], rel=0.12)
+
+
+def test_a_covariance_from_as_few_individuals_as_parameters_is_doubted():
+    random, time = np.random.default_rng(1), torch.arange(6.0, dtype=torch.float64).expand(2, -1)
+    response = (
+        torch.from_numpy(random.normal(2, 1, (2, 1)) + 0.1 * random.standard_normal((2, 6))) + 0.5 * time
+    )
+    data = nf.LongitudinalData.regular(time, response)
+    full, plain = (
+        nf.Model(nf.curves.linear()).fit(data, nf.Gaussian(kind), seed=1, progress=False)
+        for kind in ("full", "diagonal")
+    )
+    assert "2 individuals cannot tell a covariance of 2 parameters" in full.summary().numbers["warning"]
+    assert "warning" not in plain.summary().numbers

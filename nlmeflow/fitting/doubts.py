@@ -19,12 +19,23 @@ LOOKED_AT = 50  # individuals whose curves are looked at, and dates between whic
 
 def doubts(fit: Fitted) -> list[str]:
     """Return what makes the numbers of a fit doubtful, a sentence for each reason."""
-    return [*_uncertain(fit), *_moments(fit), *_jumps(fit)]
+    return [*_uncertain(fit), *_few(fit), *_moments(fit), *_jumps(fit)]
 
 
 def _uncertain(fit: Fitted) -> Iterator[str]:
     if fit.law.has_density and (float(fit.ess.min()) < FEW or fit.marginal.error > 1):
         yield "the log-likelihood is uncertain; fit again with more particles, particles=..."
+
+
+def _few(fit: Fitted) -> Iterator[str]:
+    """No more individuals, or groups, than parameters that vary: a covariance of so few points is singular."""
+    count, dim = int(fit.seen.sum()), fit.law.dim
+    if fit.law.normal is not None and fit.law.n_parameters > 2 * dim and count <= dim:
+        what = "groups" if fit.model.within else "individuals"
+        yield (
+            f"{count} {what} cannot tell a covariance of {dim} parameters, and the likelihood has several maxima; "
+            "take nf.Gaussian('diagonal'), or fix some"
+        )
 
 
 def _moments(fit: Fitted) -> Iterator[str]:

@@ -28,13 +28,13 @@ def _uncertain(fit: Fitted) -> Iterator[str]:
 
 
 def _few(fit: Fitted) -> Iterator[str]:
-    """No more individuals, or groups, than parameters that vary: a covariance of so few points is singular."""
+    """No more individuals, or groups, than parameters that vary: the covariance is singular."""
     count, dim = int(fit.seen.sum()), fit.law.dim
     if fit.law.normal is not None and fit.law.n_parameters > 2 * dim and count <= dim:
         what = "groups" if fit.model.within else "individuals"
         yield (
-            f"{count} {what} cannot tell a covariance of {dim} parameters, and the likelihood has several maxima; "
-            "take nf.Gaussian('diagonal'), or fix some"
+            f"{count} {what} cannot tell a covariance of {dim} parameters, and the likelihood has several "
+            "maxima; take nf.Gaussian('diagonal'), or fix some"
         )
 
 

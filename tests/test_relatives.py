@@ -183,3 +183,11 @@ def test_every_relative_is_compared_saved_and_read(law, tmp_path):
 def test_bad_specifications_are_refused(make, message):
     with pytest.raises(nf.ModelError, match=message):
         make()
+
+
+def test_far_from_a_narrow_snp_law_its_density_is_zero_not_infinite():
+    frame = Affine(
+        torch.zeros(2, dtype=torch.float64), torch.tensor([[2e-4, 0], [18.0, 1e-88]], dtype=torch.float64)
+    )
+    law = SNPLaw(frame, torch.full((6,), 6**-0.5, dtype=torch.float64), 2, 0.0)
+    assert (law.log_prob(torch.tensor([[47.5, 0.8], [1.0, 1.0]], dtype=torch.float64)) < -1e100).all()

@@ -67,7 +67,7 @@ class SNPLaw(SmoothLaw):
 
     def log_prob(self, phi: Tensor) -> Tensor:
         z = self.frame.standardise(self._rows(phi))
-        squared = self.polynomial(z).square().clamp_min(1e-300)
+        squared = self.polynomial(z).square().clamp(1e-300, 1e300)  # far off the normal density decides
         normal = -0.5 * z.square().sum(-1) - 0.5 * LOG_2PI * self.dim
         return (squared.log() + normal - self.frame.log_volume).reshape(phi.shape[:-1])
 

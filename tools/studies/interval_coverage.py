@@ -12,7 +12,8 @@ as-observed : the same data, bounds and middles of intervals taken for observati
 
 Printed: the share of intervals (`Fit.standard_errors`: of standard deviations and sigma on the scale of
 logarithms) that hold the truth, with its own standard error, and the mean standard error beside the spread of
-the estimates; "refused" counts the data sets without standard errors, because the likelihood had no peak.
+the estimates; "refused" counts the data sets without an interval: the likelihood had no peak, or the
+parameter is at a boundary.
 """
 
 from collections.abc import Callable
@@ -120,8 +121,8 @@ def measure(design: str, replicate: int) -> list[Row]:
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:
     """Return coverage by parameter."""
-    refused = rows["value"].isna().groupby([rows["kind"], rows["parameter"]], sort=False).sum()
-    rows = rows.dropna(subset=["value"])
+    refused = rows["lower"].isna().groupby([rows["kind"], rows["parameter"]], sort=False).sum()
+    rows = rows.dropna(subset=["lower"])
     rows["covered"] = rows["truth"].between(rows["lower"], rows["upper"])
     grouped = rows.groupby(["kind", "parameter"], sort=False)
     coverage, replicates = grouped["covered"].mean(), grouped.size()

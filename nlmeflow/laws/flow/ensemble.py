@@ -55,7 +55,7 @@ class Table(NamedTuple):
     @classmethod
     def of(cls, found: Sequence[Candidate]) -> "Table":
         """Return the table of these candidates."""
-        scores = torch.stack([c.scores for c in found], 1).nan_to_num(nan=LOST, neginf=LOST)
+        scores = torch.stack([c.scores for c in found], 1).nan_to_num(LOST, LOST, LOST)
         return cls(scores, scores.new_tensor([c.penalty for c in found]))
 
 

@@ -108,7 +108,7 @@ def until_best(
     for step in range(steps + 1):
         if step % CHECK == 0:
             with torch.no_grad():
-                looks.append(flows.held_out().nan_to_num(LOST))
+                looks.append(flows.held_out().nan_to_num(LOST, LOST, LOST))
             states.append(flows.state())
             best = _best_look(torch.stack(looks))
             if len(looks) - 1 - best == PATIENCE or step + CHECK > steps:

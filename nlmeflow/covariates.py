@@ -23,7 +23,7 @@ TERM = re.compile(
 Terms = str | Sequence[str]
 
 MANY_LEVELS = 10  # of a category, that fewer than two individuals each may have
-FAR = 1000.0  # standard deviations of a covariate between its mean and zero
+FAR = 300.0  # standard deviations of a covariate between its mean and zero
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ def check_design(matrix: Tensor, effects: Sequence[Effect], names: Sequence[str]
         x = matrix[:, list(names).index(effect.parameter), k]
         if effect.level is None and float(x.mean().abs()) > FAR * float(x.std()):
             centre = effect.reference + float(x.mean())
-            number = f"{centre:.0f}" if centre > FAR else f"{centre:.4g}"
+            number = f"{centre:.0f}" if centre > 1000 else f"{centre:.4g}"
             how = f", such as '{effect.variable} - {number}'" if centre > 0 and effect.sign == "-" else ""
             seen = f"{float(x.min()):.7g} to {float(x.max()):.7g}"
             raise ModelError(

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import statsmodels.api as sm
 import torch
@@ -141,16 +142,25 @@ def test_a_parameter_that_does_not_vary_leaves_the_errors_of_the_others():
     """As if it were fixed; what is named at the boundary is its standard deviation and its correlation."""
     random, time = np.random.default_rng(10), np.tile(np.arange(5.0), (60, 1))
     response = random.normal(1, 2, (60, 1)) + 0.5 * time + 0.5 * random.standard_normal((60, 5))
-    data = nf.LongitudinalData.regular(torch.from_numpy(time), torch.from_numpy(response))
+    about = pd.DataFrame({"x": random.standard_normal(60)})
+    data = nf.LongitudinalData.regular(torch.from_numpy(time), torch.from_numpy(response), about)
     parameters = [nf.Parameter("slope"), nf.Parameter("level")]
     curve = nf.Curve(lambda t, psi: psi["level"] + psi["slope"] * t, parameters)
+    effects = {"slope": "x", "level": "x"}
     free, held = (
-        nf.Model(curve, fixed=fixed).fit(data, seed=1, progress=False) for fixed in ((), ("slope",))
+        nf.Model(curve, fixed=fixed, covariates=effects).fit(data, seed=1, progress=False)
+        for fixed in ((), ("slope",))
     )
     for table in (free.standard_errors(), free.bootstrap(100, progress=False).parameters()):
         assert table.attrs["boundary"] == ["sd slope", "correlation slope, level"]
         assert table.loc[table["standard error"].isna(), "lower"].isna().all()
     table, other = free.standard_errors()["standard error"], held.standard_errors()["standard error"]
-    for name in (("mean", "level"), ("sd", "level"), ("residual", "sigma")):
+    for name in (
+        ("mean", "level"),
+        ("sd", "level"),
+        ("residual", "sigma"),
+        ("effect", "slope: x"),
+        ("effect", "level: x"),
+    ):
         assert table[name] == pytest.approx(other[name], rel=0.03), name
     assert table["mean", "slope"] == pytest.approx(other["fixed", "slope"], rel=0.03)

@@ -29,12 +29,8 @@ from nlmeflow.laws.moved import MovedLaw
 from nlmeflow.numerics import TINY, moments
 
 FLAT = 1e-6  # eigenvalue of the information, its diagonal scaled to one, under which there is no peak
-NARROW = (
-    0.2  # information of an individual about the logarithm of a sd, of at most two, under which it is narrow
-)
-LITTLE = (
-    1.0  # information about the logarithm of a sd or scale, under which it may be zero for all the data say
-)
+NARROW = 0.2  # what an individual says of the logarithm of a sd, at most two, where the law is narrow
+LITTLE = 1.0  # information about the logarithm of a scale that may be zero, for all the data say
 MOVES = 0.1  # share of itself by which a parameter moves with a held coordinate
 PERFECT = 0.99  # correlation that is one, but for rounding
 
@@ -98,6 +94,18 @@ class Chart:
         scales = range(0 if own > 1 else own, self.scales)
         return [*range(self.problem.dim, self.sizes[0]), *(before + k for k in scales)]
 
+    @property
+    def centring(self) -> Tensor:
+        """The coordinates in which effects move the law around the covariates' means, not their zero."""
+        people = self.problem.individuals
+        change = torch.eye(self.size, dtype=torch.float64)
+        if people.effects:
+            design = people.random_design.mean(0)
+            first = self.sizes[0] + people.common
+            sd = self.frame.factor.square().sum(1).sqrt()
+            change[: len(sd), first : first + design.shape[1]] = -design / sd[:, None]
+        return change
+
     def of_rows(self, chosen: Tensor) -> list[int]:
         """Return the coordinates of the rows of the factor chosen in (2, d): whole rows, diagonal entries."""
         dim, (whole, alone) = self.problem.dim, chosen.tolist()
@@ -127,10 +135,16 @@ class Chart:
         sd = self.frame.factor.square().sum(1).sqrt()
         return Affine((self.frame.mean + sd * shift)[self.order], factor)
 
-    def _carried(self, phi: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
-        """Return particles (n, M, d) whose narrow rows have moved with the law, and log |d moved / d phi|."""
+    def _carried(self, phi: Tensor, left: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+        """Return particles whose narrow rows move with the law, and log |d moved / d phi|.
+
+        phi (n, M, d): where they were drawn; left: the same less what effects have changed.
+        """
         wide, after = self.problem.dim - self.narrow, self._sorted_at(place)
-        before, there = self.sorted.standardise(phi[..., self.order]), after.standardise(phi[..., self.order])
+        before, there = (
+            self.sorted.standardise(phi[..., self.order]),
+            after.standardise(left[..., self.order]),
+        )
         moved = after(torch.cat([there[..., :wide], before[..., wide:]], -1))
         ratio = after.factor.diagonal()[wide:] / self.sorted.factor.diagonal()[wide:]
         return moved[..., self.order.argsort()], ratio.log().sum()
@@ -139,18 +153,19 @@ class Chart:
         """Return log p(y_i) of some individuals, (n,), up to a constant.
 
         As in the engine, effects of covariates on random parameters leave each individual's parameters in
-        place: the particles of the law, and of the deviations within groups, are what is left of them.
+        place: the particles of the law, and of the deviations within groups, are what is left of them. Those
+        on narrow parameters leave the particles and move the individual.
         """
         problem, through = self.problem, self.problem.through
         if not self.grouped:
             problem = problem.subset(torch.arange(len(problem))[rows])
         frame, beta, sigma = self.at(vector)
-        eta, summary = particles.phi[rows], particles.summary.map(lambda part: part[rows])
+        phi, summary = particles.phi[rows], particles.summary.map(lambda part: part[rows])
+        eta, volume = phi, phi.new_zeros(())
         if through < len(beta):
-            eta, summary = problem.carried(eta, summary, (beta - self.state.beta)[through:])
-        volume = eta.new_zeros(())
+            eta, summary = problem.carried(phi, summary, (beta - self.state.beta)[through:])
         if self.narrow:
-            eta, volume = self._carried(eta, vector[: self.sizes[0]])
+            eta, volume = self._carried(phi, eta, vector[: self.sizes[0]])
         if through or self.narrow:
             summary = problem.predicted_again(eta, summary, beta)
         log_data = problem.residual.log_likelihood(summary.finite(), sigma) - particles.log_proposal[rows]
@@ -278,7 +293,8 @@ def observed(problem: Problem, state: State, particles: Particles) -> Observed:
     """
     chart, known = _chart_of(problem, state, particles)
     scores, information = scores_and_information(chart, particles)
-    kept, held, peak = _inside(chart, information, known)
+    centred = chart.centring.mT @ information @ chart.centring
+    kept, held, peak = _inside(chart, centred, known)
     if not peak:
         raise EstimationError(
             "The observed information is not positive definite: the likelihood has no peak here. Fewer "

@@ -12,6 +12,13 @@ import nlmeflow as nf
 
 torch.set_num_threads(1)
 
+LONGEST = ("test_own_data", "test_varieties", "test_discrete", "test_requests")
+
+
+def pytest_collection_modifyitems(items):
+    """Put the files that take longest first, so that no process is left alone with one of them at the end."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
 
 def senescence_frame(n=100, seed=0, sigma=0.04, times=None):
     """Two strategies of leaf senescence: an early fast and a late slow one."""

@@ -323,19 +323,15 @@ def _chart_of(problem: Problem, state: State, particles: Particles) -> tuple[Cha
         size = curvature[:, order] * scale.square()
         return 2 * (size / (1 + size)).square().sum(0)
 
-    plain, limit = torch.arange(problem.dim), NARROW * len(problem)
-    order = known(law.sd, plain).argsort(descending=True)
-    chart = Chart(problem, state)
-    little = known(law.factor.diagonal(), plain) < limit
-    if not bool(little.any()):
-        return chart, torch.stack([known(law.sd, plain), known(law.factor.diagonal(), plain)])
-    with suppress(torch.linalg.LinAlgError):  # type: ignore[attr-defined]  # a correlation of one
-        chart = Chart(problem, state, order)
-        little = known(chart.sorted.factor.diagonal(), order) < limit
-        order = torch.cat([order[~little], order[little]])
-        chart = Chart(problem, state, order, int(little.sum()))
-    order = chart.order
-    return chart, torch.stack([known(law.sd[order], order), known(chart.sorted.factor.diagonal(), order)])
+    chart, limit = Chart(problem, state), NARROW * len(problem)
+    if bool((known(law.factor.diagonal(), chart.order) < limit).any()):
+        with suppress(torch.linalg.LinAlgError):  # type: ignore[attr-defined]  # a correlation of one
+            order = known(law.sd, chart.order).argsort(descending=True)
+            chart = Chart(problem, state, order)
+            little = known(chart.sorted.factor.diagonal(), order) < limit
+            chart = Chart(problem, state, torch.cat([order[~little], order[little]]), int(little.sum()))
+    order, diagonal = chart.order, chart.sorted.factor.diagonal()
+    return chart, torch.stack([known(law.sd[order], order), known(diagonal, order)])
 
 
 def _inside(chart: Chart, information: Tensor, known: Tensor) -> tuple[list[int], list[int], bool]:

@@ -18,24 +18,15 @@ from nlmeflow.estimation.em import State
 from nlmeflow.estimation.engine import Task, training_set
 from nlmeflow.estimation.likelihood import locate
 from nlmeflow.estimation.particles import draw
-from nlmeflow.estimation.saem import SAEM
 from nlmeflow.fitting.comparison import compare_task
 from nlmeflow.fitting.fit import Fit
 from nlmeflow.laws import (
-    NPAG,
-    NPML,
-    SNP,
-    EBEDensity,
     Flow,
     Gaussian,
     Law,
     Mixture,
     MixtureLaw,
-    NPonEBE,
-    SmoothNPMLE,
     Specification,
-    Transformed,
-    TwoStage,
     metrics,
 )
 from nlmeflow.laws.averaging import prior_weights, stacking_weights
@@ -53,37 +44,28 @@ FOLDS = 5
 EARLY = 0.2  # share of the individuals of a truth that count as early
 FIT_SEEDS = 1000  # apart are the seeds of fits with other random numbers
 LAWS: tuple[Specification, ...] = (Gaussian(), Mixture(), Flow())
-RELATIVES: tuple[Specification, ...] = (
-    *(Gaussian(), Transformed(), Transformed("heavy tails"), SNP(), Mixture(), SmoothNPMLE()),
-    *(TwoStage(), EBEDensity(), NPML(), NPAG(), NPonEBE(), SAEM(), Flow()),
-)
-SETS = {"core": LAWS, "relatives": RELATIVES}
 
 
-def measure(
-    scenario: str, design: str, n: int, replicate: int, fit_seed: int = 0, laws: str = "core"
-) -> list[Row]:
+def measure(scenario: str, design: str, n: int, replicate: int, fit_seed: int = 0) -> list[Row]:
     """Fit and compare laws on one replicate; return one row per law, candidate and rule.
 
     The data depend on the job alone; another `fit_seed` fits the same data with other random numbers.
-    laws : "core", Gaussian, mixture and flow, or "relatives", every estimator. Laws made of points are
-    measured by their smoothed densities.
 
     gaussian, mixture, flow: the fits. stacked: their average, by `nf.compare`. "flow: ..." are the
     candidates of the average alone, "without ..." the average without one of them, "rule: ..." the average
     with its weights set in another way.
     """
     known = scenarios.load(scenario, design, n, replicate)
-    return compared(known, replicate + FIT_SEEDS * fit_seed, SETS[laws])
+    return compared(known, replicate + FIT_SEEDS * fit_seed)
 
 
-def compared(known: Scenario, seed: int, laws: tuple[Specification, ...]) -> list[Row]:
-    """Fit and compare laws on the data of a scenario, as `measure` does."""
+def compared(known: Scenario, seed: int) -> list[Row]:
+    """Fit and compare Gaussian, mixture and flow on the data of a scenario, as `measure` does."""
     task = task_of(known, seed)
     begun = process_time()
-    comparison = compare_task(known.model, task, laws, known.data.labels, progress=False)
+    comparison = compare_task(known.model, task, LAWS, known.data.labels, progress=False)
     seconds = process_time() - begun
-    found: dict[str, Law] = {name: fit.law.density() for name, fit in comparison.fits.items()}
+    found: dict[str, Law] = {name: fit.law for name, fit in comparison.fits.items()}
     found["stacked"] = comparison.stacked
     with estimating():
         look = Look.at(known.law)
@@ -91,7 +73,7 @@ def compared(known: Scenario, seed: int, laws: tuple[Specification, ...]) -> lis
         measured = {name: {"law": name, **look.measures(law), **news[name]} for name, law in found.items()}
         measured["stacked"]["seconds"] = seconds
         for name, fit in comparison.fits.items():
-            measured[name] |= {**_errors(known, fit), "converged": fit.converged}
+            measured[name] |= {**errors_of(known, fit), "converged": fit.converged}
         training = training_set(task)
         return [*measured.values(), *ablation(look, Flow().candidates(training, training.split(FOLDS)))]
 
@@ -279,7 +261,8 @@ def masses(groups: MixtureLaw, drawn: Tensor) -> Row:
     return {"error of a mass": float(error), "mass between groups": metrics.share_between(groups, drawn)}
 
 
-def _errors(scenario: Scenario, fit: Fit) -> dict[str, float]:
+def errors_of(scenario: Scenario, fit: Fit) -> dict[str, float]:
+    """Return the errors of sigma, as a share of it, and of the fixed effects."""
     sigma = next(iter(fit.residual.values())) / scenario.sigma - 1
     fixed = {f"error {name}": fit.fixed[name] - value for name, value in scenario.fixed.items()}
     return {"relative error sigma": sigma, **fixed}

@@ -6,7 +6,7 @@ Which seeds may be looked at, and how often, says `nlmeflow.studies.random_popul
 import numpy as np
 import pandas as pd
 
-from nlmeflow.studies.core import SETS, Look, compared, oracle_row
+from nlmeflow.studies.core import Look, compared, oracle_row
 from nlmeflow.studies.random_populations import RandomPopulation, random
 from nlmeflow.studies.run import Row
 from nlmeflow.studies.scenarios import best_gaussian
@@ -16,7 +16,7 @@ BOOTSTRAP = 2000
 RELIABILITY = [0, 0.5, 0.8, 0.95, 1]  # limits of classes
 
 
-def measure(seed: int, d: int, laws: str = "core", n: int = 200) -> list[Row]:
+def measure(seed: int, d: int, n: int = 200) -> list[Row]:
     """Fit and compare laws on one population; return the rows of `core.measure` and two reference lines.
 
     "oracle" is the flow learned from the true phi, "best gaussian" the Gaussian of the true moments. Each row
@@ -24,7 +24,7 @@ def measure(seed: int, d: int, laws: str = "core", n: int = 200) -> list[Row]:
     """
     known = random(seed, d, n)
     closest = {"law": "best gaussian", **Look.at(known.law).measures(best_gaussian(known.law))}
-    rows = [*compared(known, seed, SETS[laws]), oracle_row(known, seed), closest]
+    rows = [*compared(known, seed), oracle_row(known, seed), closest]
     about = described(known)
     return [about | row for row in rows]
 

@@ -23,8 +23,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from nlmeflow.estimation.engine import careful_gaussian, draws_around, training_set
-from nlmeflow.fitting.comparison import compare_task
+from nlmeflow.estimation.engine import Task, careful_gaussian, draws_around, training_set
 from nlmeflow.laws import Flow, Gaussian, Law, Mixture, SmoothNPMLE
 from nlmeflow.laws.averaging import STRENGTH, TEMPERATURE, stacking_weights
 from nlmeflow.laws.draws import Folds, PosteriorDraws, TrainingSet, cross_scores, resample
@@ -61,21 +60,24 @@ def measure(seed: int, d: int, n: int = 200) -> list[Row]:
     """Fit one data set of a random population; return the rows of the page above."""
     known = random(seed, d, n)
     task = task_of(known, seed)
-    folds = task.folds
-    assert folds is not None
-    comparison = compare_task(known.model, task, (Gaussian(), Mixture()), known.data.labels, progress=False)
+    fits = {law.name: known.model.fit_task(task, law, progress=False) for law in (Gaussian(), Mixture())}
     about = described(known)
     with estimating():
         look = Look.at(known.law)
-        laws = {name: look.log_prob(fit.law.density()) for name, fit in comparison.fits.items()}
-        training = training_set(task)
-        laws |= dict(averages(look, training, folds))
-        laws |= {f"tutorial: {name}": look.log_prob(law) for name, law in tutorials(training, seed)}
-        gaussian = careful_gaussian(task)
-        around = draws_around(task, gaussian, Stream.ROUGH_DRAWS)
-        laws["two-stage flow"] = look.log_prob(two_stage(around, gaussian.state.law, folds, seed))
-    kl = {name: float((look.log_truth - log_law).mean()) for name, log_law in laws.items()}
+        kl = {name: look.kl(fit.law) for name, fit in fits.items()} | dict(carried(task, look))
     return [about | {"law": name, "kl": value} for name, value in kl.items()]
+
+
+def carried(task: Task, look: Look) -> list[tuple[str, float]]:
+    """Return the KL divergence of each member and average, of tutorials' flows, and of the two-stage flow."""
+    training, folds = training_set(task), task.folds
+    assert folds is not None
+    laws = dict(averages(look, training, folds))
+    laws |= {f"tutorial: {name}": look.log_prob(law) for name, law in tutorials(training, task.seed)}
+    gaussian = careful_gaussian(task)
+    around = draws_around(task, gaussian, Stream.ROUGH_DRAWS)
+    laws["two-stage flow"] = look.log_prob(two_stage(around, gaussian.state.law, folds, task.seed))
+    return [(name, float((look.log_truth - log_law).mean())) for name, log_law in laws.items()]
 
 
 def averages(look: Look, training: TrainingSet, folds: Folds) -> Iterator[tuple[str, Tensor]]:

@@ -97,3 +97,48 @@ def test_the_response_of_an_interval_is_its_middle():
     low, high = data.bounds
     both = torch.isfinite(low) & torch.isfinite(high)
     torch.testing.assert_close(data.response[both], (low + high)[both] / 2)
+
+
+def test_scores_coarser_than_the_error_have_a_start():
+    """A curve within every interval exists for each plant; sigma is not zero for that.
+
+    Two errors in a step of ten: the start followed the curves to sigma = .02, and fits ended 9 (Gaussian) and
+    60 nats (mixture) below the maximum.
+    """
+    random, n = np.random.default_rng(5), 30
+    day = np.linspace(8, 75, 8).round()
+    early = random.random(n) < 0.4
+    tau = np.where(early, 34, 48) + random.normal(0, 3, n)
+    s, level = np.exp(random.normal(1.0, 0.25, n)), np.exp(random.normal(np.log(80), 0.08, n))
+    value = level[:, None] / (1 + np.exp((day - tau[:, None]) / s[:, None])) + 2 * random.standard_normal(
+        (n, 8)
+    )
+    scores = pd.DataFrame(
+        {
+            "plant": np.repeat(np.arange(n), 8),
+            "day": np.tile(day, n),
+            "green": (10 * np.round(value / 10)).clip(0, 100).ravel(),
+        }
+    )
+    data = read(scores, lower=0, upper=100, step=10)
+    model = nf.Model(nf.curves.logistic_senescence())
+    gaussian, mixture = (
+        model.fit(data, law, seed=1, progress=False) for law in (nf.Gaussian(), nf.Mixture(max_components=2))
+    )
+    for fit in (gaussian, mixture):
+        assert 1.2 < fit.residual["sigma"] < 2.8
+        assert float((1 / fit.conditional[1].square().sum(1)).min()) > 500  # of 8,192 particles
+    assert mixture.log_likelihood().value > gaussian.log_likelihood().value - 1
+    exact = by_plain_monte_carlo(gaussian)
+    assert exact == pytest.approx(gaussian.log_likelihood().value, abs=0.5)
+
+
+def by_plain_monte_carlo(fit):
+    """Return the log-likelihood at the estimates from draws of the population, without a proposal."""
+    phi, problem = fit.law.sample(400_000, 3), fit.problem()
+    sigma = torch.tensor([fit.residual["sigma"]]).double()
+    total = torch.full((len(problem),), -torch.inf, dtype=torch.float64)
+    for part in phi.split(20_000):
+        each = problem.log_likelihood(part.expand(len(problem), -1, -1), torch.zeros(0).double(), sigma)
+        total = torch.logaddexp(total, each.logsumexp(1))
+    return float((total - np.log(len(phi))).sum())

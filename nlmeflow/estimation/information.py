@@ -25,6 +25,7 @@ from nlmeflow.estimation.problem import Problem
 from nlmeflow.laws.affine import Affine
 from nlmeflow.laws.draws import expectation
 from nlmeflow.laws.gaussian import GaussianLaw
+from nlmeflow.laws.law import Law
 from nlmeflow.laws.moved import MovedLaw
 from nlmeflow.numerics import TINY, moments
 
@@ -32,6 +33,8 @@ FLAT = 1e-6  # eigenvalue of the information, its diagonal scaled to one, under 
 NARROW = 0.2  # what an individual says of the logarithm of a sd, at most two, where the law is narrow
 LITTLE = 1.0  # information about the logarithm of a scale that may be zero, for all the data say
 MOVES = 0.1  # share of itself by which a parameter moves with a held coordinate
+HELD = 2_000_000  # predictions whose derivatives are held at a time, about 300 MB
+BENT = 40  # predictions that take as much memory as the density of a law that is not Gaussian
 PERFECT = 0.99  # correlation that is one, but for rounding
 
 
@@ -179,19 +182,18 @@ def _in_order(frame: Affine, order: Tensor) -> Affine:
     return Affine(frame.mean[order], torch.linalg.cholesky(omega[order][:, order]))
 
 
-def scores_and_information(
-    chart: Chart, particles: Particles, held: int = 2_000_000
-) -> tuple[Tensor, Tensor]:
+def scores_and_information(chart: Chart, particles: Particles, held: int = HELD) -> tuple[Tensor, Tensor]:
     """Return the scores of individuals (N, size) and the observed information (size, size).
 
     First derivatives of each log p(y_i) in the chart's coordinates, and minus the second ones of their sum.
+    held : predictions of individuals' particles that are differentiated at a time, for the memory it takes.
 
     Raises
     ------
     EstimationError : a derivative is not finite.
 
     """
-    width = particles.phi.shape[1] * chart.problem.data.time.shape[1]
+    width = particles.phi.shape[1] * (chart.problem.data.time.shape[1] + BENT * _bent(chart.state.law))
     step = len(chart.problem.data) if chart.grouped else max(1, held // width)  # groups are not cut into rows
     parts = [
         _derivatives(chart, particles, slice(start, start + step))
@@ -204,6 +206,13 @@ def scores_and_information(
             "data allow. Give the curve's function values and derivatives that are finite everywhere."
         )
     return scores, seen
+
+
+def _bent(law: Law) -> int:
+    """Return how many laws that are not Gaussian are evaluated for the density."""
+    if law.averaged is not None:
+        return sum(_bent(part) for part in law.averaged[0])
+    return int(law.normal is None)
 
 
 def steepest(problem: Problem, state: State, particles: Particles) -> str:

@@ -279,6 +279,9 @@ def _update(
         return new_law, new_beta, sigma
     left_over = shift - (slope @ centre[..., None]).squeeze(-1)
     squares = left_over.square().sum() + (slope @ posterior * slope).sum()
+    if (bounds := problem.bounds()) is not None:  # as EM of a normal sample in classes has it
+        open_ = problem.residual.left_open(problem.predict(phi, beta), sigma, bounds)
+        squares = squares + torch.where(problem.data.mask, open_, 0.0).sum()
     ratio = (squares / problem.data.n_observations).sqrt()
     return new_law, new_beta, sigma * ratio.clamp(0.2, 5.0)
 

@@ -88,9 +88,17 @@ class OneScale(Residual):
     ) -> tuple[Tensor, Tensor]:
         error = self.error(response, prediction) / sigma[0]
         if bounds is not None:
-            low, high = (side / sigma[0] for side in self._ends(bounds, prediction))
-            error = torch.where(censored(bounds), truncated(low, high)[0], error)
+            error = torch.where(censored(bounds), self._between(prediction, sigma, bounds)[0], error)
         return error, self.slope(response, prediction) / sigma[0]
+
+    def left_open(self, prediction: Tensor, sigma: Tensor, bounds: Bounds) -> Tensor:
+        mean, square = self._between(prediction, sigma, bounds)
+        return torch.where(censored(bounds), square - mean.square(), 0.0)
+
+    def _between(self, prediction: Tensor, sigma: Tensor, bounds: Bounds) -> tuple[Tensor, Tensor]:
+        """Return the first two moments of the standardised error between bounds."""
+        low, high = (side / sigma[0] for side in self._ends(bounds, prediction))
+        return truncated(low, high)
 
     def _ends(self, bounds: Bounds, prediction: Tensor) -> tuple[Tensor, Tensor]:
         """Return the errors at the bounds of censored observations, infinite where there is none."""

@@ -93,6 +93,10 @@ class Residual(Saved, ABC):
         Of censored observations the conditional mean of the residual: it has the same derivative.
         """
 
+    def left_open(self, prediction: Tensor, sigma: Tensor, bounds: Bounds) -> Tensor:
+        """Return the variance of the standardised error that bounds leave open, zero where observed."""
+        return torch.zeros_like(prediction)
+
     @abstractmethod
     def summary(
         self, response: Tensor, prediction: Tensor, mask: Tensor, bounds: Bounds | None = None

@@ -101,7 +101,7 @@ class Fit(Fitted):
         return tables.groups(self, scale)
 
     def shrinkage(self) -> dict[str, float]:
-        """Return 1 - var(conditional means) / var(population) of each parameter."""
+        """Return 1 - var(conditional means) / var(population) of each parameter, both with divisor N."""
         return tables.shrinkage(self)
 
     def unseen(self) -> tuple[str, ...]:

@@ -103,7 +103,7 @@ def criteria(fit: Fitted) -> pd.Series:
 def shrinkage(fit: Fitted) -> dict[str, float]:
     """Return the values of `Fit.shrinkage`."""
     means, _ = moments(*fit.latent)
-    shrunk = 1 - means[fit.seen].var(0) / fit.gaussian.sd.square()
+    shrunk = 1 - means[fit.seen].var(0, correction=0) / fit.gaussian.sd.square()
     return dict(zip(fit.names, shrunk.tolist(), strict=True))
 
 

@@ -127,8 +127,16 @@ def observe(
     DataError, ModelError : as in `deconvolve`.
 
     """
+    if data.bounds is not None:
+        raise ModelError("Deconvolution does not take censored responses; nf.Model(nf.curves.linear()) does.")
     if noise == "gaussian":
-        return _lines(data, effect, sigma)
+        seen = _lines(data, effect, sigma)
+        if not (seen.z.std() > 0 and seen.sigma > 0):
+            raise DataError(
+                "The responses lie exactly on lines, or are all the same: there is no error to take away. "
+                "Give measured responses, or sigma=..."
+            )
+        return seen
     if effect == "intercept":
         raise ModelError("With unknown noise only the density of slopes is estimated.")
     return _pairs(data)

@@ -1,5 +1,7 @@
 """nlmeflow.deconvolution: against a closed form, in other units, under noise of unknown law."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -101,3 +103,12 @@ def test_designs_that_say_too_little_are_refused():
         nf.deconvolve(uneven, noise="unknown")
     with pytest.raises(nf.ModelError, match="No scenario 'cauchy'"):
         load("cauchy")
+
+
+def test_censored_and_constant_responses_are_refused():
+    lines = load("gaussian", 20, seed=1).data
+    censored = replace(lines, bounds=(torch.full_like(lines.time, -torch.inf), lines.response))
+    with pytest.raises(nf.ModelError, match="does not take censored responses"):
+        nf.deconvolve(censored)
+    with pytest.raises(nf.DataError, match="exactly on lines, or are all the same"):
+        nf.deconvolve(replace(lines, response=torch.ones_like(lines.response)))

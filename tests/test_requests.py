@@ -14,6 +14,7 @@ from importlib.metadata import requires
 import matplotlib
 
 matplotlib.use("Agg")
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -452,8 +453,14 @@ def test_a_gaussian_is_fitted_to_as_few_observations_as_parameters():
         fitted(frame, nf.Model(nf.curves.emax()), law=nf.Mixture())
 
 
-@pytest.mark.parametrize("residual", [nf.Combined(), nf.Proportional()])
-def test_a_curve_that_is_zero_leaves_no_unbounded_likelihood(residual):
+@pytest.mark.parametrize(
+    ("residual", "words"),
+    [
+        (nf.Combined(), r"exactly zero for 10 observations.*plant '0' has y = 0 at day = 0"),
+        (nf.Proportional(), r"responses other than zero.*plant '0' has y = 0 at day = 0"),
+    ],
+)
+def test_a_curve_that_is_zero_leaves_no_unbounded_likelihood(residual, words):
     random = np.random.default_rng(1)
     times = np.array([0.0, 1, 2, 4, 8])
     ka = 1.5 * np.exp(0.3 * random.standard_normal((10, 1)))
@@ -461,11 +468,65 @@ def test_a_curve_that_is_zero_leaves_no_unbounded_likelihood(residual):
     y = y + 0.2 * random.standard_normal(y.shape) * (times > 0)
     frame = pd.DataFrame({"plant": np.repeat(range(10), 5), "day": np.tile(times, 10), "y": y.ravel()})
     model = nf.Model(nf.curves.oral(100.0), residual)
-    with pytest.raises(
-        nf.ModelError, match=r"exactly zero for 10 observations.*plant '0' has y = 0 at day = 0"
-    ):
+    with pytest.raises(nf.ModelError, match=words):
         fitted(frame, model)
     assert fitted(frame.query("day > 0"), model).converged
+
+
+def test_zeros_among_the_responses_leave_no_unbounded_likelihood():
+    """Near a response of zero the density of a proportional error rises without end as the curve falls."""
+    random, day = np.random.default_rng(1), np.arange(30.0, 100, 5)
+    curve = 1 / (1 + np.exp((day - random.normal(50, 4, 30)[:, None]) / 3))
+    y = curve * (1 + 0.08 * random.standard_normal(curve.shape)) + 0.01 * random.standard_normal(curve.shape)
+    y = np.where(curve < 0.01, 0, y).clip(0).round(2)
+    frame = pd.DataFrame({"plant": np.repeat(range(30), 14), "day": np.tile(day, 30), "y": y.ravel()})
+    with pytest.raises(nf.ModelError, match="responses other than zero.*plant '0' has y = 0 at day = 70"):
+        fitted(frame, nf.Model(CURVE, nf.Proportional(), fixed=("A", "s")))
+    with pytest.raises(nf.EstimationError, match="responses are exactly zero.*censored"):
+        fitted(frame, nf.Model(CURVE, nf.Combined(), fixed=("A", "s")))
+
+
+def test_a_proportional_error_knows_no_sign():
+    random, t = np.random.default_rng(0), np.arange(1.0, 7)
+    curve = np.exp(random.normal(0.5, 0.3, 15))[:, None] * np.exp(-0.2 * t)
+    y = (curve * (1 + 0.1 * random.standard_normal(curve.shape))).ravel()
+    frame = pd.DataFrame({"plant": np.repeat(range(15), 6), "day": np.tile(t, 15)})
+    found = []
+    for sign, side in ((1, "left"), (-1, "right")):
+        decay = nf.Curve(
+            lambda t, p, sign=sign: sign * p["A"] * torch.exp(-p["k"] * t),
+            [nf.Parameter("A", "log"), nf.Parameter("k", "log")],
+        )
+        table = frame.assign(y=sign * y.clip(min=0.6), seen=np.where(y < 0.6, side, ""))
+        model = nf.Model(decay, nf.Proportional(), fixed=("k",))
+        found.append(model.fit(read(table, censoring="seen"), seed=1, progress=False))
+    assert found[0].log_likelihood().value == pytest.approx(found[1].log_likelihood().value, abs=1e-6)
+    assert found[0].residual["sigma"] == pytest.approx(found[1].residual["sigma"])
+
+
+def test_a_time_origin_that_makes_two_parameters_alike_is_said():
+    random, year = np.random.default_rng(1), np.arange(2010.0, 2016)
+    line = random.multivariate_normal((10, 1), [[4, 0.18], [0.18, 0.09]], 30)
+    y = line[:, :1] + line[:, 1:] * (year - 2010) + 0.5 * random.standard_normal((30, 6))
+    frame = pd.DataFrame({"plant": np.repeat(range(30), 6), "day": np.tile(year, 30), "y": y.ravel()})
+    model = nf.Model(nf.curves.linear())
+    assert "times lie between 2010 and 2015: subtract" in fitted(frame, model).summary().numbers["warning"]
+    assert "warning" not in fitted(frame.assign(day=lambda f: f["day"] - 2010), model).summary().numbers
+
+
+def test_a_curve_is_drawn_with_the_covariates_of_its_individual():
+    random, days = np.random.default_rng(0), np.arange(30.0, 75, 5)
+    sex = np.arange(20) % 2
+    onset, scale = random.normal(50, 4, (20, 1)), 3 * np.exp(0.7 * sex)[:, None]
+    y = 1 / (1 + np.exp((days - onset) / scale)) + 0.02 * random.standard_normal((20, 9))
+    frame = pd.DataFrame({"plant": np.repeat(range(20), 9), "day": np.tile(days, 20), "y": y.ravel()})
+    data = read(frame.assign(sex=np.repeat(np.array(["f", "m"])[sex], 9)), covariates=["sex"])
+    fit = nf.Model(CURVE, fixed=("A", "s"), covariates={"s": "sex"}).fit(data, seed=1, progress=False)
+    day, drawn = nf.plots.trajectories(fit, [1]).lines[-1].get_xydata().T
+    plt.close("all")
+    assert np.abs(np.interp(days, day, drawn) - y[1]).max() < 0.06
+    with pytest.raises(nf.ModelError, match=r"Covariates move 's'.*diagnostics\.predictions"):
+        fit.predict(torch.tensor([[50.0]]), days)
 
 
 def test_individuals_without_observations_count_for_nothing(fit):

@@ -9,17 +9,19 @@ from torch import Tensor
 from nlmeflow.data import LongitudinalData
 from nlmeflow.errors import ModelError
 from nlmeflow.fitting.fitted import Fitted
+from nlmeflow.laws.gaussian import GaussianLaw
 from nlmeflow.numerics import moments
 
 FEW = 20.0  # effective particles of an individual under which its likelihood is not to be trusted
 FINE, STEP = 200, 10  # parts of the time between two dates, and in how many of them a curve jumps
 JUMP = 0.9  # share of a curve's range that lies in a jump
+SAME = 0.9999  # cosine of what two parameters do to the curve, from which they do the same
 LOOKED_AT = 50  # individuals whose curves are looked at, and dates between which they are
 
 
 def doubts(fit: Fitted) -> list[str]:
     """Return what makes the numbers of a fit doubtful, a sentence for each reason."""
-    return [*_uncertain(fit), *_few(fit), *_moments(fit), *_jumps(fit)]
+    return [*_uncertain(fit), *_few(fit), *_moments(fit), *_jumps(fit), *_alike(fit)]
 
 
 def _uncertain(fit: Fitted) -> Iterator[str]:
@@ -88,3 +90,30 @@ def _steepest(curve: Tensor) -> tuple[Tensor, Tensor]:
     """Return the largest change within a step of curves at points (N, n), and their ranges: (N,), (N,)."""
     change = (curve[:, STEP:] - curve[:, :-STEP]).abs()
     return change.amax(1), curve.amax(1) - curve.amin(1)
+
+
+def _alike(fit: Fitted) -> Iterator[str]:
+    """Two parameters that do the same to the curve, as intercept and slope do where time zero is far away."""
+    people = fit.problem().individuals.subset(torch.arange(min(LOOKED_AT, len(fit.problem().individuals))))
+    phi = GaussianLaw.like(fit.law).mean.expand(len(people), -1)
+    slopes = people.jacobian(phi, fit.beta)[1][..., : people.dim]
+    slopes = torch.where(people.data.mask[..., None], slopes, 0.0)
+    size = slopes.square().sum(1).sqrt()
+    cosine = (
+        ((slopes.mT @ slopes) / (size[:, :, None] * size[:, None])).median(0).values.abs().nan_to_num(0.0)
+    )
+    row, column = torch.triu_indices(people.dim, people.dim, 1)
+    if len(row) and float((pairs := cosine[row, column]).max()) > SAME:
+        worst = int(pairs.argmax())
+        one, other = people.random[row[worst]], people.random[column[worst]]
+        seen = people.data.time[people.data.mask]
+        first, last = float(seen.min()), float(seen.max())
+        where = (
+            f"; times lie between {first:g} and {last:g}: subtract their origin"
+            if first > last - first
+            else ""
+        )
+        yield (
+            f"'{one}' and '{other}' change the curve in the same way at these times, so that the fit may "
+            f"have ended far below the maximum{where}"
+        )

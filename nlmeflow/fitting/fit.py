@@ -272,7 +272,7 @@ class Fit(Fitted):
     def predict(self, phi: Tensor, times: Sequence[float] | np.ndarray) -> Tensor:
         """Return the curve at `times` for individual parameters (K, d): (K, number of times).
 
-        For curves without covariates.
+        For curves without covariates, and fixed parameters that no covariate moves.
 
         Raises
         ------
@@ -282,6 +282,11 @@ class Fit(Fitted):
         """
         if inputs := self.model.curve.inputs:
             raise ModelError(f"The curve takes {', '.join(inputs)}, which differ between individuals.")
+        if moved := {effect.parameter for effect in self.effects} & set(self.fixed):
+            raise ModelError(
+                f"Covariates move '{min(moved)}', which differs between individuals and is not in phi; "
+                "nf.diagnostics.predictions(fit) has each individual's curve."
+            )
         phi, size = torch.as_tensor(phi, dtype=torch.float64), len(self.names)
         if phi.dim() != 2 or phi.shape[1] != size:
             raise ModelError(f"phi is (K, {size}): {', '.join(self.names)}; got {tuple(phi.shape)}.")

@@ -1,6 +1,6 @@
 """What a fit holds: law, effects, residual parameters; and what follows from them about the individuals."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Self
 
@@ -79,6 +79,14 @@ class Fitted:
         kept = self.problem().fixed
         natural = self.model.curve.natural(self.beta[: len(kept)], kept)
         return {name: float(value) for name, value in natural.items()}
+
+    def curves_of(self, row: int, phi: Tensor, times: Tensor) -> Tensor:
+        """Return the curves of one individual, with its covariates and doses, at phi (K, d): (K, times)."""
+        problem = self.problem().individuals.subset(torch.tensor([row]))
+        grid = LongitudinalData.regular(times[None], torch.zeros_like(times)[None])
+        problem = replace(problem, data=replace(grid, doses=problem.data.doses))
+        curves: Tensor = problem.predict((phi - problem.shift(self.beta))[None], self.beta)[0]
+        return curves
 
     @property
     def covariate_effects(self) -> dict[str, float]:
@@ -242,6 +250,15 @@ def check_finite(model: Structure, state: State, farthest: float) -> None:
 def check_residual(problem: Problem, state: State, least: float) -> None:
     """Raise EstimationError when the residual error is under a share of that without a curve."""
     people, sigma = problem.individuals, problem.own_sigma(state.sigma)
+    zeros = torch.nonzero((people.data.response == 0) & people.data.mask)
+    additive = float(sigma[0] / people.without_curve[0])
+    if len(zeros) and len(sigma) > 1 and not people.residual.given and additive < NOTHING:
+        example, name = people.data.about(*zeros[0].tolist()), people.residual.names[0]
+        raise EstimationError(
+            f"{len(zeros)} responses are exactly zero, for example {example}: the likelihood rises "
+            f"without end as '{name}' (last {float(sigma[0]):.2g}) and the predictions near them vanish. "
+            "Mark responses below a limit as censored, leave them out, give a and b, or take nf.Additive()."
+        )
     if not people.residual.given and bool((sigma < least * people.without_curve).all()):
         last = ", ".join(f"{value:.2g}" for value in sigma.tolist())
         raise EstimationError(

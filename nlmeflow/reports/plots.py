@@ -278,16 +278,18 @@ def trajectories(
         mask = fit.data.mask[row]
         color = plt.cm.viridis(k / max(1, len(rows) - 1) * 0.9)
         ax.plot(fit.data.time[row, mask], fit.data.response[row, mask], "o", ms=3.5, color=color)
-        ax.plot(times, _mean_curve(fit, phi[row], weights[row], times), color=color, label=str(chosen[k]))
+        ax.plot(
+            times, _mean_curve(fit, row, phi[row], weights[row], times), color=color, label=str(chosen[k])
+        )
     ax.set_xlabel(fit.data.names[1])
     ax.set_ylabel(fit.data.names[2])
     return ax
 
 
-def _mean_curve(fit: Fit, phi: Tensor, weights: Tensor, times: np.ndarray) -> np.ndarray:
-    """Return E[f(t; psi_i) | y_i] over the heaviest particles."""
+def _mean_curve(fit: Fit, row: int, phi: Tensor, weights: Tensor, times: np.ndarray) -> np.ndarray:
+    """Return E[f(t; psi_i) | y_i] of the individual in a row, over its heaviest particles."""
     chosen, weight = heaviest(phi[None], weights[None], 200)
-    return (weight[0] @ fit.predict(chosen[0], times) / weight.sum()).numpy()
+    return (weight[0] @ fit.curves_of(row, chosen[0], fit.beta.new_tensor(times)) / weight.sum()).numpy()
 
 
 @checked

@@ -165,22 +165,32 @@ class Additive(OneScale):
 
 
 class Proportional(OneScale):
-    """Proportional error, y = f (1 + sigma e), e standard normal; sigma has no unit."""
+    """Proportional error, y = f + sigma |f| e, e standard normal; sigma has no unit.
+
+    Under a response of zero the likelihood is unbounded: it rises as f falls to zero.
+    """
+
+    domain: ClassVar[str] = (
+        "The proportional error needs responses other than zero (mark those below a limit as censored)"
+    )
+
+    def outside(self, response: Tensor) -> Tensor:
+        return response == 0
 
     def unusable(self, response: Tensor, zero: Tensor) -> Tensor:
         return zero
 
     def error(self, response: Tensor, prediction: Tensor) -> Tensor:
-        return (response - prediction) / prediction
+        return (response - prediction) / prediction.abs()
 
     def log_jacobian(self, response: Tensor, prediction: Tensor) -> Tensor:
         return -prediction.abs().log()
 
     def slope(self, response: Tensor, prediction: Tensor) -> Tensor:
-        return 1 / prediction
+        return 1 / prediction.abs()
 
     def sample(self, prediction: Tensor, sigma: Tensor, random: torch.Generator) -> Tensor:
-        return prediction * (1 + sigma[0] * noise(prediction, random))
+        return prediction + sigma[0] * prediction.abs() * noise(prediction, random)
 
 
 class LogAdditive(OneScale):

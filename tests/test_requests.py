@@ -480,9 +480,9 @@ def test_zeros_among_the_responses_leave_no_unbounded_likelihood():
     y = curve * (1 + 0.08 * random.standard_normal(curve.shape)) + 0.01 * random.standard_normal(curve.shape)
     y = np.where(curve < 0.01, 0, y).clip(0).round(2)
     frame = pd.DataFrame({"plant": np.repeat(range(30), 14), "day": np.tile(day, 30), "y": y.ravel()})
-    with pytest.raises(nf.ModelError, match="responses other than zero.*plant '0' has y = 0 at day = 70"):
+    with pytest.raises(nf.ModelError, match=r"responses other than zero.*plant '0' has y = 0 at day = 70"):
         fitted(frame, nf.Model(CURVE, nf.Proportional(), fixed=("A", "s")))
-    with pytest.raises(nf.EstimationError, match="responses are exactly zero.*censored"):
+    with pytest.raises(nf.EstimationError, match=r"responses are exactly zero.*censored"):
         fitted(frame, nf.Model(CURVE, nf.Combined(), fixed=("A", "s")))
 
 

@@ -52,7 +52,7 @@ class Bootstrap:
         EstimationError : the likelihood has no peak in the fixed effects and the residual parameters.
 
         """
-        replicates = whole("replicates", replicates, LEAST)
+        fit, replicates = fit.estimated, whole("replicates", replicates, LEAST)
         if not fit.law.has_density:
             raise ModelError("A law made of points has no density to weigh posterior draws with.")
         with estimating(), show_progress(fit.specification, progress) as report:

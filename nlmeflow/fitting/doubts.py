@@ -18,8 +18,12 @@ LOOKED_AT = 50  # individuals whose curves are looked at, and dates between whic
 
 
 def doubts(fit: Fitted) -> list[str]:
-    """Return what makes the numbers of a fit doubtful, a sentence for each reason."""
-    return [*_uncertain(fit), *_few(fit), *_moments(fit), *_jumps(fit)]
+    """Return what makes the numbers of a fit doubtful, a sentence for each reason.
+
+    Estimates are doubted for the data from which they were made, the log-likelihood for those looked at.
+    """
+    made = fit.estimated
+    return [*_uncertain(fit), *_few(made), *_moments(made), *_jumps(made)]
 
 
 def _uncertain(fit: Fitted) -> Iterator[str]:

@@ -235,3 +235,19 @@ def test_specifications_check_themselves():
         with pytest.raises(nf.ModelError, match=word):
             make()
     assert dataclasses.asdict(nf.Flow())["base"] is None
+
+
+def test_estimates_and_their_errors_stay_those_of_the_individuals_fitted(gaussian_fit, tmp_path):
+    few = gaussian_fit.on(gaussian_fit.data.subset(range(12)))
+    again = few.on(gaussian_fit.data.subset(range(50)))
+    expected = gaussian_fit.standard_errors()
+    for other in (few, again):
+        pd.testing.assert_frame_equal(other.standard_errors(), expected)
+        ours, theirs = other.summary().parameters, gaussian_fit.summary().parameters
+        pd.testing.assert_frame_equal(ours[["mean", "s.e.", "sd"]], theirs[["mean", "s.e.", "sd"]])
+        assert "AIC" not in other.summary().numbers
+    replicates = [one.bootstrap(replicates=10).parameters() for one in (few, gaussian_fit)]
+    pd.testing.assert_frame_equal(*replicates)
+    for refused in (few.criteria, few.check, lambda: few.save(tmp_path / "fit")):
+        with pytest.raises(nf.ModelError, match=r"data"):
+            refused()

@@ -52,7 +52,7 @@ class Bootstrap:
         EstimationError : the likelihood has no peak in the fixed effects and the residual parameters.
 
         """
-        replicates = whole("replicates", replicates, LEAST)
+        fit, replicates = fit.estimated, whole("replicates", replicates, LEAST)
         if not fit.law.has_density:
             raise ModelError("A law made of points has no density to weigh posterior draws with.")
         with estimating(), show_progress(fit.specification, progress) as report:
@@ -110,6 +110,7 @@ class Bootstrap:
         ModelError : more than three random parameters.
 
         """
+        check_columns(self.fit.names, ("share", "standard error", "lower", "upper"))
         with estimating():
             groups = basins(self.fit.law)
             where = located(self.fit, groups)
@@ -149,6 +150,14 @@ class Bootstrap:
     @cached_property
     def _samples(self) -> list[Tensor]:
         return [law.sample(SAMPLE, 0) for law in self.laws]
+
+
+def check_columns(names: Sequence[str], own: Sequence[str]) -> None:
+    """Raise ModelError where a parameter is called as one of a table's own columns."""
+    if taken := [name for name in names if name in own]:
+        raise ModelError(
+            f"The table has a column '{taken[0]}' of its own; give the curve's parameter '{taken[0]}' another name."
+        )
 
 
 def located(fit: Fitted, groups: Basins) -> pd.DataFrame:

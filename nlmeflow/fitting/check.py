@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from nlmeflow.errors import EstimationError
+from nlmeflow.errors import EstimationError, ModelError
 from nlmeflow.estimation.engine import Task, fit_law
 from nlmeflow.fitting.fitted import Fitted
 from nlmeflow.fitting.held_out import folds_of, held_out_scores, held_out_with, mean_gain
@@ -98,6 +98,10 @@ def check_gaussian(
     fit: Fitted, folds: int, seed: int, groups: str | None, progress: bool | None
 ) -> GaussianCheck:
     """Return the result of `Fit.check`."""
+    if fit.origin is not None:
+        raise ModelError(
+            "A fit that looks at other data is not checked; fit the model to them, or check that."
+        )
     constant = unseen(fit)
     _, task = _task_of(fit, (*fit.model.fixed, *constant))
     labels = list(task.problem.labels) if fit.model.within else held_out_with(fit.data.observed, groups)

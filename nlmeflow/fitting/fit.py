@@ -59,7 +59,9 @@ class Fit(Fitted):
         """Return this fit looking at other individuals: nothing is estimated again.
 
         `fit.on(new).individuals()` are the conditional means of new individuals, and the functions of
-        `nlmeflow.diagnostics` check the model on data that took no part in its fit.
+        `nlmeflow.diagnostics` check the model on data that took no part in its fit. Estimates stay those of
+        the individuals fitted, and so do `standard_errors`, `bootstrap`, `bands` and `unseen`; `criteria` and
+        `check` refuse, and it is not saved.
 
         Raises
         ------
@@ -70,10 +72,11 @@ class Fit(Fitted):
         with estimating():
             problem = self.problem(data)
             if not self.law.has_density:
-                return replace(self, data=data)
+                return replace(self, data=data, origin=self.estimated)
             random, size = generator(derive(self.seed, Stream.NEW_INDIVIDUALS)), min(self.particles, 256)
             proposal = locate(problem, self.state, size, random)
-            return replace(self, data=data, centre=proposal.centre, factor=proposal.factor)
+            place = {"centre": proposal.centre, "factor": proposal.factor}
+            return replace(self, data=data, origin=self.estimated, **place)
 
     def individuals(self, scale: Literal["phi", "natural"] = "phi") -> pd.DataFrame:
         """Return one row per individual: conditional mean, mode and sd of each parameter.
@@ -117,7 +120,7 @@ class Fit(Fitted):
         EstimationError : as in `Model.fit`.
 
         """
-        return unseen(self)
+        return unseen(self.estimated)
 
     def criteria(self) -> pd.Series:
         """Return AIC, BIC and BICc of a law with a fixed number of parameters; the lower the better.
@@ -128,7 +131,8 @@ class Fit(Fitted):
 
         Raises
         ------
-        ModelError : the law is averaged, or made of points or kernels; use nf.compare.
+        ModelError : the law is averaged, or made of points or kernels; use nf.compare. The fit looks at
+            other data.
 
         """
         return tables.criteria(self)
@@ -142,7 +146,8 @@ class Fit(Fitted):
         the typical value of a parameter in its own unit; 95 % limits of `value`, which is value -+ 1.96
         standard errors: of standard deviations and sigma on the scale of their logarithms, of a correlation r
         on Fisher's scale atanh(r), so that they stay where they make sense. Parameters of a Gaussian law at
-        the boundary have none, and are named in `attrs["boundary"]`.
+        the boundary have none, and are named in `attrs["boundary"]`. Of `fit.on(...)` they are those of the
+        individuals fitted: others have estimated nothing.
 
         Raises
         ------
@@ -158,7 +163,7 @@ class Fit(Fitted):
 
         The weighted-likelihood bootstrap, from posterior draws that the fit has, without a search in the
         data. From it come quantiles of the parameters, shares of groups and bands of densities, with
-        standard errors.
+        standard errors. Of `fit.on(...)` it is that of the individuals fitted.
 
         Raises
         ------
@@ -245,7 +250,8 @@ class Fit(Fitted):
 
         Raises
         ------
-        ModelError : folds out of range, no covariate `groups`. EstimationError : as in `Model.fit`.
+        ModelError : folds out of range, no covariate `groups`; the fit looks at other data.
+        EstimationError : as in `Model.fit`.
 
         """
         return check_gaussian(self, folds, seed, groups, progress)
@@ -304,7 +310,8 @@ class Fit(Fitted):
 
         Raises
         ------
-        DataError : the path is that of a folder. ModelError : the fit holds something that a file cannot.
+        DataError : the path is that of a folder. ModelError : the fit holds something that a file cannot, or
+            looks at other data than those fitted.
 
         """
         save(self, path)

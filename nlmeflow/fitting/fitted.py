@@ -32,7 +32,10 @@ VANISHED = 1e-6  # and the share that is none, also where a fit has ended
 
 @dataclass(eq=False)
 class Fitted:
-    """The numbers of a fit, and what is computed from them when it is first asked for."""
+    """The numbers of a fit, and what is computed from them when it is first asked for.
+
+    origin : of a fit that looks at other individuals, the one from which it comes; see `estimated`.
+    """
 
     model: Structure
     data: LongitudinalData
@@ -47,6 +50,7 @@ class Fitted:
     converged: bool
     trace: pd.DataFrame
     effects: tuple[Effect, ...] = ()
+    origin: "Self | None" = None
     memory: Memory = field(default_factory=Memory, init=False)
 
     @classmethod
@@ -67,6 +71,11 @@ class Fitted:
         numbers = state.law, state.beta, state.sigma, *where
         run = task.seed, task.particles, result.converged, trace, task.problem.effects
         return cls(model, data, law, *numbers, *run)
+
+    @property
+    def estimated(self) -> Self:
+        """The fit to the data from which everything was estimated: itself, unless it looks at others."""
+        return self.origin or self
 
     @property
     def names(self) -> tuple[str, ...]:

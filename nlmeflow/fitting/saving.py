@@ -31,10 +31,15 @@ def save(fit: Fitted, path: str | Path) -> None:
     Raises
     ------
     DataError : the path is that of a folder.
-    ModelError : the fit holds something that a file cannot.
+    ModelError : the fit holds something that a file cannot, or looks at other data than those fitted.
 
     """
     path = Path(path)
+    if fit.origin is not None:
+        raise ModelError(
+            "A fit that looks at other data is not saved: save the one that was fitted, and look at them "
+            "with nf.load(path).on(data)."
+        )
     if path.is_dir():
         raise DataError(f"'{path}' is a folder; give the name of a file, such as '{path / 'fit'}'.")
     tensors: Tensors = {

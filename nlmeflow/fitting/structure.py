@@ -90,12 +90,13 @@ class Structure:
         n: int,
         seed: int,
         sigma: float | Sequence[float],
+        values: Mapping[str, float] | None = None,
         **fixed: float,
     ) -> tuple[LongitudinalData, Tensor]:
         """Draw n individuals from a law, and their responses; return data and phi (n, d).
 
         sigma : residual parameters, in the order of the error model; fixed : values of the parameters without
-        variability. For models with one level, without covariates.
+        variability; in `values` those of names that are taken here, as values={"n": 2}. For models with one level, without covariates.
 
         Raises
         ------
@@ -105,8 +106,12 @@ class Structure:
         """
         if self.curve.inputs or self.covariates or self.within:
             raise ModelError("simulate() takes models with one level, without doses and covariates.")
+        fixed = {**(values or {}), **fixed}
         if set(fixed) != set(self.fixed):
-            raise ModelError(f"Give values of the fixed parameters: {', '.join(self.fixed) or 'none'}.")
+            raise ModelError(
+                f"Give values of the fixed parameters: {', '.join(self.fixed) or 'none'} (of one called as an "
+                "argument of simulate in values={...})."
+            )
         for name, value in fixed.items():
             self.curve[name].scale.check(name, value)
         if law.dim != len(self.random):
@@ -125,7 +130,7 @@ class Structure:
         response = self.residual.sample(mean, scale, generator(derive(seed, Stream.SIMULATED_NOISE)))
         return LongitudinalData.regular(time, response), phi
 
-    def mean_response(self, phi: Tensor, time: Tensor, **fixed: float) -> Tensor:
+    def mean_response(self, phi: Tensor, time: Tensor, /, **fixed: float) -> Tensor:
         """Return f(t_i; phi_i) for phi (N, d) and time (N, n): (N, n). For curves without covariates."""
         psi = {name: value[:, None] for name, value in self.curve.natural(phi, self.random).items()}
         return self.curve(time, psi | {k: phi.new_tensor(v) for k, v in fixed.items()}).expand_as(time)

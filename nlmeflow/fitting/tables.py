@@ -87,6 +87,8 @@ def _conditional(
 
 def criteria(fit: Fitted) -> pd.Series:
     """Return the table of `Fit.criteria`."""
+    if fit.origin is not None:
+        raise ModelError("AIC and BIC are those of the data fitted; of others there is the log-likelihood.")
     if not fit.law.counted:
         raise ModelError(
             f"A {type(fit.law).__name__} has no number of parameters to count; compare it by "
@@ -109,6 +111,7 @@ def shrinkage(fit: Fitted) -> dict[str, float]:
 
 def standard_errors(fit: Fitted) -> pd.DataFrame:
     """Return the table of `Fit.standard_errors`."""
+    fit = fit.estimated
     if fit.law.normal is None:
         return fit.memory.once("bootstrap", lambda: Bootstrap.of(fit, REPLICATES, 0)).parameters()
     with one_thread():
@@ -174,7 +177,7 @@ def _errors(fit: Fitted) -> tuple[dict[tuple[str, str], float], dict[str, str]]:
     most = LARGE_BOOTSTRAP if fit.law.normal is None else LARGE
     if not fit.law.has_density:
         return {}, {}
-    if len(fit.data) > most:
+    if len(fit.estimated.data) > most:
         return {}, {"standard errors": "fit.standard_errors() computes them; it takes long with so many"}
     try:
         table = standard_errors(fit)
@@ -187,6 +190,7 @@ def _errors(fit: Fitted) -> tuple[dict[tuple[str, str], float], dict[str, str]]:
 
 def _unsettled(fit: Fitted) -> str:
     """Return in words why a fit has not converged, as far as its numbers and its data tell."""
+    fit = fit.estimated
     reasons = [f"stopped after {len(fit.trace)} rounds, see fit.trace"]
     if fit.law.has_density:
         with suppress(EstimationError):

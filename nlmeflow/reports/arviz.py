@@ -7,6 +7,7 @@ import numpy as np
 
 from nlmeflow.arguments import checked
 from nlmeflow.errors import whole
+from nlmeflow.fitting.bootstrap import check_columns
 from nlmeflow.fitting.fit import Fit
 from nlmeflow.laws.draws import resample, shuffled
 from nlmeflow.seeds import Stream, derive, generator
@@ -26,6 +27,7 @@ def to_arviz(fit: Fit, draws: int = 500, seed: int = 0) -> Any:
 
     """
     draws = whole("draws", draws, 1)
+    check_columns(fit.names, ("time", "response", "individual", "observation"))
     phi, weights = fit.conditional
     drawn = resample(phi, weights, draws, generator(derive(seed, Stream.EXPORTED_DRAWS)))
     drawn = shuffled(drawn, generator(derive(seed, Stream.EXPORTED_ORDER)))

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import rankdata
 from torch import Tensor
 
 from nlmeflow.arguments import checked
 from nlmeflow.data import LongitudinalData
 from nlmeflow.errors import ModelError, number
-from nlmeflow.fitting.bootstrap import SAMPLE, located
+from nlmeflow.fitting.bootstrap import SAMPLE, check_columns, located
 from nlmeflow.fitting.check import unit_of
 from nlmeflow.fitting.fit import Fit
 from nlmeflow.laws.draws import resample, shuffled
@@ -59,7 +60,8 @@ def characterise(
 
     Raises
     ------
-    ModelError : no random parameter of this name; a threshold that is no number.
+    ModelError : no random parameter of this name, or one called as a column of the table; a threshold that
+        is no number.
 
     """
     names = fit.names
@@ -70,6 +72,7 @@ def characterise(
         raise ModelError(f"No random parameter '{parameter}'; the model has {', '.join(names)}.")
     if threshold is not None:
         threshold = number("threshold", threshold)
+    check_columns(names, ("observations", "group", "share"))
     with estimating():
         eta = _drawn(fit, seed)
         shift = 0.0 if fit.model.within else fit.shift[:, None]
@@ -113,7 +116,7 @@ def _observations(data: LongitudinalData, labels: list[object], grouped: bool) -
 
 def _ranks(values: Tensor, parameter: str, index: pd.Index) -> pd.DataFrame:
     """Return the median and limits of each variety's rank among draws of all, 1 the smallest."""
-    ranks = values.argsort(0).argsort(0).numpy() + 1
+    ranks = rankdata(values.numpy(), axis=0)  # individuals at one point share their rank
     low, middle, high = np.quantile(ranks, [LIMITS[0], 0.5, LIMITS[1]], axis=1)
     name = f"rank of {parameter}"
     return pd.DataFrame({name: middle, f"{name} lower": low, f"{name} upper": high}, index)

@@ -158,6 +158,20 @@ def test_rows_that_are_no_observations_are_left_out():
     assert data.time[0].tolist() == [1, 2, 3]
 
 
+def test_tables_of_two_files_are_one_after_the_other(tmp_path):
+    """Lines, and so the index, stand twice in the table: no dose does."""
+    frame = table([{"AMT": 100}], [1.0, 2, 3], n=4)
+    for name, some in (("a", ["s0", "s1"]), ("b", ["s2", "s3"])):
+        frame[frame["ID"].isin(some)].to_csv(tmp_path / name, index=False)
+    both = pd.concat([nf.read_table(tmp_path / name).frame for name in "ab"])
+    data = nf.read_nonmem(both)
+    assert data.doses is None
+    assert data == nf.read_nonmem(frame)
+    both["DV"] = both["DV"].where(both["ID"] != "s2", np.inf)
+    with pytest.raises(nf.DataError, match="'DV' is infinite in row 9"):
+        nf.read_nonmem(both)
+
+
 def test_censoring_columns_give_bounds():
     frame = table([{"AMT": 100}], [1.0, 2, 3, 4])
     seen = frame["EVID"] == 0

@@ -147,6 +147,21 @@ def test_categories_may_say_what_is_censored():
         read(frame.assign(y=np.nan), censoring="k")
 
 
+def test_an_index_may_have_any_name(tmp_path):
+    frame = plants(5).rename(columns={"plant": "line"})
+    frame["line"] = "G" + frame["line"].astype(str)
+    named = frame.set_index("line", drop=False)
+    roles = ("line", "day", "y")
+    data = nf.LongitudinalData.from_frame(named.assign(trial="T"), *roles, group="trial")
+    assert data.labels == ("G0", "G1", "G2", "G3", "G4")
+    frame.to_csv(tmp_path / "my.csv", index=False)
+    assert nf.LongitudinalData.from_frame(tmp_path / "my.csv", *roles).labels == data.labels
+    with pytest.raises(nf.DataError, match="'y' is infinite in row 3;"):
+        nf.LongitudinalData.from_frame(
+            named.assign(y=frame["y"].where(frame.index != 3, np.inf).array), *roles
+        )
+
+
 def test_data_are_equal_when_they_hold_the_same():
     assert read(plants()) == read(plants())
     assert read(plants()) != read(plants(seed=2))

@@ -15,7 +15,7 @@ from nlmeflow.errors import DataError
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 MISSING = frozenset({"", ".", "-", "na", "n/a", "#n/a", "#na", "nan", "null", "none"})
-LINE = "line"  # name of the index of a table that was read from a file: the line of each row
+LINES, ROWS = "line of the file", "row of the table"  # names of an index that says where rows stand
 WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # first bytes of .xlsx and .xls
 DATE = re.compile(r"\d{4}-\d{2}-\d{2}([ T]\d{2}:\d{2}(:\d{2}(\.\d+)?)?)?")
 DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?")
@@ -57,7 +57,7 @@ def read_table(path: str | Path) -> Table:
         remarks.append(f"Columns are separated by {SEPARATORS[separator]}.")
     names, rows, lines = _rows(path, text, separator)
     columns = {name: _values(name, values, remarks) for name, values in zip(names, rows.T, strict=True)}
-    frame = pd.DataFrame(columns).set_axis(pd.Index(lines, name=LINE))
+    frame = pd.DataFrame(columns).set_axis(pd.Index(lines, name=LINES))
     return Table(frame, tuple(remarks))
 
 
@@ -77,13 +77,16 @@ def in_days(frame: pd.DataFrame, time: str) -> tuple[pd.DataFrame, str]:
 
 def place(frame: pd.DataFrame, *rows: int) -> str:
     """Return where rows of a table stand, for a message: their lines in a file, or their numbers from 0."""
-    word, known = (LINE, frame.index) if frame.index.name == LINE else ("row", range(len(frame)))
+    known = numbered(frame).index
+    word = "line" if known.name == LINES else "row"
     return f"{word}{'s' if len(rows) > 1 else ''} {', '.join(str(known[row]) for row in rows)}"
 
 
 def numbered(frame: pd.DataFrame) -> pd.DataFrame:
     """Return a table whose rows have the numbers that `place` names: their lines in a file, or from 0."""
-    return frame if frame.index.name == LINE else frame.reset_index(drop=True)
+    if frame.index.name in (LINES, ROWS) and frame.index.is_unique:  # not so of two files put together
+        return frame
+    return frame.set_axis(pd.RangeIndex(len(frame), name=ROWS))
 
 
 def _text(path: Path, remarks: list[str]) -> str:

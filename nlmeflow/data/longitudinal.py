@@ -128,7 +128,7 @@ class LongitudinalData:
             within an individual.
 
         """
-        frame = table_of(frame)
+        frame = numbered(table_of(frame))
         several = isinstance(covariates, Iterable) and not isinstance(covariates, str)
         covariates = list(covariates) if several else [covariates]  # type: ignore[list-item]
         roles: dict[str, str | None] = {"individual": individual, "time": time, "response": response}
@@ -146,7 +146,6 @@ class LongitudinalData:
         check_columns(frame, [individual, time, response, *covariates, *extra])
         if len(frame) == 0:
             raise DataError("The table has no rows; at least two individuals are needed.")
-        frame = numbered(frame)
         for column in (individual, *([] if group is None else [group])):
             check_present(frame, column)
             check_names(frame, column)

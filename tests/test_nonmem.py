@@ -256,6 +256,10 @@ def test_fits_at_steady_state_find_the_truth():
         (lambda t: t.assign(EVID=0), "has AMT above zero and is no dose by EVID"),
         (lambda t: t.assign(DVID=np.where(t["TIME"] > 1, 2, 1)), "several kinds of response"),
         (lambda t: t.assign(CMT=np.where(t["TIME"] > 1, 2, 1)), "several compartments"),
+        (
+            lambda t: t.assign(CMT=np.where((t["AMT"] > 0) & (t["ID"] == "s0"), 1, 2)),
+            "doses into several compartments, 1 and 2",
+        ),
         (lambda t: t.assign(CENS=np.where(t["TIME"] > 1, 2, 0)), "'CENS' is 2"),
     ],
 )

@@ -92,6 +92,12 @@ def _check_supported(table: pd.DataFrame) -> None:
                 f"Column '{column}' tells several {what} apart among the observations; one is supported: "
                 f"frame[frame['{column}'] == ...]."
             )
+    into = table.loc[table["AMT"].fillna(0) > 0, "CMT"].dropna().unique() if "CMT" in table else []
+    if len(into) > 1:
+        raise DataError(
+            f"Column 'CMT' has doses into several compartments, {into[0]:g} and {into[1]:g}; one is "
+            "supported. Keep the individuals that are dosed into one of them."
+        )
     for column, allowed in {"EVID": (0, 1, 2), "MDV": (0, 1), "SS": (0, 1, 2), "CENS": (-1, 0, 1)}.items():
         others = np.flatnonzero(table[column].notna() & ~table[column].isin(allowed))
         if len(others):

@@ -158,6 +158,19 @@ def test_rows_that_are_no_observations_are_left_out():
     assert data.time[0].tolist() == [1, 2, 3]
 
 
+@pytest.mark.parametrize("doses", [[{"AMT": 100}], [{"AMT": 100}, {"AMT": 50, "TIME": 2.5}]])
+def test_an_individual_without_observations_keeps_its_place(doses):
+    frame = table(doses, [1.0, 2, 3]).assign(CENS=lambda t: (t["TIME"] == 3) * 1, w=5)
+    frame["MDV"] = ((frame["ID"] == "s1") | (frame["EVID"] == 1)) * 1
+    data = nf.read_nonmem(frame, ["w"])
+    assert data.labels == ("s0", "s1", "s2")
+    assert data.counts.tolist() == [3, 0, 3]
+    assert data.n_missing == 0
+    assert data.doses is None or data.doses.amount.tolist() == [[100, 50]] * 3
+    frame["MDV"] = 1
+    assert nf.read_nonmem(frame).n_observations == 0
+
+
 def test_tables_of_two_files_are_one_after_the_other(tmp_path):
     """Lines, and so the index, stand twice in the table: no dose does."""
     frame = table([{"AMT": 100}], [1.0, 2, 3], n=4)

@@ -1,6 +1,7 @@
 """Tables in the manner of NONMEM: doses and observations of one individual in rows below one another."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,8 @@ def read_nonmem(frame: pd.DataFrame | str | Path, covariates: Sequence[str] = ()
     """Return data from a table, or a CSV file, with columns ID, TIME, DV, AMT; "." is an empty cell.
 
     A row with AMT above zero (EVID 1) is a dose, rows with EVID 0 are observations, rows with EVID 2, or
-    MDV 1 and no dose, are neither and left out. ADDL further doses follow at intervals of II. SS 1: a dose is
+    MDV 1 and no dose, are neither and left out; an individual whom this leaves without observations keeps its
+    place. ADDL further doses follow at intervals of II. SS 1: a dose is
     the last of infinitely many, II apart (steady state), and what came before it counts no more; SS 2: they
     add to it. RATE, or the duration TINF, make a dose an infusion. CENS 1: DV is an upper bound (a limit of
     quantification), with LIMIT the lower one; CENS -1: a lower bound. covariates : further columns, constant
@@ -56,12 +58,15 @@ def read_nonmem(frame: pd.DataFrame | str | Path, covariates: Sequence[str] = ()
     _check_supported(table)
     event = table["EVID"].fillna((table["AMT"].fillna(0) > 0).astype(float))
     doses = _expanded(table[event == 1])
-    seen = table[(event == 0) & ~table["MDV"].eq(1)].copy()
+    observed = (event == 0) & ~table["MDV"].eq(1)
+    empty = ~table["ID"].isin(table.loc[observed, "ID"]) & ~table["ID"].duplicated()
+    seen = table[observed | empty].copy()
     first = doses.groupby("ID", sort=False)["TIME"].min()
     without = [who for who in table["ID"].unique() if who not in first.index]
     if without:
         raise DataError(f"Individual '{without[0]}' has no dose; one row with AMT above zero is needed.")
     seen["TIME"] -= seen["ID"].map(first)
+    seen.loc[empty, ["TIME", "DV", "CENS"]] = [0.0, np.nan, np.nan]  # a row without data keeps the place
     early = np.flatnonzero(seen["TIME"] < 0)
     if len(early):
         row = seen.iloc[early[0]]
@@ -75,6 +80,7 @@ def read_nonmem(frame: pd.DataFrame | str | Path, covariates: Sequence[str] = ()
     kept = [*(["AMT"] if single else []), *covariates]
     censoring, limit = _censored(seen)
     data = LongitudinalData.from_frame(seen, "ID", "TIME", "DV", kept, censoring, limit)
+    data = replace(data, n_missing=data.n_missing - int(empty.sum()))
     began = doses["ID"].map(first)
     doses = doses.assign(TIME=doses["TIME"] - began, until=doses["until"] - began)
     return data if single else data.with_doses(Doses.of(doses, data.labels))

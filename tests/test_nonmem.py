@@ -194,6 +194,11 @@ def test_censoring_columns_give_bounds():
     low, high = (side[0].tolist() for side in data.bounds)
     assert low == [-np.inf, 0.5, 3.0, -np.inf]
     assert high == [1.0, 2.0, np.inf, np.inf]
+    named = nf.read_nonmem(frame.assign(upper=frame["ID"], censored="no"), ["upper", "censored"])
+    assert named.covariates["upper"].tolist() == ["s0", "s1", "s2"]
+    assert torch.equal(named.bounds[1], data.bounds[1])
+    with pytest.raises(nf.DataError, match="'LIMIT' must be below column 'DV' in row 1, which is censored"):
+        nf.read_nonmem(frame.assign(LIMIT=2 * frame["LIMIT"].fillna(0) + 1))
 
 
 @pytest.mark.slow

@@ -146,12 +146,19 @@ def _expanded(doses: pd.DataFrame) -> pd.DataFrame:
 
 
 def _censored(seen: pd.DataFrame) -> tuple[str | None, str | None]:
-    """Write the columns that say how observations are censored; return their names, None where none is."""
+    """Have CENS, LIMIT and DV say how observations are censored in the manner of `from_frame`, if any is."""
     side = seen["CENS"].fillna(0)
     if not (side != 0).any():
         return None, None
-    bounded = side.eq(1) & seen["LIMIT"].notna()
-    seen["censored"] = np.select([bounded, side == 1, side == -1], ["interval", "left", "right"], "")
-    seen["upper"] = seen["DV"]
-    seen.loc[bounded, "DV"] = seen.loc[bounded, "LIMIT"]
-    return "censored", "upper"
+    bounded = side.eq(1) & seen["LIMIT"].notna() & seen["DV"].notna()
+    wrong = np.flatnonzero(bounded & ~(seen["LIMIT"] < seen["DV"]))
+    if len(wrong):
+        raise DataError(
+            f"Column 'LIMIT' must be below column 'DV' in {place(seen, wrong[0])}, which is censored "
+            "(CENS 1): the value lies between them."
+        )
+    seen["CENS"] = np.select([bounded, side == 1, side == -1], ["interval", "left", "right"], "")
+    lower = seen["LIMIT"]
+    seen["LIMIT"] = seen["DV"]
+    seen.loc[bounded, "DV"] = lower[bounded]
+    return "CENS", "LIMIT"

@@ -286,6 +286,17 @@ def test_what_is_not_supported_is_refused_by_name(change, message):
         nf.read_nonmem(change(table([{"AMT": 100}], [1.0, 2, 3])))
 
 
+@pytest.mark.parametrize(
+    "column", ["cens", "evid", "mdv", "addl", "ii", "rate", "Rate", "ss", "cmt", "limit"]
+)
+def test_a_column_in_lower_case_is_refused_by_name(column):
+    frame = table([{"AMT": 100}], [1.0, 2, 3]).drop(columns="EVID").assign(**{column: 0})
+    with pytest.raises(nf.DataError, match=f"'{column}' may be meant for {column.upper()}, which"):
+        nf.read_nonmem(frame)
+    assert nf.read_nonmem(frame, [column]).covariates[column].tolist() == [0, 0, 0]
+    assert nf.read_nonmem(frame.assign(**{column.upper(): np.nan})).n_observations == 9
+
+
 def test_a_path_is_read_and_a_wrong_one_named(tmp_path):
     path = tmp_path / "pk.csv"
     table([{"AMT": 100}], [1.0, 2, 3]).to_csv(path, index=False)

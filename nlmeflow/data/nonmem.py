@@ -43,13 +43,15 @@ def read_nonmem(frame: pd.DataFrame | str | Path, covariates: Sequence[str] = ()
 
     Raises
     ------
-    DataError : a column is missing, an individual has no dose, a cell is not a number; resets (EVID 3
-        and 4), modelled rates, several responses or compartments, which are not supported.
+    DataError : a column is missing, or its name is not in capitals; an individual has no dose; a cell is not
+        a number; resets (EVID 3 and 4), modelled rates, several responses or compartments, which are not
+        supported.
 
     """
     covariates = [covariates] if isinstance(covariates, str) else list(covariates)
     table = numbered(table_of(frame).replace(".", np.nan))
     check_columns(table, [*NEEDED, *covariates])
+    _check_capitals(table, covariates)
     for column in [c for c in ("TIME", "DV", "AMT", *USED, *ONE_VALUE, *REFUSED) if c in table]:
         table[column] = numbers(table, column)
     for column in USED:
@@ -84,6 +86,16 @@ def read_nonmem(frame: pd.DataFrame | str | Path, covariates: Sequence[str] = ()
     began = doses["ID"].map(first)
     doses = doses.assign(TIME=doses["TIME"] - began, until=doses["until"] - began)
     return data if single else data.with_doses(Doses.of(doses, data.labels))
+
+
+def _check_capitals(table: pd.DataFrame, covariates: list[str]) -> None:
+    for column in table.columns.difference(covariates, sort=False):
+        meant = str(column).upper()
+        if meant in {*USED, *ONE_VALUE, *REFUSED} and meant not in table:
+            raise DataError(
+                f"Column '{column}' may be meant for {meant}, which is written in capitals: "
+                f"frame.rename(columns={{'{column}': '{meant}'}}). If it is something else, rename it too."
+            )
 
 
 def _check_supported(table: pd.DataFrame) -> None:

@@ -65,6 +65,10 @@ def fit():
         (pd.Series([True, False] * 3), (0, 2, 4)),
         (pd.Series([True] + [False] * 5, index=[5, 4, 3, 2, 1, 0]), (5,)),
         (pd.Series([True, False] * 3, dtype="boolean"), (0, 2, 4)),
+        (pd.Series([True, False] * 3, dtype=object), (0, 2, 4)),
+        (pd.Series([True] + [False] * 5, index=[5, 4, 3, 2, 1, 0], dtype=object), (5,)),
+        (np.array([True, False] * 3, dtype=object), (0, 2, 4)),
+        (pd.array([True, False] * 3, dtype="boolean"), (0, 2, 4)),
         ([3, -1], (3, 5)),
         (slice(1, 3), (1, 2)),
         (2, (2,)),
@@ -95,6 +99,8 @@ def test_names_select_individuals():
         ([[0, 1]], "one axis"),
         (pd.Series([True, None] * 3, dtype="boolean"), "empty cells"),
         (pd.Series([True] * 6, index=list("abcdef")), "other names"),
+        (pd.Series([True, None] * 3, dtype=object), "empty cells"),
+        (np.array([[True, False] * 3], dtype=object), "one axis"),
     ],
 )
 def test_other_indices_are_refused(index, message):

@@ -227,6 +227,9 @@ def positions(index: object, labels: tuple[Hashable, ...]) -> np.ndarray:
 
     """
     size = len(labels)
+    arrays = np.ndarray | pd.Series | pd.Index | pd.api.extensions.ExtensionArray
+    if isinstance(index, arrays) and index.ndim == 1 and pd.api.types.infer_dtype(index) == "boolean":
+        index = pd.Series(index).astype("boolean")  # of dtype object too
     if isinstance(index, pd.Series) and pd.api.types.is_bool_dtype(index.dtype):
         if index.isna().any():
             raise DataError("The mask has empty cells; True or False is needed for every individual.")

@@ -120,6 +120,15 @@ def test_other_indices_are_refused(index, message):
         (lambda f: f.assign(day=pd.PeriodIndex(["2024-01"] * len(f), freq="M")), "dates"),
         (lambda f: f.assign(plant=[str(p) if k else p for k, p in enumerate(f["plant"])]), "0 and '0'"),
         (lambda f: f.assign(plant="p" + f["plant"].astype(str) + np.where(f["day"] > 50, " ", "")), "'p0 '"),
+        (
+            lambda f: f.assign(plant=[("b", p) for p in f["plant"]]),
+            r"is \('b', 0\) in row 0; a name is one word",
+        ),
+        (lambda f: f.assign(plant=[[1, 2]] * len(f)), r"'plant' is \[1, 2\] in row 0; a name is one word"),
+        (
+            lambda f: f.groupby(["plant", "day"]).agg({"y": ["mean"]}).reset_index(),
+            r"2 levels, such as \('y', 'm",
+        ),
         (lambda f: [1, 2], "got list"),
         (lambda f: "nowhere.csv", "No file 'nowhere.csv'"),
     ],

@@ -19,7 +19,7 @@ def table_of(given: object) -> pd.DataFrame:
 
     Raises
     ------
-    DataError : it is neither, or a column's name stands twice.
+    DataError : it is neither, a column's name stands twice, or the names have several levels.
 
     """
     if isinstance(given, str | Path):
@@ -30,6 +30,11 @@ def table_of(given: object) -> pd.DataFrame:
     if not isinstance(given, pd.DataFrame):
         raise DataError(
             f"A pandas DataFrame is needed, or the path of a CSV file; got {type(given).__name__}."
+        )
+    if given.columns.nlevels > 1:
+        raise DataError(
+            f"Names of columns have {given.columns.nlevels} levels, such as {given.columns[-1]!r}; one is "
+            "needed: frame.columns = ['_'.join(map(str, name)).strip('_') for name in frame.columns]."
         )
     if not given.columns.is_unique:
         twice = given.columns[given.columns.duplicated()][0]
@@ -79,7 +84,14 @@ def check_roles(roles: Mapping[str, str | None]) -> None:
 
 
 def check_names(frame: pd.DataFrame, column: str) -> None:
-    """Raise DataError when two names look the same but are not, such as 7 and "7", or "p1" and "p1 "."""
+    """Raise DataError when a name is a tuple, or two look the same but are not: 7 and "7", "p" and "p "."""
+    several = np.flatnonzero(frame[column].map(lambda name: isinstance(name, tuple | list)))
+    if len(several):
+        row = int(several[0])
+        raise DataError(
+            f"Column '{column}' is {frame[column].iloc[row]!r} in {place(frame, row)}; a name is one word or "
+            f"number, such as frame['{column}'].map(lambda parts: '/'.join(map(str, parts)))."
+        )
     different = pd.Series(frame[column].unique(), dtype=object)
     shown = different.map(str).str.strip()
     twice = np.flatnonzero(shown.duplicated(keep=False))

@@ -72,8 +72,8 @@ class LongitudinalData:
     covariates : one row per individual, indexed by `labels`.
     names : the user's column names for individual, time and response.
     n_missing : rows of the table whose response was missing; they carry no information.
-    bounds : None, or (low, high), each (N, n): where an observation is only known to lie between two
-        values, infinite where it is known, or on the open side.
+    bounds : None where every observation is known, or (low, high), each (N, n): where one is only known to
+        lie between two values, infinite where it is known, or on the open side.
     group : None, or the column of `covariates` that says which group an individual belongs to.
     doses : None, or several doses, infusions or steady states of individuals, which the curve superposes.
 
@@ -89,6 +89,10 @@ class LongitudinalData:
     bounds: tuple[Tensor, Tensor] | None = None
     group: str | None = None
     doses: Doses | None = None
+
+    def __post_init__(self) -> None:
+        if not self.censored.any():
+            object.__setattr__(self, "bounds", None)
 
     @classmethod
     def from_frame(

@@ -162,6 +162,18 @@ def test_categories_may_say_what_is_censored():
         read(frame.assign(y=np.nan), censoring="k")
 
 
+def test_regular_data_are_whole_or_refused():
+    time, response = torch.arange(3).repeat(2, 1), torch.ones(2, 3)
+    data = nf.LongitudinalData.regular(time, response, pd.DataFrame({"w": [1, 2]}))
+    assert data.time.dtype == data.response.dtype == torch.float64
+    assert data == nf.LongitudinalData.regular(time.double(), response.double(), data.covariates)
+    with pytest.raises(nf.DataError, match="7 rows for 2 individuals"):
+        nf.LongitudinalData.regular(time, response, pd.DataFrame({"w": range(7)}))
+    response[1, 2] = torch.nan
+    with pytest.raises(nf.DataError, match=r"response\[1, 2\] is nan; it must be finite"):
+        nf.LongitudinalData.regular(time, response)
+
+
 def test_an_index_may_have_any_name(tmp_path):
     frame = plants(5).rename(columns={"plant": "line"})
     frame["line"] = "G" + frame["line"].astype(str)

@@ -189,9 +189,11 @@ class LongitudinalData:
     ) -> "LongitudinalData":
         """Return data of individuals 0..N-1 all observed, time and response (N, n), covariates (N rows).
 
+        Whole numbers are accepted; both are held in double precision.
+
         Raises
         ------
-        DataError : other shapes, or a value that is not finite.
+        DataError : other shapes, another number of covariates' rows, or a value that is not finite.
 
         """
         if time.shape != response.shape or time.ndim != 2:
@@ -199,7 +201,17 @@ class LongitudinalData:
                 f"time and response are both of shape (N, n); got {tuple(time.shape)} and "
                 f"{tuple(response.shape)}."
             )
+        for name, values in (("time", time), ("response", response)):
+            if len(wrong := torch.nonzero(~torch.isfinite(values))):
+                row, column = wrong[0].tolist()
+                raise DataError(
+                    f"{name}[{row}, {column}] is {float(values[row, column])}; it must be finite. "
+                    "Where responses are missing, read a table with nf.LongitudinalData.from_frame."
+                )
         n = len(time)
+        if covariates is not None and len(covariates) != n:
+            raise DataError(f"covariates has {len(covariates)} rows for {n} individuals; one for each.")
+        time, response = time.double(), response.double()
         mask = torch.ones_like(time, dtype=torch.bool)
         table = pd.DataFrame(index=range(n)) if covariates is None else covariates.set_axis(range(n), axis=0)
         return cls(time, response, mask, tuple(range(n)), table)

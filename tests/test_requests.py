@@ -653,12 +653,14 @@ def test_every_kind_of_covariate_comes_back_from_a_file(tmp_path):
     frame = plants(6)
     frame["w"] = 3.657142857142857e-13 * (1 + frame["plant"])
     frame["sown"] = pd.Timestamp("2024-04-01 06:07:08.123456789") + pd.to_timedelta(frame["plant"], unit="D")
+    halves = pd.Series(np.where(frame["plant"] < 3, "2024-01-01", "2024-07-01"))
+    frame["planted"] = pd.to_datetime(halves).dt.tz_localize("Europe/Paris")
     frame["count"] = frame["plant"].astype("int64") * 10**15
     frame["kind"] = pd.Categorical(
         np.where(frame["plant"] > 2, "a", "b"), categories=["b", "a", "z"], ordered=True
     )
     frame["early"] = frame["plant"] > 1
-    columns = ["w", "sown", "count", "kind", "early"]
+    columns = ["w", "sown", "planted", "count", "kind", "early"]
     fit = MODEL.fit(read(frame, covariates=columns), seed=1, particles=256, progress=False)
     path = tmp_path / "fit"
     before = os.umask(0o022)

@@ -86,6 +86,21 @@ def test_names_with_leading_zeros_stay_names(tmp_path):
     assert data.labels == ("01", "1")
 
 
+def test_none_is_a_level_among_words_and_missing_among_numbers(tmp_path):
+    path = tmp_path / "my.csv"
+    path.write_text(
+        "plant,day,y,feed,kind,c\na,1,2,none,None,None\na,2,None,none,None,left\nb,1,3,high,NA,.\n"
+    )
+    frame = nf.read_table(path).frame
+    assert frame["y"].isna().tolist() == [False, True, False]
+    assert frame["kind"].isna().tolist() == [False, False, True]
+    data = nf.LongitudinalData.from_frame(path, "plant", "day", "y", covariates=["feed"])
+    assert data.covariates["feed"].tolist() == ["none", "high"]
+    frame["y"] = 1.0
+    data = nf.LongitudinalData.from_frame(frame, "plant", "day", "y", censoring="c")
+    assert int((data.censored & data.mask).sum()) == 1
+
+
 def test_dates_are_read_and_percentages_are_numbers(tmp_path):
     (tmp_path / "my.csv").write_text("plant,when,green\na,2024-05-31,85 %\na,2024-06-02 12:00,70 %\n")
     frame = nf.read_table(tmp_path / "my.csv").frame

@@ -10,7 +10,7 @@ from warnings import warn
 import numpy as np
 import pandas as pd
 
-from nlmeflow.data.files import place, read_table
+from nlmeflow.data.files import NONE, place, read_table
 from nlmeflow.errors import DataError
 
 
@@ -161,7 +161,7 @@ def censoring_bounds(
 
     """
     kind = frame[censoring].astype(object).where(frame[censoring].notna(), "").astype(str).str.strip()
-    kind = kind.replace("none", "")
+    kind = kind.mask(kind.str.lower() == NONE, "")
     wrong = np.flatnonzero(~kind.isin(["", "left", "right", "interval"]))
     if len(wrong):
         raise DataError(

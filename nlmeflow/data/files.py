@@ -14,7 +14,8 @@ from nlmeflow.arguments import checked
 from nlmeflow.errors import DataError
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
-MISSING = frozenset({"", ".", "-", "na", "n/a", "#n/a", "#na", "nan", "null", "none"})
+MISSING = frozenset({"", ".", "-", "na", "n/a", "#n/a", "#na", "nan", "null"})
+NONE = "none"  # missing among numbers and dates, a level among words
 LINES, ROWS = "line of the file", "row of the table"  # names of an index that says where rows stand
 WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # first bytes of .xlsx and .xls
 DATE = re.compile(r"\d{4}-\d{2}-\d{2}([ T]\d{2}:\d{2}(:\d{2}(\.\d+)?)?)?")
@@ -27,7 +28,8 @@ class Table:
     """What a file holds.
 
     frame : columns of whole numbers, numbers, dates or text, indexed by the lines of the file, which messages
-        name. Empty cells, and NA, n/a, NaN, null, ., -, are missing.
+        name. Empty cells, and NA, n/a, NaN, null, ., -, are missing; "none" is so among numbers and dates,
+        and a level in a column of text.
     remarks : what was not plain and how it was read, a sentence each.
     """
 
@@ -160,10 +162,12 @@ def _rows(path: Path, text: str, separator: str) -> tuple[list[str], np.ndarray,
 def _values(name: str, values: np.ndarray, remarks: list[str]) -> pd.Series:
     """Return a column as whole numbers, numbers, dates or text, with missing values empty."""
     column = pd.Series(values, dtype=object)
-    missing = column.str.lower().isin(MISSING)
+    empty, missing = (column.str.lower().isin(words) for words in (MISSING, MISSING | {NONE}))
+    if empty.all():
+        return pd.Series(np.nan, index=column.index)
     known = column[~missing]
     if known.empty:
-        return pd.Series(np.nan, index=column.index)
+        return column.mask(empty)
     if known.str.fullmatch(r"[+-]?\d+").all():
         named = known.str.fullmatch(r"0\d+").any()
         return column.mask(missing) if named else _numbers(column, missing)
@@ -183,7 +187,7 @@ def _values(name: str, values: np.ndarray, remarks: list[str]) -> pd.Series:
         dates = pd.to_datetime(column.mask(missing), errors="coerce", format="ISO8601")
         if dates[~missing].notna().all():
             return dates
-    return column.mask(missing)
+    return column.mask(empty)
 
 
 def _numbers(column: pd.Series, missing: pd.Series) -> pd.Series:

@@ -101,6 +101,29 @@ def test_none_is_a_level_among_words_and_missing_among_numbers(tmp_path):
     assert int((data.censored & data.mask).sum()) == 1
 
 
+@pytest.mark.parametrize(
+    "names", [("1.1", "1.10"), ("2E1", "20"), ("2024-01-01", "2024-01-1"), ("5%", "5.0%")]
+)
+def test_names_are_kept_as_they_are_written(tmp_path, names):
+    first, second = names
+    content = text().replace("a,", f"{first},").replace("b,", f"{second},").replace("90.0", "90.00")
+    assert read(tmp_path, content).labels == names
+    frame = nf.read_table(tmp_path / "my.csv", ["plant"]).frame
+    assert frame["plant"].tolist() == [first, first, second, second]
+    assert frame["greenness"].dtype == float
+    path = tmp_path / "groups.csv"
+    path.write_text(f"lot,plant,day,y\n{first},a,1,2\n{second},b,1,3\n")
+    data = nf.LongitudinalData.from_frame(path, "plant", "day", "y", group="lot")
+    assert tuple(data.grouped()[1]) == names
+    path = tmp_path / "doses.csv"
+    path.write_text("".join(["ID,TIME,DV,AMT\n", *(f"{n},0,.,10\n{n},1,5,.\n" for n in names)]))
+    assert nf.read_nonmem(path).labels == names
+
+
+def test_whole_numbers_that_are_names_are_numbers(tmp_path):
+    assert read(tmp_path, text().replace("a,", "9,").replace("b,", "10,")).labels == (9, 10)
+
+
 def test_dates_are_read_and_percentages_are_numbers(tmp_path):
     (tmp_path / "my.csv").write_text("plant,when,green\na,2024-05-31,85 %\na,2024-06-02 12:00,70 %\n")
     frame = nf.read_table(tmp_path / "my.csv").frame

@@ -14,8 +14,8 @@ from nlmeflow.data.files import NONE, place, read_table
 from nlmeflow.errors import DataError
 
 
-def table_of(given: object) -> pd.DataFrame:
-    """Return a table, or the table in the CSV file at a path.
+def table_of(given: object, *names: object) -> pd.DataFrame:
+    """Return a table, or the table in the CSV file at a path, in which some columns hold names.
 
     Raises
     ------
@@ -23,7 +23,7 @@ def table_of(given: object) -> pd.DataFrame:
 
     """
     if isinstance(given, str | Path):
-        table = read_table(given)
+        table = read_table(given, [name for name in names if isinstance(name, str)])
         for remark in table.remarks:
             warn(f"{Path(given).name}: {remark}", stacklevel=3)
         given = table.frame

@@ -4,6 +4,7 @@ import csv
 import io
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,12 +39,15 @@ class Table:
 
 
 @checked
-def read_table(path: str | Path) -> Table:
+def read_table(path: str | Path, names: Sequence[str] = ()) -> Table:
     """Read a text file of columns, with their names in the first line.
 
     Columns may be separated by commas, semicolons, tabs or vertical bars, decimals written with a point or
     a comma, and the text encoded as UTF-8, UTF-16 or Windows-1252. Days and times written as 2024-05-31 or
     2024-05-31 14:30 become dates. Whole numbers with leading zeros, which are names such as 007, stay text.
+
+    names : columns of names, of individuals and groups, which are kept as they are written (1.10, 2E1) where
+        they are not whole numbers.
 
     Raises
     ------
@@ -57,8 +61,11 @@ def read_table(path: str | Path) -> Table:
     separator = _separator(text)
     if separator != ",":
         remarks.append(f"Columns are separated by {SEPARATORS[separator]}.")
-    names, rows, lines = _rows(path, text, separator)
-    columns = {name: _values(name, values, remarks) for name, values in zip(names, rows.T, strict=True)}
+    titles, rows, lines = _rows(path, text, separator)
+    columns = {
+        title: _values(title, values, remarks, title in names)
+        for title, values in zip(titles, rows.T, strict=True)
+    }
     frame = pd.DataFrame(columns).set_axis(pd.Index(lines, name=LINES))
     return Table(frame, tuple(remarks))
 
@@ -159,8 +166,8 @@ def _rows(path: Path, text: str, separator: str) -> tuple[list[str], np.ndarray,
     return names, np.array(body, dtype=object).reshape(-1, width), lines[1:]
 
 
-def _values(name: str, values: np.ndarray, remarks: list[str]) -> pd.Series:
-    """Return a column as whole numbers, numbers, dates or text, with missing values empty."""
+def _values(name: str, values: np.ndarray, remarks: list[str], is_name: bool) -> pd.Series:
+    """Return a column as whole numbers, numbers, dates or text (a name), with missing values empty."""
     column = pd.Series(values, dtype=object)
     empty, missing = (column.str.lower().isin(words) for words in (MISSING, MISSING | {NONE}))
     if empty.all():
@@ -171,6 +178,8 @@ def _values(name: str, values: np.ndarray, remarks: list[str]) -> pd.Series:
     if known.str.fullmatch(r"[+-]?\d+").all():
         named = known.str.fullmatch(r"0\d+").any()
         return column.mask(missing) if named else _numbers(column, missing)
+    if is_name:
+        return column.mask(empty)
     plain = known
     if known.str.endswith("%").all():
         remarks.append(f"Column '{name}' holds percentages; 85 % is read as 85.")

@@ -109,6 +109,8 @@ class LongitudinalData:
     ) -> "LongitudinalData":
         """Read a long table, or the CSV file at a path: one row per observation.
 
+        Names of individuals and groups in a file are kept as they are written: 1.1 and 1.10 are two.
+
         Missing responses (NaN) are left out and counted; individuals keep their place even when
         none of their responses was observed. Covariates are constant within an individual.
 
@@ -132,7 +134,6 @@ class LongitudinalData:
             within an individual.
 
         """
-        frame = numbered(table_of(frame))
         several = isinstance(covariates, Iterable) and not isinstance(covariates, str)
         covariates = list(covariates) if several else [covariates]  # type: ignore[list-item]
         roles: dict[str, str | None] = {"individual": individual, "time": time, "response": response}
@@ -140,6 +141,7 @@ class LongitudinalData:
         check_roles(roles | {f"covariate {name}": name for name in covariates})
         check_roles({"time": time, "response": response, "group": group})
         covariates = list(dict.fromkeys(covariates))
+        frame = numbered(table_of(frame, individual, group))
         if replicates not in ("refuse", "keep"):
             raise DataError(f"replicates is 'refuse' or 'keep', got {replicates!r}.")
         if group is not None:

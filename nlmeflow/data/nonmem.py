@@ -49,7 +49,7 @@ def read_nonmem(frame: pd.DataFrame | str | Path, covariates: Sequence[str] = ()
 
     """
     covariates = [covariates] if isinstance(covariates, str) else list(covariates)
-    table = numbered(table_of(frame).replace(".", np.nan))
+    table = numbered(table_of(frame, "ID").replace(".", np.nan))
     check_columns(table, [*NEEDED, *covariates])
     _check_capitals(table, covariates)
     for column in [c for c in ("TIME", "DV", "AMT", *USED, *ONE_VALUE, *REFUSED) if c in table]:

@@ -124,6 +124,31 @@ def test_whole_numbers_that_are_names_are_numbers(tmp_path):
     assert read(tmp_path, text().replace("a,", "9,").replace("b,", "10,")).labels == (9, 10)
 
 
+@pytest.mark.parametrize(
+    ("lines", "found"),
+    [
+        (['a,1,"b",9', 'a,2,",9', 'b,1,",8'], 3),  # two cells close each other
+        (["a,1,x,9", 'a,2,",9', "b,1,y,8", "b,2,z,8"], 3),  # one never closes
+        (['a,1,x,"', 'b,1,y,"'], 2),
+        (["a,1,x,9", 'a,",",9'], 3),
+        (['a,1,x,"', *["b,1,y,8"] * 20000], 2),  # more than a cell can hold
+    ],
+)
+def test_a_lone_quotation_mark_loses_no_row(tmp_path, lines, found):
+    path = tmp_path / "my.csv"
+    path.write_text("\n".join(["plant,day,note,y", *lines]) + "\n")
+    with pytest.raises(nf.DataError, match=f"quotation mark in line {found} of 'my.csv'"):
+        nf.read_table(path)
+
+
+def test_cells_in_quotation_marks_may_have_lines_and_separators(tmp_path):
+    path = tmp_path / "my.csv"
+    path.write_text(
+        'plant,day,note,y\na,1,"dry,\nhot, and, so, on",2\na,2,"\nwet, cold\n",3\n"b","1",", 5",4\n'
+    )
+    assert nf.read_table(path).frame["note"].tolist() == ["dry,\nhot, and, so, on", "wet, cold", ", 5"]
+
+
 def test_dates_are_read_and_percentages_are_numbers(tmp_path):
     (tmp_path / "my.csv").write_text("plant,when,green\na,2024-05-31,85 %\na,2024-06-02 12:00,70 %\n")
     frame = nf.read_table(tmp_path / "my.csv").frame

@@ -52,7 +52,7 @@ def read_table(path: str | Path, names: Sequence[str] = ()) -> Table:
     Raises
     ------
     DataError : there is no such file, it is a workbook, it is empty, a line has more values than there are
-        names of columns, or two columns have one name.
+        names of columns, two columns have one name, or a cell is a lone quotation mark.
 
     """
     path = Path(path)
@@ -134,11 +134,15 @@ def _rows(path: Path, text: str, separator: str) -> tuple[list[str], np.ndarray,
     table: list[list[str]] = []
     lines: list[int] = []
     before = 0
-    for row in reader:
-        if any(value.strip() for value in row):
-            table.append([value.strip() for value in row])
-            lines.append(before + 1)
-        before = reader.line_num
+    try:
+        for row in reader:
+            if any(value.strip() for value in row):
+                _check_closed(path, row, before + 1, separator, table)
+                table.append([value.strip() for value in row])
+                lines.append(before + 1)
+            before = reader.line_num
+    except csv.Error as error:
+        raise DataError(_opened(path, before + 1)) from error
     if not table:
         raise DataError(f"'{path.name}' is empty; names of columns in the first line are needed.")
     names = table[0]
@@ -164,6 +168,23 @@ def _rows(path: Path, text: str, separator: str) -> tuple[list[str], np.ndarray,
     width = len(names)
     body = [(row + [""] * width)[:width] for row in table[1:]]
     return names, np.array(body, dtype=object).reshape(-1, width), lines[1:]
+
+
+def _check_closed(path: Path, row: list[str], line: int, separator: str, table: list[list[str]]) -> None:
+    """Raise DataError when a cell is a lone quotation mark, which took what follows it into the cell."""
+    width = len(table[0]) if table else len(row)
+    for cell in row:
+        rows = cell.startswith(("\r", "\n")) and cell.count(separator) >= width - 1
+        within = cell.startswith(separator) and (len(row) < width or "\n" in cell or "\r" in cell)
+        if rows or within:
+            raise DataError(_opened(path, line))
+
+
+def _opened(path: Path, line: int) -> str:
+    return (
+        f"A quotation mark in line {line} of '{path.name}' opens a cell that takes up what follows. If it "
+        "stands for the value above it, write that value; else leave the cell empty."
+    )
 
 
 def _values(name: str, values: np.ndarray, remarks: list[str], is_name: bool) -> pd.Series:

@@ -120,6 +120,13 @@ def test_names_are_kept_as_they_are_written(tmp_path, names):
     assert nf.read_nonmem(path).labels == names
 
 
+def test_names_that_were_read_as_one_number_are_said(tmp_path):
+    (tmp_path / "my.csv").write_text(text().replace("a,", "1.1,").replace("b,", "1.10,"))
+    (said,) = nf.read_table(tmp_path / "my.csv").remarks
+    assert "'plant' has 1.1 and 1.10, which are one number" in said
+    assert nf.read_table(tmp_path / "my.csv", names=["plant"]).remarks == ()
+
+
 def test_whole_numbers_that_are_names_are_numbers(tmp_path):
     assert read(tmp_path, text().replace("a,", "9,").replace("b,", "10,")).labels == (9, 10)
 

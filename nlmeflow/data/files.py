@@ -66,6 +66,9 @@ def read_table(path: str | Path, names: Sequence[str] = ()) -> Table:
         title: _values(title, values, remarks, title in names)
         for title, values in zip(titles, rows.T, strict=True)
     }
+    if not names:
+        remarks += [_merged(title, values) for title, values in zip(titles, rows.T, strict=True)]
+        remarks = [said for said in remarks if said]
     frame = pd.DataFrame(columns).set_axis(pd.Index(lines, name=LINES))
     return Table(frame, tuple(remarks))
 
@@ -218,6 +221,21 @@ def _values(name: str, values: np.ndarray, remarks: list[str], is_name: bool) ->
         if dates[~missing].notna().all():
             return dates
     return column.mask(empty)
+
+
+def _merged(title: str, values: np.ndarray) -> str:
+    """Return a sentence about numbers that may be names: all with a point, and one written in two ways."""
+    texts = pd.Series(values[values != ""]).drop_duplicates()
+    if not texts.str.fullmatch(r"\d+\.\d+").all():
+        return ""
+    same = texts[texts.astype(float).duplicated(keep=False)]
+    if same.empty:
+        return ""
+    first = same[same.astype(float) == float(same.iloc[0])]
+    return (
+        f"Column '{title}' has {first.iloc[0]} and {first.iloc[1]}, which are one number; if they are names, "
+        f"say so: names=['{title}']."
+    )
 
 
 def _numbers(column: pd.Series, missing: pd.Series) -> pd.Series:

@@ -86,6 +86,76 @@ def test_names_with_leading_zeros_stay_names(tmp_path):
     assert data.labels == ("01", "1")
 
 
+def test_none_is_a_level_among_words_and_missing_among_numbers(tmp_path):
+    path = tmp_path / "my.csv"
+    path.write_text(
+        "plant,day,y,feed,kind,c\na,1,2,none,None,None\na,2,None,none,None,left\nb,1,3,high,NA,.\n"
+    )
+    frame = nf.read_table(path).frame
+    assert frame["y"].isna().tolist() == [False, True, False]
+    assert frame["kind"].isna().tolist() == [False, False, True]
+    data = nf.LongitudinalData.from_frame(path, "plant", "day", "y", covariates=["feed"])
+    assert data.covariates["feed"].tolist() == ["none", "high"]
+    frame["y"] = 1.0
+    data = nf.LongitudinalData.from_frame(frame, "plant", "day", "y", censoring="c")
+    assert int((data.censored & data.mask).sum()) == 1
+
+
+@pytest.mark.parametrize(
+    "names", [("1.1", "1.10"), ("2E1", "20"), ("2024-01-01", "2024-01-1"), ("5%", "5.0%")]
+)
+def test_names_are_kept_as_they_are_written(tmp_path, names):
+    first, second = names
+    content = text().replace("a,", f"{first},").replace("b,", f"{second},").replace("90.0", "90.00")
+    assert read(tmp_path, content).labels == names
+    frame = nf.read_table(tmp_path / "my.csv", ["plant"]).frame
+    assert frame["plant"].tolist() == [first, first, second, second]
+    assert frame["greenness"].dtype == float
+    path = tmp_path / "groups.csv"
+    path.write_text(f"lot,plant,day,y\n{first},a,1,2\n{second},b,1,3\n")
+    data = nf.LongitudinalData.from_frame(path, "plant", "day", "y", group="lot")
+    assert tuple(data.grouped()[1]) == names
+    path = tmp_path / "doses.csv"
+    path.write_text("".join(["ID,TIME,DV,AMT\n", *(f"{n},0,.,10\n{n},1,5,.\n" for n in names)]))
+    assert nf.read_nonmem(path).labels == names
+
+
+def test_names_that_were_read_as_one_number_are_said(tmp_path):
+    (tmp_path / "my.csv").write_text(text().replace("a,", "1.1,").replace("b,", "1.10,"))
+    (said,) = nf.read_table(tmp_path / "my.csv").remarks
+    assert "'plant' has 1.1 and 1.10, which are one number" in said
+    assert nf.read_table(tmp_path / "my.csv", names=["plant"]).remarks == ()
+
+
+def test_whole_numbers_that_are_names_are_numbers(tmp_path):
+    assert read(tmp_path, text().replace("a,", "9,").replace("b,", "10,")).labels == (9, 10)
+
+
+@pytest.mark.parametrize(
+    ("lines", "found"),
+    [
+        (['a,1,"b",9', 'a,2,",9', 'b,1,",8'], 3),  # two cells close each other
+        (["a,1,x,9", 'a,2,",9', "b,1,y,8", "b,2,z,8"], 3),  # one never closes
+        (['a,1,x,"', 'b,1,y,"'], 2),
+        (["a,1,x,9", 'a,",",9'], 3),
+        (['a,1,x,"', *["b,1,y,8"] * 20000], 2),  # more than a cell can hold
+    ],
+)
+def test_a_lone_quotation_mark_loses_no_row(tmp_path, lines, found):
+    path = tmp_path / "my.csv"
+    path.write_text("\n".join(["plant,day,note,y", *lines]) + "\n")
+    with pytest.raises(nf.DataError, match=f"quotation mark in line {found} of 'my.csv'"):
+        nf.read_table(path)
+
+
+def test_cells_in_quotation_marks_may_have_lines_and_separators(tmp_path):
+    path = tmp_path / "my.csv"
+    path.write_text(
+        'plant,day,note,y\na,1,"dry,\nhot, and, so, on",2\na,2,"\nwet, cold\n",3\n"b","1",", 5",4\n'
+    )
+    assert nf.read_table(path).frame["note"].tolist() == ["dry,\nhot, and, so, on", "wet, cold", ", 5"]
+
+
 def test_dates_are_read_and_percentages_are_numbers(tmp_path):
     (tmp_path / "my.csv").write_text("plant,when,green\na,2024-05-31,85 %\na,2024-06-02 12:00,70 %\n")
     frame = nf.read_table(tmp_path / "my.csv").frame

@@ -92,6 +92,17 @@ def test_a_predictive_check_refuses_limits_that_are_no_scale():
         nf.diagnostics.vpc(fit)
 
 
+def test_where_nothing_is_censored_data_are_as_without_the_column():
+    frame = recorded(20)
+    plain = nf.LongitudinalData.from_frame(frame, "plant", "day", "green")
+    assert nf.LongitudinalData.from_frame(frame.assign(k=""), "plant", "day", "green", censoring="k") == plain
+    marked = read(recorded(20).assign(green=lambda f: f["green"].clip(1, 99)), lower=0, upper=100)
+    assert marked.bounds is None
+    some = read(frame, lower=0, upper=100)
+    assert some.bounds is not None
+    assert some.subset(~(some.censored & some.mask).any(1)).bounds is None
+
+
 def test_the_response_of_an_interval_is_its_middle():
     data = read(recorded(20, step=20), lower=0, upper=100, step=20)
     low, high = data.bounds

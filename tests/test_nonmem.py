@@ -158,6 +158,33 @@ def test_rows_that_are_no_observations_are_left_out():
     assert data.time[0].tolist() == [1, 2, 3]
 
 
+@pytest.mark.parametrize("doses", [[{"AMT": 100}], [{"AMT": 100}, {"AMT": 50, "TIME": 2.5}]])
+def test_an_individual_without_observations_keeps_its_place(doses):
+    frame = table(doses, [1.0, 2, 3]).assign(CENS=lambda t: (t["TIME"] == 3) * 1, w=5)
+    frame["MDV"] = ((frame["ID"] == "s1") | (frame["EVID"] == 1)) * 1
+    data = nf.read_nonmem(frame, ["w"])
+    assert data.labels == ("s0", "s1", "s2")
+    assert data.counts.tolist() == [3, 0, 3]
+    assert data.n_missing == 0
+    assert data.doses is None or data.doses.amount.tolist() == [[100, 50]] * 3
+    frame["MDV"] = 1
+    assert nf.read_nonmem(frame).n_observations == 0
+
+
+def test_tables_of_two_files_are_one_after_the_other(tmp_path):
+    """Lines, and so the index, stand twice in the table: no dose does."""
+    frame = table([{"AMT": 100}], [1.0, 2, 3], n=4)
+    for name, some in (("a", ["s0", "s1"]), ("b", ["s2", "s3"])):
+        frame[frame["ID"].isin(some)].to_csv(tmp_path / name, index=False)
+    both = pd.concat([nf.read_table(tmp_path / name).frame for name in "ab"])
+    data = nf.read_nonmem(both)
+    assert data.doses is None
+    assert data == nf.read_nonmem(frame)
+    both["DV"] = both["DV"].where(both["ID"] != "s2", np.inf)
+    with pytest.raises(nf.DataError, match="'DV' is infinite in row 9"):
+        nf.read_nonmem(both)
+
+
 def test_censoring_columns_give_bounds():
     frame = table([{"AMT": 100}], [1.0, 2, 3, 4])
     seen = frame["EVID"] == 0
@@ -167,6 +194,11 @@ def test_censoring_columns_give_bounds():
     low, high = (side[0].tolist() for side in data.bounds)
     assert low == [-np.inf, 0.5, 3.0, -np.inf]
     assert high == [1.0, 2.0, np.inf, np.inf]
+    named = nf.read_nonmem(frame.assign(upper=frame["ID"], censored="no"), ["upper", "censored"])
+    assert named.covariates["upper"].tolist() == ["s0", "s1", "s2"]
+    assert torch.equal(named.bounds[1], data.bounds[1])
+    with pytest.raises(nf.DataError, match="'LIMIT' must be below column 'DV' in row 1, which is censored"):
+        nf.read_nonmem(frame.assign(LIMIT=2 * frame["LIMIT"].fillna(0) + 1))
 
 
 @pytest.mark.slow
@@ -242,12 +274,27 @@ def test_fits_at_steady_state_find_the_truth():
         (lambda t: t.assign(EVID=0), "has AMT above zero and is no dose by EVID"),
         (lambda t: t.assign(DVID=np.where(t["TIME"] > 1, 2, 1)), "several kinds of response"),
         (lambda t: t.assign(CMT=np.where(t["TIME"] > 1, 2, 1)), "several compartments"),
+        (
+            lambda t: t.assign(CMT=np.where((t["AMT"] > 0) & (t["ID"] == "s0"), 1, 2)),
+            "doses into several compartments, 1 and 2",
+        ),
         (lambda t: t.assign(CENS=np.where(t["TIME"] > 1, 2, 0)), "'CENS' is 2"),
     ],
 )
 def test_what_is_not_supported_is_refused_by_name(change, message):
     with pytest.raises(nf.DataError, match=message):
         nf.read_nonmem(change(table([{"AMT": 100}], [1.0, 2, 3])))
+
+
+@pytest.mark.parametrize(
+    "column", ["cens", "evid", "mdv", "addl", "ii", "rate", "Rate", "ss", "cmt", "limit"]
+)
+def test_a_column_in_lower_case_is_refused_by_name(column):
+    frame = table([{"AMT": 100}], [1.0, 2, 3]).drop(columns="EVID").assign(**{column: 0})
+    with pytest.raises(nf.DataError, match=f"'{column}' may be meant for {column.upper()}, which"):
+        nf.read_nonmem(frame)
+    assert nf.read_nonmem(frame, [column]).covariates[column].tolist() == [0, 0, 0]
+    assert nf.read_nonmem(frame.assign(**{column.upper(): np.nan})).n_observations == 9
 
 
 def test_a_path_is_read_and_a_wrong_one_named(tmp_path):

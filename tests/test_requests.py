@@ -66,6 +66,10 @@ def fit():
         (pd.Series([True, False] * 3), (0, 2, 4)),
         (pd.Series([True] + [False] * 5, index=[5, 4, 3, 2, 1, 0]), (5,)),
         (pd.Series([True, False] * 3, dtype="boolean"), (0, 2, 4)),
+        (pd.Series([True, False] * 3, dtype=object), (0, 2, 4)),
+        (pd.Series([True] + [False] * 5, index=[5, 4, 3, 2, 1, 0], dtype=object), (5,)),
+        (np.array([True, False] * 3, dtype=object), (0, 2, 4)),
+        (pd.array([True, False] * 3, dtype="boolean"), (0, 2, 4)),
         ([3, -1], (3, 5)),
         (slice(1, 3), (1, 2)),
         (2, (2,)),
@@ -96,6 +100,8 @@ def test_names_select_individuals():
         ([[0, 1]], "one axis"),
         (pd.Series([True, None] * 3, dtype="boolean"), "empty cells"),
         (pd.Series([True] * 6, index=list("abcdef")), "other names"),
+        (pd.Series([True, None] * 3, dtype=object), "empty cells"),
+        (np.array([[True, False] * 3], dtype=object), "one axis"),
     ],
 )
 def test_other_indices_are_refused(index, message):
@@ -115,6 +121,15 @@ def test_other_indices_are_refused(index, message):
         (lambda f: f.assign(day=pd.PeriodIndex(["2024-01"] * len(f), freq="M")), "dates"),
         (lambda f: f.assign(plant=[str(p) if k else p for k, p in enumerate(f["plant"])]), "0 and '0'"),
         (lambda f: f.assign(plant="p" + f["plant"].astype(str) + np.where(f["day"] > 50, " ", "")), "'p0 '"),
+        (
+            lambda f: f.assign(plant=[("b", p) for p in f["plant"]]),
+            r"is \('b', 0\) in row 0; a name is one word",
+        ),
+        (lambda f: f.assign(plant=[[1, 2]] * len(f)), r"'plant' is \[1, 2\] in row 0; a name is one word"),
+        (
+            lambda f: f.groupby(["plant", "day"]).agg({"y": ["mean"]}).reset_index(),
+            r"2 levels, such as \('y', 'm",
+        ),
         (lambda f: [1, 2], "got list"),
         (lambda f: "nowhere.csv", "No file 'nowhere.csv'"),
     ],
@@ -146,6 +161,33 @@ def test_categories_may_say_what_is_censored():
     assert int(read(frame, censoring="k").censored.sum()) == int((frame["y"] < 0.05).sum())
     with pytest.raises(nf.DataError, match="'y' is empty in row 7"):
         read(frame.assign(y=np.nan), censoring="k")
+
+
+def test_regular_data_are_whole_or_refused():
+    time, response = torch.arange(3).repeat(2, 1), torch.ones(2, 3)
+    data = nf.LongitudinalData.regular(time, response, pd.DataFrame({"w": [1, 2]}))
+    assert data.time.dtype == data.response.dtype == torch.float64
+    assert data == nf.LongitudinalData.regular(time.double(), response.double(), data.covariates)
+    with pytest.raises(nf.DataError, match="7 rows for 2 individuals"):
+        nf.LongitudinalData.regular(time, response, pd.DataFrame({"w": range(7)}))
+    response[1, 2] = torch.nan
+    with pytest.raises(nf.DataError, match=r"response\[1, 2\] is nan; it must be finite"):
+        nf.LongitudinalData.regular(time, response)
+
+
+def test_an_index_may_have_any_name(tmp_path):
+    frame = plants(5).rename(columns={"plant": "line"})
+    frame["line"] = "G" + frame["line"].astype(str)
+    named = frame.set_index("line", drop=False)
+    roles = ("line", "day", "y")
+    data = nf.LongitudinalData.from_frame(named.assign(trial="T"), *roles, group="trial")
+    assert data.labels == ("G0", "G1", "G2", "G3", "G4")
+    frame.to_csv(tmp_path / "my.csv", index=False)
+    assert nf.LongitudinalData.from_frame(tmp_path / "my.csv", *roles).labels == data.labels
+    with pytest.raises(nf.DataError, match="'y' is infinite in row 3;"):
+        nf.LongitudinalData.from_frame(
+            named.assign(y=frame["y"].where(frame.index != 3, np.inf).array), *roles
+        )
 
 
 def test_data_are_equal_when_they_hold_the_same():
@@ -672,12 +714,14 @@ def test_every_kind_of_covariate_comes_back_from_a_file(tmp_path):
     frame = plants(6)
     frame["w"] = 3.657142857142857e-13 * (1 + frame["plant"])
     frame["sown"] = pd.Timestamp("2024-04-01 06:07:08.123456789") + pd.to_timedelta(frame["plant"], unit="D")
+    halves = pd.Series(np.where(frame["plant"] < 3, "2024-01-01", "2024-07-01"))
+    frame["planted"] = pd.to_datetime(halves).dt.tz_localize("Europe/Paris")
     frame["count"] = frame["plant"].astype("int64") * 10**15
     frame["kind"] = pd.Categorical(
         np.where(frame["plant"] > 2, "a", "b"), categories=["b", "a", "z"], ordered=True
     )
     frame["early"] = frame["plant"] > 1
-    columns = ["w", "sown", "count", "kind", "early"]
+    columns = ["w", "sown", "planted", "count", "kind", "early"]
     fit = MODEL.fit(read(frame, covariates=columns), seed=1, particles=256, progress=False)
     path = tmp_path / "fit"
     before = os.umask(0o022)

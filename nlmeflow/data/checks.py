@@ -10,26 +10,31 @@ from warnings import warn
 import numpy as np
 import pandas as pd
 
-from nlmeflow.data.files import place, read_table
+from nlmeflow.data.files import NONE, place, read_table
 from nlmeflow.errors import DataError
 
 
-def table_of(given: object) -> pd.DataFrame:
-    """Return a table, or the table in the CSV file at a path.
+def table_of(given: object, *names: object) -> pd.DataFrame:
+    """Return a table, or the table in the CSV file at a path, in which some columns hold names.
 
     Raises
     ------
-    DataError : it is neither, or a column's name stands twice.
+    DataError : it is neither, a column's name stands twice, or the names have several levels.
 
     """
     if isinstance(given, str | Path):
-        table = read_table(given)
+        table = read_table(given, [name for name in names if isinstance(name, str)])
         for remark in table.remarks:
             warn(f"{Path(given).name}: {remark}", stacklevel=3)
         given = table.frame
     if not isinstance(given, pd.DataFrame):
         raise DataError(
             f"A pandas DataFrame is needed, or the path of a CSV file; got {type(given).__name__}."
+        )
+    if given.columns.nlevels > 1:
+        raise DataError(
+            f"Names of columns have {given.columns.nlevels} levels, such as {given.columns[-1]!r}; one is "
+            "needed: frame.columns = ['_'.join(map(str, name)).strip('_') for name in frame.columns]."
         )
     if not given.columns.is_unique:
         twice = given.columns[given.columns.duplicated()][0]
@@ -79,7 +84,14 @@ def check_roles(roles: Mapping[str, str | None]) -> None:
 
 
 def check_names(frame: pd.DataFrame, column: str) -> None:
-    """Raise DataError when two names look the same but are not, such as 7 and "7", or "p1" and "p1 "."""
+    """Raise DataError when a name is a tuple, or two look the same but are not: 7 and "7", "p" and "p "."""
+    several = np.flatnonzero(frame[column].map(lambda name: isinstance(name, tuple | list)))
+    if len(several):
+        row = int(several[0])
+        raise DataError(
+            f"Column '{column}' is {frame[column].iloc[row]!r} in {place(frame, row)}; a name is one word or "
+            f"number, such as frame['{column}'].map(lambda parts: '/'.join(map(str, parts)))."
+        )
     different = pd.Series(frame[column].unique(), dtype=object)
     shown = different.map(str).str.strip()
     twice = np.flatnonzero(shown.duplicated(keep=False))
@@ -149,7 +161,7 @@ def censoring_bounds(
 
     """
     kind = frame[censoring].astype(object).where(frame[censoring].notna(), "").astype(str).str.strip()
-    kind = kind.replace("none", "")
+    kind = kind.mask(kind.str.lower() == NONE, "")
     wrong = np.flatnonzero(~kind.isin(["", "left", "right", "interval"]))
     if len(wrong):
         raise DataError(
@@ -227,6 +239,9 @@ def positions(index: object, labels: tuple[Hashable, ...]) -> np.ndarray:
 
     """
     size = len(labels)
+    arrays = np.ndarray | pd.Series | pd.Index | pd.api.extensions.ExtensionArray
+    if isinstance(index, arrays) and index.ndim == 1 and pd.api.types.infer_dtype(index) == "boolean":
+        index = pd.Series(index).astype("boolean")  # of dtype object too
     if isinstance(index, pd.Series) and pd.api.types.is_bool_dtype(index.dtype):
         if index.isna().any():
             raise DataError("The mask has empty cells; True or False is needed for every individual.")

@@ -4,6 +4,7 @@ import csv
 import io
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from nlmeflow.arguments import checked
 from nlmeflow.errors import DataError
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
-MISSING = frozenset({"", ".", "-", "na", "n/a", "#n/a", "#na", "nan", "null", "none"})
-LINE = "line"  # name of the index of a table that was read from a file: the line of each row
+MISSING = frozenset({"", ".", "-", "na", "n/a", "#n/a", "#na", "nan", "null"})
+NONE = "none"  # missing among numbers and dates, a level among words
+LINES, ROWS = "line of the file", "row of the table"  # names of an index that says where rows stand
 WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # first bytes of .xlsx and .xls
 DATE = re.compile(r"\d{4}-\d{2}-\d{2}([ T]\d{2}:\d{2}(:\d{2}(\.\d+)?)?)?")
 DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?")
@@ -27,7 +29,8 @@ class Table:
     """What a file holds.
 
     frame : columns of whole numbers, numbers, dates or text, indexed by the lines of the file, which messages
-        name. Empty cells, and NA, n/a, NaN, null, ., -, are missing.
+        name. Empty cells, and NA, n/a, NaN, null, ., -, are missing; "none" is so among numbers and dates,
+        and a level in a column of text.
     remarks : what was not plain and how it was read, a sentence each.
     """
 
@@ -36,17 +39,20 @@ class Table:
 
 
 @checked
-def read_table(path: str | Path) -> Table:
+def read_table(path: str | Path, names: Sequence[str] = ()) -> Table:
     """Read a text file of columns, with their names in the first line.
 
     Columns may be separated by commas, semicolons, tabs or vertical bars, decimals written with a point or
     a comma, and the text encoded as UTF-8, UTF-16 or Windows-1252. Days and times written as 2024-05-31 or
     2024-05-31 14:30 become dates. Whole numbers with leading zeros, which are names such as 007, stay text.
 
+    names : columns of names, of individuals and groups, which are kept as they are written (1.10, 2E1) where
+        they are not whole numbers.
+
     Raises
     ------
     DataError : there is no such file, it is a workbook, it is empty, a line has more values than there are
-        names of columns, or two columns have one name.
+        names of columns, two columns have one name, or a cell is a lone quotation mark.
 
     """
     path = Path(path)
@@ -55,9 +61,15 @@ def read_table(path: str | Path) -> Table:
     separator = _separator(text)
     if separator != ",":
         remarks.append(f"Columns are separated by {SEPARATORS[separator]}.")
-    names, rows, lines = _rows(path, text, separator)
-    columns = {name: _values(name, values, remarks) for name, values in zip(names, rows.T, strict=True)}
-    frame = pd.DataFrame(columns).set_axis(pd.Index(lines, name=LINE))
+    titles, rows, lines = _rows(path, text, separator)
+    columns = {
+        title: _values(title, values, remarks, title in names)
+        for title, values in zip(titles, rows.T, strict=True)
+    }
+    if not names:
+        remarks += [_merged(title, values) for title, values in zip(titles, rows.T, strict=True)]
+        remarks = [said for said in remarks if said]
+    frame = pd.DataFrame(columns).set_axis(pd.Index(lines, name=LINES))
     return Table(frame, tuple(remarks))
 
 
@@ -77,13 +89,16 @@ def in_days(frame: pd.DataFrame, time: str) -> tuple[pd.DataFrame, str]:
 
 def place(frame: pd.DataFrame, *rows: int) -> str:
     """Return where rows of a table stand, for a message: their lines in a file, or their numbers from 0."""
-    word, known = (LINE, frame.index) if frame.index.name == LINE else ("row", range(len(frame)))
+    known = numbered(frame).index
+    word = "line" if known.name == LINES else "row"
     return f"{word}{'s' if len(rows) > 1 else ''} {', '.join(str(known[row]) for row in rows)}"
 
 
 def numbered(frame: pd.DataFrame) -> pd.DataFrame:
     """Return a table whose rows have the numbers that `place` names: their lines in a file, or from 0."""
-    return frame if frame.index.name == LINE else frame.reset_index(drop=True)
+    if frame.index.name in (LINES, ROWS) and frame.index.is_unique:  # not so of two files put together
+        return frame
+    return frame.set_axis(pd.RangeIndex(len(frame), name=ROWS))
 
 
 def _text(path: Path, remarks: list[str]) -> str:
@@ -122,11 +137,15 @@ def _rows(path: Path, text: str, separator: str) -> tuple[list[str], np.ndarray,
     table: list[list[str]] = []
     lines: list[int] = []
     before = 0
-    for row in reader:
-        if any(value.strip() for value in row):
-            table.append([value.strip() for value in row])
-            lines.append(before + 1)
-        before = reader.line_num
+    try:
+        for row in reader:
+            if any(value.strip() for value in row):
+                _check_closed(path, row, before + 1, separator, table)
+                table.append([value.strip() for value in row])
+                lines.append(before + 1)
+            before = reader.line_num
+    except csv.Error as error:
+        raise DataError(_opened(path, before + 1)) from error
     if not table:
         raise DataError(f"'{path.name}' is empty; names of columns in the first line are needed.")
     names = table[0]
@@ -154,16 +173,37 @@ def _rows(path: Path, text: str, separator: str) -> tuple[list[str], np.ndarray,
     return names, np.array(body, dtype=object).reshape(-1, width), lines[1:]
 
 
-def _values(name: str, values: np.ndarray, remarks: list[str]) -> pd.Series:
-    """Return a column as whole numbers, numbers, dates or text, with missing values empty."""
+def _check_closed(path: Path, row: list[str], line: int, separator: str, table: list[list[str]]) -> None:
+    """Raise DataError when a cell is a lone quotation mark, which took what follows it into the cell."""
+    width = len(table[0]) if table else len(row)
+    for cell in row:
+        rows = cell.startswith(("\r", "\n")) and cell.count(separator) >= width - 1
+        within = cell.startswith(separator) and (len(row) < width or "\n" in cell or "\r" in cell)
+        if rows or within:
+            raise DataError(_opened(path, line))
+
+
+def _opened(path: Path, line: int) -> str:
+    return (
+        f"A quotation mark in line {line} of '{path.name}' opens a cell that takes up what follows. If it "
+        "stands for the value above it, write that value; else leave the cell empty."
+    )
+
+
+def _values(name: str, values: np.ndarray, remarks: list[str], is_name: bool) -> pd.Series:
+    """Return a column as whole numbers, numbers, dates or text (a name), with missing values empty."""
     column = pd.Series(values, dtype=object)
-    missing = column.str.lower().isin(MISSING)
+    empty, missing = (column.str.lower().isin(words) for words in (MISSING, MISSING | {NONE}))
+    if empty.all():
+        return pd.Series(np.nan, index=column.index)
     known = column[~missing]
     if known.empty:
-        return pd.Series(np.nan, index=column.index)
+        return column.mask(empty)
     if known.str.fullmatch(r"[+-]?\d+").all():
         named = known.str.fullmatch(r"0\d+").any()
         return column.mask(missing) if named else _numbers(column, missing)
+    if is_name:
+        return column.mask(empty)
     plain = known
     if known.str.endswith("%").all():
         remarks.append(f"Column '{name}' holds percentages; 85 % is read as 85.")
@@ -180,7 +220,22 @@ def _values(name: str, values: np.ndarray, remarks: list[str]) -> pd.Series:
         dates = pd.to_datetime(column.mask(missing), errors="coerce", format="ISO8601")
         if dates[~missing].notna().all():
             return dates
-    return column.mask(missing)
+    return column.mask(empty)
+
+
+def _merged(title: str, values: np.ndarray) -> str:
+    """Return a sentence about numbers that may be names: all with a point, and one written in two ways."""
+    texts = pd.Series(values[values != ""]).drop_duplicates()
+    if not texts.str.fullmatch(r"\d+\.\d+").all():
+        return ""
+    same = texts[texts.astype(float).duplicated(keep=False)]
+    if same.empty:
+        return ""
+    first = same[same.astype(float) == float(same.iloc[0])]
+    return (
+        f"Column '{title}' has {first.iloc[0]} and {first.iloc[1]}, which are one number; if they are names, "
+        f"say so: names=['{title}']."
+    )
 
 
 def _numbers(column: pd.Series, missing: pd.Series) -> pd.Series:

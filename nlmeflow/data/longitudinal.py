@@ -72,8 +72,8 @@ class LongitudinalData:
     covariates : one row per individual, indexed by `labels`.
     names : the user's column names for individual, time and response.
     n_missing : rows of the table whose response was missing; they carry no information.
-    bounds : None, or (low, high), each (N, n): where an observation is only known to lie between two
-        values, infinite where it is known, or on the open side.
+    bounds : None where every observation is known, or (low, high), each (N, n): where one is only known to
+        lie between two values, infinite where it is known, or on the open side.
     group : None, or the column of `covariates` that says which group an individual belongs to.
     doses : None, or several doses, infusions or steady states of individuals, which the curve superposes.
 
@@ -90,6 +90,10 @@ class LongitudinalData:
     group: str | None = None
     doses: Doses | None = None
 
+    def __post_init__(self) -> None:
+        if not self.censored.any():
+            object.__setattr__(self, "bounds", None)
+
     @classmethod
     def from_frame(
         cls,
@@ -104,6 +108,8 @@ class LongitudinalData:
         replicates: Literal["refuse", "keep"] = "refuse",
     ) -> "LongitudinalData":
         """Read a long table, or the CSV file at a path: one row per observation.
+
+        Names of individuals and groups in a file are kept as they are written: 1.1 and 1.10 are two.
 
         Missing responses (NaN) are left out and counted; individuals keep their place even when
         none of their responses was observed. Covariates are constant within an individual.
@@ -128,7 +134,6 @@ class LongitudinalData:
             within an individual.
 
         """
-        frame = table_of(frame)
         several = isinstance(covariates, Iterable) and not isinstance(covariates, str)
         covariates = list(covariates) if several else [covariates]  # type: ignore[list-item]
         roles: dict[str, str | None] = {"individual": individual, "time": time, "response": response}
@@ -136,6 +141,7 @@ class LongitudinalData:
         check_roles(roles | {f"covariate {name}": name for name in covariates})
         check_roles({"time": time, "response": response, "group": group})
         covariates = list(dict.fromkeys(covariates))
+        frame = numbered(table_of(frame, individual, group))
         if replicates not in ("refuse", "keep"):
             raise DataError(f"replicates is 'refuse' or 'keep', got {replicates!r}.")
         if group is not None:
@@ -146,7 +152,6 @@ class LongitudinalData:
         check_columns(frame, [individual, time, response, *covariates, *extra])
         if len(frame) == 0:
             raise DataError("The table has no rows; at least two individuals are needed.")
-        frame = numbered(frame)
         for column in (individual, *([] if group is None else [group])):
             check_present(frame, column)
             check_names(frame, column)
@@ -186,9 +191,11 @@ class LongitudinalData:
     ) -> "LongitudinalData":
         """Return data of individuals 0..N-1 all observed, time and response (N, n), covariates (N rows).
 
+        Whole numbers are accepted; both are held in double precision.
+
         Raises
         ------
-        DataError : other shapes, or a value that is not finite.
+        DataError : other shapes, another number of covariates' rows, or a value that is not finite.
 
         """
         if time.shape != response.shape or time.ndim != 2:
@@ -196,7 +203,17 @@ class LongitudinalData:
                 f"time and response are both of shape (N, n); got {tuple(time.shape)} and "
                 f"{tuple(response.shape)}."
             )
+        for name, values in (("time", time), ("response", response)):
+            if len(wrong := torch.nonzero(~torch.isfinite(values))):
+                row, column = wrong[0].tolist()
+                raise DataError(
+                    f"{name}[{row}, {column}] is {float(values[row, column])}; it must be finite. "
+                    "Where responses are missing, read a table with nf.LongitudinalData.from_frame."
+                )
         n = len(time)
+        if covariates is not None and len(covariates) != n:
+            raise DataError(f"covariates has {len(covariates)} rows for {n} individuals; one for each.")
+        time, response = time.double(), response.double()
         mask = torch.ones_like(time, dtype=torch.bool)
         table = pd.DataFrame(index=range(n)) if covariates is None else covariates.set_axis(range(n), axis=0)
         return cls(time, response, mask, tuple(range(n)), table)

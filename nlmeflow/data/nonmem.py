@@ -1,6 +1,7 @@
 """Tables in the manner of NONMEM: doses and observations of one individual in rows below one another."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,8 @@ def read_nonmem(frame: pd.DataFrame | str | Path, covariates: Sequence[str] = ()
     """Return data from a table, or a CSV file, with columns ID, TIME, DV, AMT; "." is an empty cell.
 
     A row with AMT above zero (EVID 1) is a dose, rows with EVID 0 are observations, rows with EVID 2, or
-    MDV 1 and no dose, are neither and left out. ADDL further doses follow at intervals of II. SS 1: a dose is
+    MDV 1 and no dose, are neither and left out; an individual whom this leaves without observations keeps its
+    place. ADDL further doses follow at intervals of II. SS 1: a dose is
     the last of infinitely many, II apart (steady state), and what came before it counts no more; SS 2: they
     add to it. RATE, or the duration TINF, make a dose an infusion. CENS 1: DV is an upper bound (a limit of
     quantification), with LIMIT the lower one; CENS -1: a lower bound. covariates : further columns, constant
@@ -41,13 +43,15 @@ def read_nonmem(frame: pd.DataFrame | str | Path, covariates: Sequence[str] = ()
 
     Raises
     ------
-    DataError : a column is missing, an individual has no dose, a cell is not a number; resets (EVID 3
-        and 4), modelled rates, several responses or compartments, which are not supported.
+    DataError : a column is missing, or its name is not in capitals; an individual has no dose; a cell is not
+        a number; resets (EVID 3 and 4), modelled rates, several responses or compartments, which are not
+        supported.
 
     """
     covariates = [covariates] if isinstance(covariates, str) else list(covariates)
-    table = numbered(table_of(frame).replace(".", np.nan))
+    table = numbered(table_of(frame, "ID").replace(".", np.nan))
     check_columns(table, [*NEEDED, *covariates])
+    _check_capitals(table, covariates)
     for column in [c for c in ("TIME", "DV", "AMT", *USED, *ONE_VALUE, *REFUSED) if c in table]:
         table[column] = numbers(table, column)
     for column in USED:
@@ -56,12 +60,15 @@ def read_nonmem(frame: pd.DataFrame | str | Path, covariates: Sequence[str] = ()
     _check_supported(table)
     event = table["EVID"].fillna((table["AMT"].fillna(0) > 0).astype(float))
     doses = _expanded(table[event == 1])
-    seen = table[(event == 0) & ~table["MDV"].eq(1)].copy()
+    observed = (event == 0) & ~table["MDV"].eq(1)
+    empty = ~table["ID"].isin(table.loc[observed, "ID"]) & ~table["ID"].duplicated()
+    seen = table[observed | empty].copy()
     first = doses.groupby("ID", sort=False)["TIME"].min()
     without = [who for who in table["ID"].unique() if who not in first.index]
     if without:
         raise DataError(f"Individual '{without[0]}' has no dose; one row with AMT above zero is needed.")
     seen["TIME"] -= seen["ID"].map(first)
+    seen.loc[empty, ["TIME", "DV", "CENS"]] = [0.0, np.nan, np.nan]  # a row without data keeps the place
     early = np.flatnonzero(seen["TIME"] < 0)
     if len(early):
         row = seen.iloc[early[0]]
@@ -75,9 +82,20 @@ def read_nonmem(frame: pd.DataFrame | str | Path, covariates: Sequence[str] = ()
     kept = [*(["AMT"] if single else []), *covariates]
     censoring, limit = _censored(seen)
     data = LongitudinalData.from_frame(seen, "ID", "TIME", "DV", kept, censoring, limit)
+    data = replace(data, n_missing=data.n_missing - int(empty.sum()))
     began = doses["ID"].map(first)
     doses = doses.assign(TIME=doses["TIME"] - began, until=doses["until"] - began)
     return data if single else data.with_doses(Doses.of(doses, data.labels))
+
+
+def _check_capitals(table: pd.DataFrame, covariates: list[str]) -> None:
+    for column in table.columns.difference(covariates, sort=False):
+        meant = str(column).upper()
+        if meant in {*USED, *ONE_VALUE, *REFUSED} and meant not in table:
+            raise DataError(
+                f"Column '{column}' may be meant for {meant}, which is written in capitals: "
+                f"frame.rename(columns={{'{column}': '{meant}'}}). If it is something else, rename it too."
+            )
 
 
 def _check_supported(table: pd.DataFrame) -> None:
@@ -92,6 +110,12 @@ def _check_supported(table: pd.DataFrame) -> None:
                 f"Column '{column}' tells several {what} apart among the observations; one is supported: "
                 f"frame[frame['{column}'] == ...]."
             )
+    into = table.loc[table["AMT"].fillna(0) > 0, "CMT"].dropna().unique() if "CMT" in table else []
+    if len(into) > 1:
+        raise DataError(
+            f"Column 'CMT' has doses into several compartments, {into[0]:g} and {into[1]:g}; one is "
+            "supported. Keep the individuals that are dosed into one of them."
+        )
     for column, allowed in {"EVID": (0, 1, 2), "MDV": (0, 1), "SS": (0, 1, 2), "CENS": (-1, 0, 1)}.items():
         others = np.flatnonzero(table[column].notna() & ~table[column].isin(allowed))
         if len(others):
@@ -134,12 +158,19 @@ def _expanded(doses: pd.DataFrame) -> pd.DataFrame:
 
 
 def _censored(seen: pd.DataFrame) -> tuple[str | None, str | None]:
-    """Write the columns that say how observations are censored; return their names, None where none is."""
+    """Have CENS, LIMIT and DV say how observations are censored in the manner of `from_frame`, if any is."""
     side = seen["CENS"].fillna(0)
     if not (side != 0).any():
         return None, None
-    bounded = side.eq(1) & seen["LIMIT"].notna()
-    seen["censored"] = np.select([bounded, side == 1, side == -1], ["interval", "left", "right"], "")
-    seen["upper"] = seen["DV"]
-    seen.loc[bounded, "DV"] = seen.loc[bounded, "LIMIT"]
-    return "censored", "upper"
+    bounded = side.eq(1) & seen["LIMIT"].notna() & seen["DV"].notna()
+    wrong = np.flatnonzero(bounded & ~(seen["LIMIT"] < seen["DV"]))
+    if len(wrong):
+        raise DataError(
+            f"Column 'LIMIT' must be below column 'DV' in {place(seen, wrong[0])}, which is censored "
+            "(CENS 1): the value lies between them."
+        )
+    seen["CENS"] = np.select([bounded, side == 1, side == -1], ["interval", "left", "right"], "")
+    lower = seen["LIMIT"]
+    seen["LIMIT"] = seen["DV"]
+    seen.loc[bounded, "DV"] = lower[bounded]
+    return "CENS", "LIMIT"

@@ -137,7 +137,9 @@ def read_column(about: dict[str, Any]) -> pd.Series:
         kind = pd.CategoricalDtype(read_column(about["levels"]), ordered=about["ordered"])
         return pd.Series(pd.Categorical.from_codes(about["codes"], dtype=kind))
     if about["dtype"].startswith("datetime64"):
-        return pd.Series(pd.to_datetime(about["values"], format="ISO8601")).astype(about["dtype"])
+        zoned = "," in about["dtype"]  # "datetime64[ns, Europe/Paris]": offsets differ in summer
+        dates = pd.to_datetime(about["values"], format="ISO8601", utc=zoned)
+        return pd.Series(dates).astype(about["dtype"])
     if about["dtype"].startswith("timedelta64"):
         return pd.Series(pd.to_timedelta(about["values"])).astype(about["dtype"])
     column: pd.Series = pd.Series(about["values"], dtype=about["dtype"])

@@ -896,3 +896,63 @@ def test_a_covariance_from_as_few_individuals_as_parameters_is_doubted():
     )
     assert "2 individuals cannot tell a covariance of 2 parameters" in full.summary().numbers["warning"]
     assert "warning" not in plain.summary().numbers
+
+
+def test_the_bounds_of_a_scale_may_be_numpy_numbers(tmp_path):
+    scale = nf.bounded(np.float64(-1.5), np.float32(3.0))
+    assert scale.name == "logit(-1.5, 3.0)"
+    model = nf.Model(CURVE.with_transforms(A=scale), fixed=("A", "s"))
+    fitted(plants(), model).save(tmp_path / "one.fit")
+    assert nf.load(tmp_path / "one.fit").model.curve["A"].scale.name == scale.name
+
+
+def test_parameters_may_be_called_as_arguments_are():
+    decay = nf.Curve(
+        lambda t, p: p["phi"] * torch.exp(-((t / p["time"]) ** p["n"])),
+        [nf.Parameter(name, "log") for name in ("phi", "time", "n")],
+    )
+    model = nf.Model(decay, fixed=("time", "n"))
+    law = nf.laws.GaussianLaw(torch.zeros(1).double(), 0.2 * torch.eye(1).double())
+    data, _ = model.simulate(law, np.arange(1.0, 9), 20, 1, 0.02, time=4.0, values={"n": 1.5})
+    fit = model.fit(data, seed=1, progress=False)
+    assert fit.summary().numbers["converged"] == "yes"
+    assert fit.fixed["n"] == pytest.approx(1.5, abs=0.2)
+    with pytest.raises(nf.ModelError, match=r"values=\{...\}"):
+        model.simulate(law, [1.0, 2.0], 20, 1, 0.02, time=4.0)
+
+
+@pytest.mark.parametrize(
+    ("names", "asked"),
+    [
+        (("A", "group"), nf.characterise),
+        (("share", "s"), lambda fit: fit.bootstrap(10, progress=False).shares()),
+        (("A", "time"), nf.to_arviz),
+    ],
+)
+def test_columns_of_tables_are_not_overwritten(names, asked):
+    first, second = names
+    decay = nf.Curve(
+        lambda t, p: p[first] * torch.exp(-t / p[second]), [nf.Parameter(one, "log") for one in names]
+    )
+    random, t = np.random.default_rng(0), np.arange(0, 60, 5.0)
+    level, scale = np.exp(random.normal(0, 0.2, (20, 1))), 20 * np.exp(random.normal(0, 0.2, (20, 1)))
+    y = level * np.exp(-t / scale) + 0.05 * random.standard_normal((20, 12))
+    frame = pd.DataFrame({"plant": np.repeat(range(20), 12), "day": np.tile(t, 20), "y": y.ravel()})
+    with pytest.raises(nf.ModelError, match=r"column '(group|share|time)' of its own"):
+        asked(fitted(frame, nf.Model(decay)))
+
+
+def test_a_population_far_from_its_individuals_is_said():
+    """The law is that of individuals whose covariates are zero."""
+    random, days = np.random.default_rng(0), np.arange(30.0, 75, 5)
+    w = random.normal(70, 10, 20)
+    onset = 50 + 0.3 * (w - 70) + random.normal(0, 2, 20)
+    y = 1 / (1 + np.exp((days - onset[:, None]) / 3)) + 0.02 * random.standard_normal((20, 9))
+    frame = pd.DataFrame({"plant": np.repeat(range(20), 9), "day": np.tile(days, 20), "y": y.ravel()})
+    data = read(frame.assign(w=np.repeat(w, 9)), covariates=["w"])
+    far, near = (
+        nf.Model(CURVE, fixed=("A", "s"), covariates={"tau": term}).fit(data, seed=1, progress=False)
+        for term in ("w", "w - 70")
+    )
+    assert "individuals with w = 0, which lies between" in far.summary().numbers["warning"]
+    assert "warning" not in near.summary().numbers

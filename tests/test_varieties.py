@@ -174,3 +174,16 @@ def test_groups_with_nothing_between_them_are_groups(apart):
     found = nf.metrics.modes(law)
     assert [round(mode.mass, 2) for mode in found] == [0.7, 0.3]
     assert float(found[0].place[0] - found[1].place[0]) == pytest.approx(apart, abs=0.06 * apart)
+
+
+def test_individuals_at_the_same_point_share_their_rank():
+    random, t = np.random.default_rng(0), np.arange(30.0, 75, 5)
+    tau = np.where(np.arange(12) % 2, 45.0, 55.0)
+    y = 1 / (1 + np.exp((t - tau[:, None]) / 3)) + 0.04 * random.standard_normal((12, 9))
+    frame = pd.DataFrame({"plant": np.repeat(range(12), 9), "day": np.tile(t, 12), "y": y.ravel()})
+    data = nf.LongitudinalData.from_frame(frame, "plant", "day", "y")
+    model = nf.Model(nf.curves.logistic_senescence(), fixed=("A", "s"))
+    table = nf.characterise(model.fit(data, nf.NPAG(grid=64), seed=1, progress=False)).table
+    for _, alike in table.groupby(table["tau"].round(6)):
+        assert alike["rank of tau"].nunique() == 1
+    assert table["rank of tau"].sum() == pytest.approx(12 * 13 / 2)

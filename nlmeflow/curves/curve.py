@@ -54,7 +54,8 @@ def bounded(lower: float, upper: float) -> Transform:
     ModelError : no numbers, or lower not below upper.
 
     """
-    if not number("lower", lower) < number("upper", upper):
+    lower, upper = number("lower", lower), number("upper", upper)
+    if not lower < upper:
         raise ModelError(f"bounded() needs lower < upper, got {lower:g} and {upper:g}.")
     name = "logit" if (lower, upper) == (0.0, 1.0) else f"logit({lower!r}, {upper!r})"
     return Transform(

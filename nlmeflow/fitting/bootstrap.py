@@ -156,7 +156,7 @@ def check_columns(names: Sequence[str], own: Sequence[str]) -> None:
     """Raise ModelError where a parameter is called as one of a table's own columns."""
     if taken := [name for name in names if name in own]:
         raise ModelError(
-            f"The table has a column '{taken[0]}' of its own; give the curve's parameter '{taken[0]}' another name."
+            f"The table has a column '{taken[0]}' of its own; give the curve's parameter another name."
         )
 
 

@@ -75,8 +75,8 @@ class Fit(Fitted):
                 return replace(self, data=data, origin=self.estimated)
             random, size = generator(derive(self.seed, Stream.NEW_INDIVIDUALS)), min(self.particles, 256)
             proposal = locate(problem, self.state, size, random)
-            place = {"centre": proposal.centre, "factor": proposal.factor}
-            return replace(self, data=data, origin=self.estimated, **place)
+            new = replace(self, data=data, origin=self.estimated)
+            return replace(new, centre=proposal.centre, factor=proposal.factor)
 
     def individuals(self, scale: Literal["phi", "natural"] = "phi") -> pd.DataFrame:
         """Return one row per individual: conditional mean, mode and sd of each parameter.

@@ -96,7 +96,8 @@ class Structure:
         """Draw n individuals from a law, and their responses; return data and phi (n, d).
 
         sigma : residual parameters, in the order of the error model; fixed : values of the parameters without
-        variability; in `values` those of names that are taken here, as values={"n": 2}. For models with one level, without covariates.
+        variability, those that are called as an argument of this function in `values`, as values={"n": 2}.
+        For models with one level, without covariates.
 
         Raises
         ------
@@ -109,8 +110,8 @@ class Structure:
         fixed = {**(values or {}), **fixed}
         if set(fixed) != set(self.fixed):
             raise ModelError(
-                f"Give values of the fixed parameters: {', '.join(self.fixed) or 'none'} (of one called as an "
-                "argument of simulate in values={...})."
+                f"Give values of the fixed parameters: {', '.join(self.fixed) or 'none'}; those called as an "
+                "argument of simulate in values={...}."
             )
         for name, value in fixed.items():
             self.curve[name].scale.check(name, value)

@@ -110,8 +110,8 @@ def _check_supported(table: pd.DataFrame) -> None:
                 f"Column '{column}' tells several {what} apart among the observations; one is supported: "
                 f"frame[frame['{column}'] == ...]."
             )
-    into = table.loc[table["AMT"].fillna(0) > 0, "CMT"].dropna().unique() if "CMT" in table else []
-    if len(into) > 1:
+    dosed = table[table["AMT"].fillna(0) > 0]
+    if "CMT" in table and len(into := dosed["CMT"].dropna().unique()) > 1:
         raise DataError(
             f"Column 'CMT' has doses into several compartments, {into[0]:g} and {into[1]:g}; one is "
             "supported. Keep the individuals that are dosed into one of them."

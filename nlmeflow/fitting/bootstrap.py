@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from nlmeflow.errors import ModelError, whole
+from nlmeflow.errors import EstimationError, ModelError, whole
 from nlmeflow.estimation.bootstrap import estimated_again
 from nlmeflow.estimation.em import State
 from nlmeflow.estimation.engine import DRAWS, broad_reference, posterior_draws
@@ -49,12 +49,18 @@ class Bootstrap:
         Raises
         ------
         ModelError : fewer than 10 replicates, or a law made of points.
-        EstimationError : the likelihood has no peak in the fixed effects and the residual parameters.
+        EstimationError : the likelihood has no peak in the fixed effects and the residual parameters; the law
+            is a mean over a posterior distribution.
 
         """
         fit, replicates = fit.estimated, whole("replicates", replicates, LEAST)
         if not fit.law.has_density:
             raise ModelError("A law made of points has no density to weigh posterior draws with.")
+        if not fit.specification.maximised:
+            raise EstimationError(
+                f"A {fit.law.title} is a mean over a posterior distribution, not a maximum that could be "
+                "found again with other weights of the individuals. nf.Mixture() has standard errors."
+            )
         with estimating(), show_progress(fit.specification, progress) as report:
             problem, state = fit.problem(), fit.state
             reference = broad_reference(fit.law, fit.gaussian)

@@ -152,7 +152,7 @@ class Fit(Fitted):
         Raises
         ------
         ModelError : the law is made of points. EstimationError : the information is not positive, so that
-            the likelihood has no peak there.
+            the likelihood has no peak there; or the law is a Dirichlet-process mixture.
 
         """
         return tables.standard_errors(self)
@@ -168,7 +168,7 @@ class Fit(Fitted):
         Raises
         ------
         ModelError : fewer than 10 replicates, or a law made of points. EstimationError : the likelihood has
-            no peak in the fixed effects and the residual parameters.
+            no peak in the fixed effects and the residual parameters; a Dirichlet-process mixture.
 
         """
         return Bootstrap.of(self, replicates, seed, progress)
@@ -228,7 +228,7 @@ class Fit(Fitted):
 
         Raises
         ------
-        ModelError : as `bootstrap`, and a level that is not between 0 and 1.
+        ModelError, EstimationError : as `bootstrap`, and a level that is not between 0 and 1.
 
         """
         return self.bootstrap(replicates, seed, progress).bands(level)

@@ -791,3 +791,50 @@ def test_a_covariance_from_as_few_individuals_as_parameters_is_doubted():
     )
     assert "2 individuals cannot tell a covariance of 2 parameters" in full.summary().numbers["warning"]
     assert "warning" not in plain.summary().numbers
+
+
+# names of parameters
+
+
+def named(first, second, **options):
+    """Return a fit of first exp(-t / second), and its model."""
+    random, t = np.random.default_rng(0), np.arange(0, 60, 5.0)
+    size, rate = np.exp(random.normal(0, 0.2, (2, 20, 1)))
+    y = size * np.exp(-t / 20 * rate) + random.normal(0, 0.03, (20, 12))
+    table = pd.DataFrame({"plant": np.repeat(range(20), 12), "day": np.tile(t, 20), "y": y.ravel()})
+    parameters = [nf.Parameter(first, "log", start=1.0), nf.Parameter(second, "log", start=20.0)]
+    curve = nf.Curve(lambda t, psi: psi[first] * torch.exp(-t / psi[second]), parameters)
+    return fitted(table, nf.Model(curve, **options))
+
+
+@pytest.mark.parametrize("name", ["phi", "time", "self", "n"])
+def test_a_fixed_parameter_may_be_called_as_an_argument(name):
+    fit = named("A", name, fixed=(name,))
+    assert "yes" in str(fit.summary())
+    data, _ = fit.model.simulate(fit.law, [1.0, 2.0], n=7, seed=1, sigma=0.1, fixed={name: 20.0})
+    assert len(data) == 7
+    assert fit.model.curve.with_starts(**{name: 3.0})[name].start == 3.0
+    with pytest.raises(nf.ModelError, match=rf"fixed parameters: {name}; one that is called as an argument"):
+        fit.model.simulate(fit.law, [1.0, 2.0], n=7, seed=1, sigma=0.1)
+
+
+def test_columns_of_ours_stand_beside_parameters_called_so():
+    fit = named("observations", "group")
+    table, plain = nf.characterise(fit).table, fit.individuals("natural")
+    for name in fit.names:
+        assert table[name].to_numpy() == pytest.approx(plain[f"{name}_mean"].to_numpy(), rel=0.05)
+    assert (table["number of observations"] == 12).all()
+    assert (table["most probable group"] == 1).all()
+
+    fit = named("share", "lower")
+    shares, groups = fit.bootstrap(replicates=10).shares(), nf.characterise(fit).groups
+    assert shares.columns.tolist()[:3] == ["share", "lower", "share of the group"]
+    assert shares["lower limit"].iloc[0] <= shares["share of the group"].iloc[0] == 1.0
+    assert groups["share of the group"].tolist() == [1.0]
+    assert groups["lower"].iloc[0] == pytest.approx(20, rel=0.3)
+
+    found = nf.to_arviz(named("time", "individual"), draws=10)
+    assert found.posterior["individual"].shape == found.posterior["time"].shape == (1, 10, 20)
+    assert found.observed_data["observed time"].shape == (20, 12)
+    with pytest.raises(nf.ModelError, match="arviz has a dimension 'draw'"):
+        nf.to_arviz(named("A", "draw"))

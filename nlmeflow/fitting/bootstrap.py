@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from nlmeflow.arguments import column
 from nlmeflow.errors import EstimationError, ModelError, whole
 from nlmeflow.estimation.bootstrap import estimated_again
 from nlmeflow.estimation.em import State
@@ -109,7 +110,8 @@ class Bootstrap:
         """Return the groups, one around each mode of the fit's density, and the share of individuals in each.
 
         A group is where the density rises towards its mode; its places are those of the fit, on the natural
-        scale, and the shares are masses of the laws in it: share, standard error, lower, upper.
+        scale, and the shares are masses of the laws in it: share, standard error, lower, upper. Where a
+        parameter is called so, ours are "share of the group", "lower limit", "upper limit".
 
         Raises
         ------
@@ -119,7 +121,9 @@ class Bootstrap:
         with estimating():
             groups = basins(self.fit.law)
             where = located(self.fit, groups)
-        return where.join(self._table(groups.shares, where.index).rename(columns={"value": "share"}))
+        names = share_columns(self.fit.names)
+        table = self._table(groups.shares, where.index).rename(columns={"value": "share"})
+        return where.join(table.rename(columns=names))
 
     def number_of_groups(self) -> pd.Series:
         """Return in which share of the replicates the density has one mode, two, ...: indexed by the number.
@@ -155,6 +159,12 @@ class Bootstrap:
     @cached_property
     def _samples(self) -> list[Tensor]:
         return [law.sample(SAMPLE, 0) for law in self.laws]
+
+
+def share_columns(names: Sequence[str]) -> dict[str, str]:
+    """Return what share, lower and upper of a group are called beside parameters of these names."""
+    longer = {"share": "share of the group", "lower": "lower limit", "upper": "upper limit"}
+    return {ours: column(ours, long, names) for ours, long in longer.items()}
 
 
 def located(fit: Fitted, groups: Basins) -> pd.DataFrame:

@@ -90,12 +90,14 @@ class Structure:
         n: int,
         seed: int,
         sigma: float | Sequence[float],
-        **fixed: float,
+        fixed: Mapping[str, float] | None = None,
+        **values: float,
     ) -> tuple[LongitudinalData, Tensor]:
         """Draw n individuals from a law, and their responses; return data and phi (n, d).
 
-        sigma : residual parameters, in the order of the error model; fixed : values of the parameters without
-        variability. For models with one level, without covariates.
+        sigma : residual parameters, in the order of the error model. Values of the parameters without
+        variability are given by name, or in `fixed`, by name too, which takes those that are called as an
+        argument is: fixed={"n": 2.0}. For models with one level, without covariates.
 
         Raises
         ------
@@ -105,9 +107,13 @@ class Structure:
         """
         if self.curve.inputs or self.covariates or self.within:
             raise ModelError("simulate() takes models with one level, without doses and covariates.")
-        if set(fixed) != set(self.fixed):
-            raise ModelError(f"Give values of the fixed parameters: {', '.join(self.fixed) or 'none'}.")
-        for name, value in fixed.items():
+        values = dict(fixed or {}) | values
+        if set(values) != set(self.fixed):
+            raise ModelError(
+                f"Give values of the fixed parameters: {', '.join(self.fixed) or 'none'}; one "
+                "that is called as an argument of simulate in fixed={'name': value}."
+            )
+        for name, value in values.items():
             self.curve[name].scale.check(name, value)
         if law.dim != len(self.random):
             raise ModelError(f"The law has dimension {law.dim}; {', '.join(self.random)} vary in the model.")
@@ -120,12 +126,12 @@ class Structure:
         phi = law.sample(n, derive(seed, Stream.SIMULATED_LAW))
         each = taken("times", np.asarray(times), Sequence[float])
         time = torch.as_tensor(each, dtype=phi.dtype).expand(n, -1)
-        mean = self.mean_response(phi, time, **fixed)
+        mean = self.mean_response(phi, time, **values)
         scale = torch.tensor(scales, dtype=phi.dtype)
         response = self.residual.sample(mean, scale, generator(derive(seed, Stream.SIMULATED_NOISE)))
         return LongitudinalData.regular(time, response), phi
 
-    def mean_response(self, phi: Tensor, time: Tensor, **fixed: float) -> Tensor:
+    def mean_response(self, phi: Tensor, time: Tensor, /, **fixed: float) -> Tensor:
         """Return f(t_i; phi_i) for phi (N, d) and time (N, n): (N, n). For curves without covariates."""
         psi = {name: value[:, None] for name, value in self.curve.natural(phi, self.random).items()}
         return self.curve(time, psi | {k: phi.new_tensor(v) for k, v in fixed.items()}).expand_as(time)

@@ -5,7 +5,7 @@ import pandas as pd
 from nlmeflow.arguments import checked
 from nlmeflow.data import LongitudinalData
 from nlmeflow.errors import ModelError
-from nlmeflow.fitting.bootstrap import Bootstrap
+from nlmeflow.fitting.bootstrap import Bootstrap, share_columns
 from nlmeflow.fitting.fit import Fit
 from nlmeflow.reports.varieties import Characterisation
 
@@ -75,10 +75,11 @@ def about_groups(fit: Fit, bootstrap: Bootstrap) -> str:
             f"The population law has one group. In {several} of {replicates} replicates of the bootstrap "
             f"there are several: {words}."
         )
+    share, low, high = share_columns(fit.names).values()
     places = "; ".join(
         f"group {label} around {', '.join(f'{name} = {row[name]:.3g}' for name in fit.names)}, "
-        f"{100 * row['share']:.0f} % of the population (95 % limits {100 * max(row['lower'], 0):.0f} to "
-        f"{100 * min(row['upper'], 1):.0f})"
+        f"{100 * row[share]:.0f} % of the population (95 % limits {100 * max(row[low], 0):.0f} to "
+        f"{100 * min(row[high], 1):.0f})"
         for label, row in found.iterrows()
     )
     sure = "their number is well supported" if same >= MOSTLY * replicates else "their number is not sure"

@@ -12,10 +12,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from nlmeflow.arguments import checked
+from nlmeflow.arguments import checked, column
 from nlmeflow.data import LongitudinalData
 from nlmeflow.errors import ModelError, number
-from nlmeflow.fitting.bootstrap import SAMPLE, located
+from nlmeflow.fitting.bootstrap import SAMPLE, located, share_columns
 from nlmeflow.fitting.check import unit_of
 from nlmeflow.fitting.fit import Fit
 from nlmeflow.laws.draws import resample, shuffled
@@ -34,7 +34,10 @@ class Characterisation:
     table : one row per variety. For each parameter its conditional median on the natural scale and the limits
         of 90 %; the rank of the parameter named, 1 the smallest, with limits of 90 %; the probability of each
         group and the most probable one; with a threshold, the probability that the parameter is below it.
-    groups : place of each group's mode on the natural scale, and the share of the population in it.
+        The columns "observations" and "group" are "number of observations" and "most probable group" where
+        a parameter is called so.
+    groups : place of each group's mode on the natural scale, and the share of the population in it ("share of
+        the group" where a parameter is called share).
     parameter : the parameter that is ranked. threshold : of it, or None.
     """
 
@@ -76,7 +79,9 @@ def characterise(
         natural = fit.model.curve.natural(eta + shift, names)
     labels = list(fit.problem().labels)
     table = pd.DataFrame(index=pd.Index(labels, name=unit_of(fit)))
-    table["observations"] = _observations(fit.data, labels, bool(fit.model.within))
+    table[column("observations", "number of observations", names)] = _observations(
+        fit.data, labels, bool(fit.model.within)
+    )
     for name in names:
         low, middle, high = np.quantile(natural[name].numpy(), [LIMITS[0], 0.5, LIMITS[1]], axis=1)
         table[name], table[f"{name} lower"], table[f"{name} upper"] = middle, low, high
@@ -88,7 +93,7 @@ def characterise(
     for k in range(probabilities.shape[1]):
         table[f"P(group {k + 1})"] = probabilities[:, k].numpy()
     if probabilities.shape[1]:
-        table["group"] = probabilities.argmax(1).numpy() + 1
+        table[column("group", "most probable group", names)] = probabilities.argmax(1).numpy() + 1
     return Characterisation(table, groups, parameter, threshold)
 
 
@@ -128,4 +133,6 @@ def _groups(fit: Fit, eta: Tensor) -> tuple[Tensor, pd.DataFrame]:
         label = found.of(eta.flatten(0, 1)).reshape(eta.shape[:2])
         probabilities = torch.stack([(label == k).double().mean(1) for k in range(len(found.modes))], 1)
         shares = found.shares(fit.law.sample(SAMPLE, 0))
-        return probabilities, located(fit, found).assign(share=shares.numpy())
+        return probabilities, located(fit, found).assign(
+            **{share_columns(fit.names)["share"]: shares.numpy()}
+        )

@@ -87,7 +87,8 @@ class Bootstrap:
     def quantiles(self, levels: Sequence[float] = LEVELS) -> pd.DataFrame:
         """Return quantiles of each parameter in the population on its natural scale, with limits.
 
-        One row for each parameter and level: value, standard error, lower, upper.
+        One row for each parameter and level: value, standard error, lower, upper. With covariates the
+        population is that of `Fit.population`, where their effects add nothing.
 
         Raises
         ------

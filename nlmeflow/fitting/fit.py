@@ -260,6 +260,9 @@ class Fit(Fitted):
     def population(self, n: int = 1000, seed: int = 0) -> pd.DataFrame:
         """Draw n individuals, each of a new group when there are groups, on the natural scale.
 
+        Of a model with covariates they are those of individuals at whom the effects add nothing: a covariate
+        of zero, or of its reference in a term such as 'age - 40', and the first level of a category.
+
         Raises
         ------
         ModelError : n or seed out of range.

@@ -57,8 +57,10 @@ def characterise(
         that of time (the identity), else the first. threshold : of interest, in the parameter's unit.
 
     Covariates are taken into account: parameters are those of the variety under its own covariates, groups
-    those of the population law, which is without their effects. There are no groups where the law has no
-    density, or more than three parameters vary; the table then has no such columns.
+    those of the population law, which is that of individuals at whom the effects add nothing: a covariate of
+    zero, or of its reference in a term such as 'age - 40', and the first level of a category. There are
+    no groups where the law has no density, or more than three parameters vary; the table then has no such
+    columns.
 
     Raises
     ------

@@ -19,6 +19,8 @@ def about_data(data: LongitudinalData) -> str:
     """Return how many were observed, how often and when, what is missing or censored, and the covariates."""
     who, when, what = data.names
     counts = data.counts[data.counts > 0].double()
+    if not len(counts):
+        return f"None of the {len(data):,} individuals ({who}) has an observation of {what}."
     times = data.time[data.mask]
     each = f"{float(counts.median()):g}"
     if float(counts.min()) != float(counts.max()):
@@ -42,7 +44,7 @@ def about_data(data: LongitudinalData) -> str:
 
 def _about_covariate(name: str, values: pd.Series) -> str:
     """Return how a covariate enters: by its number, or by its levels."""
-    if not pd.api.types.is_numeric_dtype(values):
+    if not pd.api.types.is_numeric_dtype(values) or pd.api.types.is_bool_dtype(values):
         first, *others = sorted(values.astype(str).unique())
         compared = f"compared with {first}: {', '.join(others)}" if others else first
         return f"The covariate {name} has {len(others) + 1} levels, {compared}."

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import rankdata
 from torch import Tensor
 
 from nlmeflow.arguments import checked, column
@@ -32,8 +33,9 @@ class Characterisation:
     """Statements about varieties.
 
     table : one row per variety. For each parameter its conditional median on the natural scale and the limits
-        of 90 %; the rank of the parameter named, 1 the smallest, with limits of 90 %; the probability of each
-        group and the most probable one; with a threshold, the probability that the parameter is below it.
+        of 90 %; the rank of the parameter named, 1 the smallest, with limits of 90 % (equal values, under a
+        law made of points, share their mean rank); the probability of each group and the most probable one;
+        with a threshold, the probability that the parameter is below it.
         The columns "observations" and "group" are "number of observations" and "most probable group" where
         a parameter is called so.
     groups : place of each group's mode on the natural scale, and the share of the population in it ("share of
@@ -119,8 +121,11 @@ def _observations(data: LongitudinalData, labels: list[object], grouped: bool) -
 
 
 def _ranks(values: Tensor, parameter: str, index: pd.Index) -> pd.DataFrame:
-    """Return the median and limits of each variety's rank among draws of all, 1 the smallest."""
-    ranks = values.argsort(0).argsort(0).numpy() + 1
+    """Return the median and limits of each variety's rank among draws of all, 1 the smallest.
+
+    Equal values, under a law made of points, share the mean of their ranks.
+    """
+    ranks = rankdata(values.numpy(), axis=0)
     low, middle, high = np.quantile(ranks, [LIMITS[0], 0.5, LIMITS[1]], axis=1)
     name = f"rank of {parameter}"
     return pd.DataFrame({name: middle, f"{name} lower": low, f"{name} upper": high}, index)

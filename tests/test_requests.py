@@ -838,3 +838,23 @@ def test_columns_of_ours_stand_beside_parameters_called_so():
     assert found.observed_data["observed time"].shape == (20, 12)
     with pytest.raises(nf.ModelError, match="arviz has a dimension 'draw'"):
         nf.to_arviz(named("A", "draw"))
+
+
+def test_nobody_and_one_are_looked_at_in_words(fit):
+    nobody, one = fit.on(read(plants(3).assign(y=np.nan))), fit.on(read(plants(1, days=np.array([40.0]))))
+    assert nobody.summary().numbers["individuals"] == "3 (0 observations)"
+    for refused in (nf.diagnostics.vpc, nf.diagnostics.npde):
+        with pytest.raises(nf.ModelError, match="Nobody in these data has an observation"):
+            refused(nobody)
+    with pytest.raises(nf.ModelError, match="Tests of prediction errors need at least two, got 1"):
+        nf.diagnostics.npde_tests(nf.diagnostics.npde(one))
+    assert one.summary().parameters["shrinkage"].isna().all()
+    with pytest.raises(nf.ModelError, match="at least two individuals"):
+        one.shrinkage()
+
+
+def test_a_table_is_no_array_of_parameters(fit):
+    table = fit.individuals()[["tau_mean"]]
+    with pytest.raises(nf.ModelError, match=r"\(K, 1\): tau; got a DataFrame. Of a table take these"):
+        fit.predict(table, [30.0])
+    assert fit.predict(table.to_numpy(), [30.0, 40.0]).shape == (20, 2)

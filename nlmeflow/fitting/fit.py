@@ -75,8 +75,8 @@ class Fit(Fitted):
                 return replace(self, data=data, origin=self.estimated)
             random, size = generator(derive(self.seed, Stream.NEW_INDIVIDUALS)), min(self.particles, 256)
             proposal = locate(problem, self.state, size, random)
-            place = {"centre": proposal.centre, "factor": proposal.factor}
-            return replace(self, data=data, origin=self.estimated, **place)
+            looking = replace(self, data=data, origin=self.estimated)
+            return replace(looking, centre=proposal.centre, factor=proposal.factor)
 
     def individuals(self, scale: Literal["phi", "natural"] = "phi") -> pd.DataFrame:
         """Return one row per individual: conditional mean, mode and sd of each parameter.
@@ -104,7 +104,13 @@ class Fit(Fitted):
         return tables.groups(self, scale)
 
     def shrinkage(self) -> dict[str, float]:
-        """Return 1 - var(conditional means) / var(population) of each parameter, both with divisor N."""
+        """Return 1 - var(conditional means) / var(population) of each parameter, both with divisor N.
+
+        Raises
+        ------
+        ModelError : fewer than two individuals, or groups, with an observation: their means do not vary.
+
+        """
         return tables.shrinkage(self)
 
     def unseen(self) -> tuple[str, ...]:
@@ -278,10 +284,13 @@ class Fit(Fitted):
             natural = self.model.curve.natural(phi, self.names)
         return pd.DataFrame({name: value.numpy() for name, value in natural.items()})
 
-    def predict(self, phi: Tensor, times: Sequence[float] | np.ndarray) -> Tensor:
+    def predict(
+        self, phi: Tensor | np.ndarray | Sequence[Sequence[float]], times: Sequence[float] | np.ndarray
+    ) -> Tensor:
         """Return the curve at `times` for individual parameters (K, d): (K, number of times).
 
-        For curves without covariates.
+        phi : a tensor or an array, on the unconstrained scale, columns in the order of `names`; not a table,
+            in which they could be others. For curves without covariates.
 
         Raises
         ------
@@ -291,7 +300,16 @@ class Fit(Fitted):
         """
         if inputs := self.model.curve.inputs:
             raise ModelError(f"The curve takes {', '.join(inputs)}, which differ between individuals.")
-        phi, size = torch.as_tensor(phi, dtype=torch.float64), len(self.names)
+        size = len(self.names)
+        try:
+            if not isinstance(phi, Tensor):
+                phi = torch.from_numpy(np.array(taken("phi", phi, np.ndarray | Sequence), dtype=np.float64))
+            phi = phi.to(torch.float64)
+        except (TypeError, ValueError, RuntimeError):
+            raise ModelError(
+                f"phi is a tensor or an array of numbers, (K, {size}): {', '.join(self.names)}; got "
+                f"a {type(phi).__name__}. Of a table take these columns, frame[...].to_numpy()."
+            ) from None
         if phi.dim() != 2 or phi.shape[1] != size:
             raise ModelError(f"phi is (K, {size}): {', '.join(self.names)}; got {tuple(phi.shape)}.")
         t = torch.as_tensor(np.asarray(taken("times", times, Sequence[float])), dtype=phi.dtype)

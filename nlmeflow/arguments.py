@@ -63,6 +63,11 @@ def names_of(name: str, value: object) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(taken(name, value, tuple[str, ...] | list[str]))
 
 
+def column(ours: str, longer: str, theirs: Collection[str]) -> str:
+    """Return what a column of ours is called beside the user's parameters: longer where one is called so."""
+    return longer if ours in theirs else ours
+
+
 def _fits(value: object, hint: Any) -> bool:
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):

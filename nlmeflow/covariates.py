@@ -18,7 +18,7 @@ from nlmeflow.errors import DataError, ModelError
 from nlmeflow.records import Saved
 
 TERM = re.compile(
-    r"(?P<log>log\()?\s*(?P<name>[^\W\d]\w*)\s*(?:(?P<sign>[-/])\s*(?P<number>[0-9.]+))?\s*(?P<end>\))?"
+    r"(?P<log>log\()?\s*(?P<name>[^\W\d]\w*)\s*(?:(?P<sign>[-/])\s*(?P<number>[0-9]+\.?[0-9]*|\.[0-9]+))?\s*(?P<end>\))?"
 )
 Terms = str | Sequence[str]
 
@@ -51,6 +51,18 @@ class Effect(Saved):
         plain = self.reference == (1.0 if self.sign == "/" else 0.0)
         inner = self.variable if plain else f"{self.variable} {self.sign} {self.reference:g}"
         return f"{self.parameter}: {f'log({inner})' if self.log else inner}"
+
+    @property
+    def zero(self) -> float:
+        """The value of the covariate at which the effect adds nothing."""
+        if self.sign == "/":
+            return self.reference if self.log else 0.0
+        return self.reference + self.log
+
+    def centred(self, centre: float) -> str:
+        """Return the term of the same covariate that is zero at a centre, such as "weight - 70"."""
+        number = np.format_float_positional(centre, trim="-")
+        return f"log({self.variable} / {number})" if self.log else f"{self.variable} - {number}"
 
     def values(self, covariates: pd.DataFrame) -> Tensor:
         """Return x of each individual, (N,).

@@ -218,3 +218,28 @@ def test_the_zero_of_a_covariate_and_its_unit_do_not_matter():
             (fit.log_likelihood().value, fit.covariate_effects["intercept: weight"] * scale, error * scale)
         )
     assert np.allclose(values, values[0], rtol=0.01)
+
+
+def test_a_law_that_lies_where_no_individual_is_is_told_of():
+    data = lines(40)
+    low, high = data.covariates["weight"].min(), data.covariates["weight"].max()
+
+    def warning(terms):
+        fit = nf.Model(nf.curves.linear(), covariates=terms).fit(data, particles=256, progress=False)
+        return fit.summary().numbers.get("warning", "")
+
+    said = warning({"intercept": "weight + sex", "slope": "age - 40"})
+    assert said.startswith("the population law is that of individuals with weight = 0, while weight lies ")
+    assert f"between {low:.4g} and {high:.4g}; write nf.Model" in said
+    assert re.search(r"covariates={'intercept': 'weight - [0-9]+ \+ sex'}\) to have it where the data", said)
+    assert "log(weight / 7" in warning({"intercept": "log(weight)"})
+    assert warning({"intercept": "weight - 70 + sex", "slope": "log(weight / 70)"}) == ""
+
+
+@pytest.mark.parametrize("term", ["age / 1.2.3", "age - .", "age - 1."])
+def test_a_number_in_a_term_is_a_number(term):
+    if term == "age - 1.":
+        assert nf.Model(nf.curves.linear(), covariates={"slope": term}).covariates == {"slope": (term,)}
+        return
+    with pytest.raises(nf.ModelError, match=rf"'{re.escape(term)}' is not a term"):
+        nf.Model(nf.curves.linear(), covariates={"slope": term})

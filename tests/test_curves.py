@@ -1,5 +1,7 @@
 """nlmeflow.curves: derivatives, closed forms, transforms, twins, and what is refused by name."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -179,3 +181,12 @@ def test_bad_curves_are_refused_by_name(make, words):
         make()
     for word in words:
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float32, np.int64, int, float])
+def test_bounds_of_any_kind_of_number_have_the_name_of_floats(kind):
+    scale = nf.bounded(kind(-1), kind(3))
+    assert scale.name == "logit(-1.0, 3.0)"
+    assert nf.bounded(kind(0), kind(1)).name == "logit"
+    copy = pickle.loads(pickle.dumps(scale))
+    assert (copy.name, copy.lower, copy.upper) == (scale.name, -1.0, 3.0)

@@ -191,3 +191,13 @@ def test_far_from_a_narrow_snp_law_its_density_is_zero_not_infinite():
     )
     law = SNPLaw(frame, torch.full((6,), 6**-0.5, dtype=torch.float64), 2, 0.0)
     assert (law.log_prob(torch.tensor([[47.5, 0.8], [1.0, 1.0]], dtype=torch.float64)) < -1e100).all()
+
+
+def test_a_dirichlet_process_has_a_summary_and_says_why_it_has_no_standard_errors():
+    scenario = nf.scenarios.load("P2", "R", 20, 0)
+    law = nf.DirichletProcess(sweeps=30, kept=5)
+    fit = scenario.model.fit(scenario.data, law, seed=1, particles=256, progress=False)
+    assert "none: A Dirichlet-process mixture is a mean" in str(fit.summary())
+    for refused in (fit.standard_errors, fit.bootstrap, fit.bands):
+        with pytest.raises(nf.EstimationError, match="not a maximum that could be found again"):
+            refused()

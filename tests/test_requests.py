@@ -898,61 +898,68 @@ def test_a_covariance_from_as_few_individuals_as_parameters_is_doubted():
     assert "warning" not in plain.summary().numbers
 
 
-def test_the_bounds_of_a_scale_may_be_numpy_numbers(tmp_path):
-    scale = nf.bounded(np.float64(-1.5), np.float32(3.0))
-    assert scale.name == "logit(-1.5, 3.0)"
-    model = nf.Model(CURVE.with_transforms(A=scale), fixed=("A", "s"))
-    fitted(plants(), model).save(tmp_path / "one.fit")
-    assert nf.load(tmp_path / "one.fit").model.curve["A"].scale.name == scale.name
+# names of parameters
 
 
-def test_parameters_may_be_called_as_arguments_are():
-    decay = nf.Curve(
-        lambda t, p: p["phi"] * torch.exp(-((t / p["time"]) ** p["n"])),
-        [nf.Parameter(name, "log") for name in ("phi", "time", "n")],
-    )
-    model = nf.Model(decay, fixed=("time", "n"))
-    law = nf.laws.GaussianLaw(torch.zeros(1).double(), 0.2 * torch.eye(1).double())
-    data, _ = model.simulate(law, np.arange(1.0, 9), 20, 1, 0.02, time=4.0, values={"n": 1.5})
-    fit = model.fit(data, seed=1, progress=False)
-    assert fit.summary().numbers["converged"] == "yes"
-    assert fit.fixed["n"] == pytest.approx(1.5, abs=0.2)
-    with pytest.raises(nf.ModelError, match=r"values=\{...\}"):
-        model.simulate(law, [1.0, 2.0], 20, 1, 0.02, time=4.0)
-
-
-@pytest.mark.parametrize(
-    ("names", "asked"),
-    [
-        (("A", "group"), nf.characterise),
-        (("share", "s"), lambda fit: fit.bootstrap(10, progress=False).shares()),
-        (("A", "time"), nf.to_arviz),
-    ],
-)
-def test_columns_of_tables_are_not_overwritten(names, asked):
-    first, second = names
-    decay = nf.Curve(
-        lambda t, p: p[first] * torch.exp(-t / p[second]), [nf.Parameter(one, "log") for one in names]
-    )
+def named(first, second, **options):
+    """Return a fit of first exp(-t / second), and its model."""
     random, t = np.random.default_rng(0), np.arange(0, 60, 5.0)
-    level, scale = np.exp(random.normal(0, 0.2, (20, 1))), 20 * np.exp(random.normal(0, 0.2, (20, 1)))
-    y = level * np.exp(-t / scale) + 0.05 * random.standard_normal((20, 12))
-    frame = pd.DataFrame({"plant": np.repeat(range(20), 12), "day": np.tile(t, 20), "y": y.ravel()})
-    with pytest.raises(nf.ModelError, match=r"column '(group|share|time)' of its own"):
-        asked(fitted(frame, nf.Model(decay)))
+    size, rate = np.exp(random.normal(0, 0.2, (2, 20, 1)))
+    y = size * np.exp(-t / 20 * rate) + random.normal(0, 0.03, (20, 12))
+    table = pd.DataFrame({"plant": np.repeat(range(20), 12), "day": np.tile(t, 20), "y": y.ravel()})
+    parameters = [nf.Parameter(first, "log", start=1.0), nf.Parameter(second, "log", start=20.0)]
+    curve = nf.Curve(lambda t, psi: psi[first] * torch.exp(-t / psi[second]), parameters)
+    return fitted(table, nf.Model(curve, **options))
 
 
-def test_a_population_far_from_its_individuals_is_said():
-    """The law is that of individuals whose covariates are zero."""
-    random, days = np.random.default_rng(0), np.arange(30.0, 75, 5)
-    w = random.normal(70, 10, 20)
-    onset = 50 + 0.3 * (w - 70) + random.normal(0, 2, 20)
-    y = 1 / (1 + np.exp((days - onset[:, None]) / 3)) + 0.02 * random.standard_normal((20, 9))
-    frame = pd.DataFrame({"plant": np.repeat(range(20), 9), "day": np.tile(days, 20), "y": y.ravel()})
-    data = read(frame.assign(w=np.repeat(w, 9)), covariates=["w"])
-    far, near = (
-        nf.Model(CURVE, fixed=("A", "s"), covariates={"tau": term}).fit(data, seed=1, progress=False)
-        for term in ("w", "w - 70")
-    )
-    assert "individuals with w = 0, which lies between" in far.summary().numbers["warning"]
-    assert "warning" not in near.summary().numbers
+@pytest.mark.parametrize("name", ["phi", "time", "self", "n"])
+def test_a_fixed_parameter_may_be_called_as_an_argument(name):
+    fit = named("A", name, fixed=(name,))
+    assert "yes" in str(fit.summary())
+    data, _ = fit.model.simulate(fit.law, [1.0, 2.0], n=7, seed=1, sigma=0.1, fixed={name: 20.0})
+    assert len(data) == 7
+    assert fit.model.curve.with_starts(**{name: 3.0})[name].start == 3.0
+    with pytest.raises(nf.ModelError, match=rf"fixed parameters: {name}; one that is called as an argument"):
+        fit.model.simulate(fit.law, [1.0, 2.0], n=7, seed=1, sigma=0.1)
+
+
+def test_columns_of_ours_stand_beside_parameters_called_so():
+    fit = named("observations", "group")
+    table, plain = nf.characterise(fit).table, fit.individuals("natural")
+    for name in fit.names:
+        assert table[name].to_numpy() == pytest.approx(plain[f"{name}_mean"].to_numpy(), rel=0.05)
+    assert (table["number of observations"] == 12).all()
+    assert (table["most probable group"] == 1).all()
+
+    fit = named("share", "lower")
+    shares, groups = fit.bootstrap(replicates=10).shares(), nf.characterise(fit).groups
+    assert shares.columns.tolist()[:3] == ["share", "lower", "share of the group"]
+    assert shares["lower limit"].iloc[0] <= shares["share of the group"].iloc[0] == 1.0
+    assert groups["share of the group"].tolist() == [1.0]
+    assert groups["lower"].iloc[0] == pytest.approx(20, rel=0.3)
+
+    found = nf.to_arviz(named("time", "individual"), draws=10)
+    assert found.posterior["individual"].shape == found.posterior["time"].shape == (1, 10, 20)
+    assert found.observed_data["observed time"].shape == (20, 12)
+    with pytest.raises(nf.ModelError, match="arviz has a dimension 'draw'"):
+        nf.to_arviz(named("A", "draw"))
+
+
+def test_nobody_and_one_are_looked_at_in_words(fit):
+    nobody, one = fit.on(read(plants(3).assign(y=np.nan))), fit.on(read(plants(1, days=np.array([40.0]))))
+    assert nobody.summary().numbers["individuals"] == "3 (0 observations)"
+    for refused in (nf.diagnostics.vpc, nf.diagnostics.npde):
+        with pytest.raises(nf.ModelError, match="Nobody in these data has an observation"):
+            refused(nobody)
+    with pytest.raises(nf.ModelError, match="Tests of prediction errors need at least two, got 1"):
+        nf.diagnostics.npde_tests(nf.diagnostics.npde(one))
+    assert one.summary().parameters["shrinkage"].isna().all()
+    with pytest.raises(nf.ModelError, match="at least two individuals"):
+        one.shrinkage()
+
+
+def test_a_table_is_no_array_of_parameters(fit):
+    table = fit.individuals()[["tau_mean"]]
+    with pytest.raises(nf.ModelError, match=r"\(K, 1\): tau; got a DataFrame. Of a table take these"):
+        fit.predict(table, [30.0])
+    assert fit.predict(table.to_numpy(), [30.0, 40.0]).shape == (20, 2)

@@ -176,14 +176,22 @@ def test_groups_with_nothing_between_them_are_groups(apart):
     assert float(found[0].place[0] - found[1].place[0]) == pytest.approx(apart, abs=0.06 * apart)
 
 
-def test_individuals_at_the_same_point_share_their_rank():
-    random, t = np.random.default_rng(0), np.arange(30.0, 75, 5)
-    tau = np.where(np.arange(12) % 2, 45.0, 55.0)
-    y = 1 / (1 + np.exp((t - tau[:, None]) / 3)) + 0.04 * random.standard_normal((12, 9))
-    frame = pd.DataFrame({"plant": np.repeat(range(12), 9), "day": np.tile(t, 12), "y": y.ravel()})
-    data = nf.LongitudinalData.from_frame(frame, "plant", "day", "y")
+def test_equal_values_share_their_rank_whatever_the_order_of_rows():
+    random, days = np.random.default_rng(0), np.arange(30.0, 75, 5)
+    tau = np.where(np.arange(20) % 2, 45.0, 55.0)
+    y = 1 / (1 + np.exp((days - tau[:, None]) / 3)) + random.normal(0, 0.04, (20, 9))
+    frame = pd.DataFrame({"plant": np.repeat(range(20), 9), "day": np.tile(days, 20), "y": y.ravel()})
     model = nf.Model(nf.curves.logistic_senescence(), fixed=("A", "s"))
-    table = nf.characterise(model.fit(data, nf.NPAG(grid=64), seed=1, progress=False)).table
-    for _, alike in table.groupby(table["tau"].round(6)):
-        assert alike["rank of tau"].nunique() == 1
-    assert table["rank of tau"].sum() == pytest.approx(12 * 13 / 2)
+    for rows in (frame, frame[::-1]):
+        data = nf.LongitudinalData.from_frame(rows, "plant", "day", "y")
+        table = nf.characterise(model.fit(data, nf.NPAG(), seed=1, progress=False)).table.sort_index()
+        for column in ("rank of tau", "rank of tau lower", "rank of tau upper"):
+            assert (table[column][::2] == 15.5).all()  # one point, the larger
+
+
+def test_true_and_false_are_groups_and_nobody_is_told_of():
+    frame = pd.DataFrame({"plant": [1, 2, 3], "day": 1.0, "y": 1.0, "wet": [True, False, True]})
+    data = nf.LongitudinalData.from_frame(frame, "plant", "day", "y", ["wet"])
+    assert "wet has 2 levels, compared with False: True" in nf.findings.about_data(data)
+    nobody = nf.LongitudinalData.from_frame(frame.assign(y=np.nan), "plant", "day", "y")
+    assert nf.findings.about_data(nobody) == "None of the 3 individuals (plant) has an observation of y."

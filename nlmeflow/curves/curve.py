@@ -245,11 +245,11 @@ class Curve:
         names = self.names if names is None else names
         return {name: self[name].scale.natural(phi[..., k]) for k, name in enumerate(names)}
 
-    def with_transforms(self, **transforms: str | Transform) -> "Curve":
+    def with_transforms(self, /, **transforms: str | Transform) -> "Curve":
         """Return the same curve with other scales: `curve.with_transforms(Asym="log")`."""
         return self._with("transform", transforms)
 
-    def with_starts(self, **starts: float) -> "Curve":
+    def with_starts(self, /, **starts: float) -> "Curve":
         """Return the same curve with first values on the natural scale."""
         return self._with("start", starts)
 

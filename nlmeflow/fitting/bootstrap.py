@@ -9,7 +9,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from nlmeflow.errors import ModelError, whole
+from nlmeflow.arguments import column
+from nlmeflow.errors import EstimationError, ModelError, whole
 from nlmeflow.estimation.bootstrap import estimated_again
 from nlmeflow.estimation.em import State
 from nlmeflow.estimation.engine import DRAWS, broad_reference, posterior_draws
@@ -49,12 +50,18 @@ class Bootstrap:
         Raises
         ------
         ModelError : fewer than 10 replicates, or a law made of points.
-        EstimationError : the likelihood has no peak in the fixed effects and the residual parameters.
+        EstimationError : the likelihood has no peak in the fixed effects and the residual parameters; the law
+            is a mean over a posterior distribution.
 
         """
         fit, replicates = fit.estimated, whole("replicates", replicates, LEAST)
         if not fit.law.has_density:
             raise ModelError("A law made of points has no density to weigh posterior draws with.")
+        if not fit.specification.maximised:
+            raise EstimationError(
+                f"A {fit.law.title} is a mean over a posterior distribution, not a maximum that could be "
+                "found again with other weights of the individuals. nf.Mixture() has standard errors."
+            )
         with estimating(), show_progress(fit.specification, progress) as report:
             problem, state = fit.problem(), fit.state
             reference = broad_reference(fit.law, fit.gaussian)
@@ -80,7 +87,8 @@ class Bootstrap:
     def quantiles(self, levels: Sequence[float] = LEVELS) -> pd.DataFrame:
         """Return quantiles of each parameter in the population on its natural scale, with limits.
 
-        One row for each parameter and level: value, standard error, lower, upper.
+        One row for each parameter and level: value, standard error, lower, upper. With covariates the
+        population is that of `Fit.population`, where their effects add nothing.
 
         Raises
         ------
@@ -103,7 +111,8 @@ class Bootstrap:
         """Return the groups, one around each mode of the fit's density, and the share of individuals in each.
 
         A group is where the density rises towards its mode; its places are those of the fit, on the natural
-        scale, and the shares are masses of the laws in it: share, standard error, lower, upper.
+        scale, and the shares are masses of the laws in it: share, standard error, lower, upper. Where a
+        parameter is called so, ours are "share of the group", "lower limit", "upper limit".
 
         Raises
         ------
@@ -114,7 +123,9 @@ class Bootstrap:
         with estimating():
             groups = basins(self.fit.law)
             where = located(self.fit, groups)
-        return where.join(self._table(groups.shares, where.index).rename(columns={"value": "share"}))
+        names = share_columns(self.fit.names)
+        table = self._table(groups.shares, where.index).rename(columns={"value": "share"})
+        return where.join(table.rename(columns=names))
 
     def number_of_groups(self) -> pd.Series:
         """Return in which share of the replicates the density has one mode, two, ...: indexed by the number.
@@ -152,12 +163,10 @@ class Bootstrap:
         return [law.sample(SAMPLE, 0) for law in self.laws]
 
 
-def check_columns(names: Sequence[str], own: Sequence[str]) -> None:
-    """Raise ModelError where a parameter is called as one of a table's own columns."""
-    if taken := [name for name in names if name in own]:
-        raise ModelError(
-            f"The table has a column '{taken[0]}' of its own; give the curve's parameter another name."
-        )
+def share_columns(names: Sequence[str]) -> dict[str, str]:
+    """Return what share, lower and upper of a group are called beside parameters of these names."""
+    longer = {"share": "share of the group", "lower": "lower limit", "upper": "upper limit"}
+    return {ours: column(ours, long, names) for ours, long in longer.items()}
 
 
 def located(fit: Fitted, groups: Basins) -> pd.DataFrame:

@@ -42,7 +42,7 @@ class Conditional:
     centre: Tensor
     scale: Tensor
 
-    def law(self, **values: Any) -> StackedLaw:
+    def law(self, /, **values: Any) -> StackedLaw:
         """Return the law of individuals with these values of the covariates, such as treatment="high".
 
         Raises

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import suppress
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -25,8 +26,7 @@ def doubts(fit: Fitted) -> list[str]:
     Estimates are doubted for the data from which they were made, the log-likelihood for those looked at.
     """
     made = fit.estimated
-    found = (*_few(made), *_moments(made), *_jumps(made), *_alike(made), *_elsewhere(made))
-    return [*_uncertain(fit), *found]
+    return [*_uncertain(fit), *_few(made), *_moments(made), *_jumps(made), *_elsewhere(made)]
 
 
 def _uncertain(fit: Fitted) -> Iterator[str]:
@@ -55,6 +55,44 @@ def _moments(fit: Fitted) -> Iterator[str]:
             "are estimated: only the shape of the curve tells them apart; fix some, or give the residual "
             "parameters"
         )
+
+
+def _elsewhere(fit: Fitted) -> Iterator[str]:
+    """Effects that add nothing only where no individual is: the population law is the law there."""
+    seen, where = fit.data.observed.covariates, {}
+    written: dict[str, list[str]] = {}
+    moved = set()
+    for effect in fit.effects:
+        if effect.parameter not in fit.names:
+            continue
+        terms = written.setdefault(effect.parameter, [])
+        if effect.level is not None:
+            terms += [] if effect.variable in terms else [effect.variable]
+            continue
+        values = seen[effect.variable]
+        low, high, centre = float(values.min()), float(values.max()), _round(values)
+        if low <= effect.zero <= high:
+            terms.append(effect.name.removeprefix(f"{effect.parameter}: "))
+            continue
+        moved.add(effect.parameter)
+        terms.append(effect.centred(centre) if centre > 0 else "")
+        known = f"{effect.variable} lies between {low:.4g} and {high:.4g}"
+        where[f"{effect.variable} = {effect.zero:g}"] = known
+    if where:
+        parts = [f"'{name}': '{' + '.join(terms)}'" for name, terms in written.items() if name in moved]
+        plain = all(all(terms) for terms in written.values())
+        how = f"write nf.Model(..., covariates={{{', '.join(parts)}}})" if plain else "subtract its mean"
+        yield (
+            f"the population law is that of individuals with {' and '.join(where)}, while "
+            f"{' and '.join(where.values())}; {how} to have it where the data are"
+        )
+
+
+def _round(values: pd.Series) -> float:
+    """Return the median of two digits, or of as many as are needed to lie among the values."""
+    centre = float(values.median())
+    rounded = (float(f"{centre:.{digits}g}") for digits in range(2, 17))
+    return next((one for one in rounded if values.min() <= one <= values.max()), centre)
 
 
 def n_moments(data: LongitudinalData) -> int:

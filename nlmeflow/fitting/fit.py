@@ -75,8 +75,8 @@ class Fit(Fitted):
                 return replace(self, data=data, origin=self.estimated)
             random, size = generator(derive(self.seed, Stream.NEW_INDIVIDUALS)), min(self.particles, 256)
             proposal = locate(problem, self.state, size, random)
-            new = replace(self, data=data, origin=self.estimated)
-            return replace(new, centre=proposal.centre, factor=proposal.factor)
+            looking = replace(self, data=data, origin=self.estimated)
+            return replace(looking, centre=proposal.centre, factor=proposal.factor)
 
     def individuals(self, scale: Literal["phi", "natural"] = "phi") -> pd.DataFrame:
         """Return one row per individual: conditional mean, mode and sd of each parameter.
@@ -104,7 +104,13 @@ class Fit(Fitted):
         return tables.groups(self, scale)
 
     def shrinkage(self) -> dict[str, float]:
-        """Return 1 - var(conditional means) / var(population) of each parameter, both with divisor N."""
+        """Return 1 - var(conditional means) / var(population) of each parameter, both with divisor N.
+
+        Raises
+        ------
+        ModelError : fewer than two individuals, or groups, with an observation: their means do not vary.
+
+        """
         return tables.shrinkage(self)
 
     def unseen(self) -> tuple[str, ...]:
@@ -152,7 +158,7 @@ class Fit(Fitted):
         Raises
         ------
         ModelError : the law is made of points. EstimationError : the information is not positive, so that
-            the likelihood has no peak there.
+            the likelihood has no peak there; or the law is a Dirichlet-process mixture.
 
         """
         return tables.standard_errors(self)
@@ -168,7 +174,7 @@ class Fit(Fitted):
         Raises
         ------
         ModelError : fewer than 10 replicates, or a law made of points. EstimationError : the likelihood has
-            no peak in the fixed effects and the residual parameters.
+            no peak in the fixed effects and the residual parameters; a Dirichlet-process mixture.
 
         """
         return Bootstrap.of(self, replicates, seed, progress)
@@ -228,7 +234,7 @@ class Fit(Fitted):
 
         Raises
         ------
-        ModelError : as `bootstrap`, and a level that is not between 0 and 1.
+        ModelError, EstimationError : as `bootstrap`, and a level that is not between 0 and 1.
 
         """
         return self.bootstrap(replicates, seed, progress).bands(level)
@@ -260,6 +266,9 @@ class Fit(Fitted):
     def population(self, n: int = 1000, seed: int = 0) -> pd.DataFrame:
         """Draw n individuals, each of a new group when there are groups, on the natural scale.
 
+        Of a model with covariates they are those of individuals at whom the effects add nothing: a covariate
+        of zero, or of its reference in a term such as 'age - 40', and the first level of a category.
+
         Raises
         ------
         ModelError : n or seed out of range.
@@ -275,10 +284,13 @@ class Fit(Fitted):
             natural = self.model.curve.natural(phi, self.names)
         return pd.DataFrame({name: value.numpy() for name, value in natural.items()})
 
-    def predict(self, phi: Tensor, times: Sequence[float] | np.ndarray) -> Tensor:
+    def predict(
+        self, phi: Tensor | np.ndarray | Sequence[Sequence[float]], times: Sequence[float] | np.ndarray
+    ) -> Tensor:
         """Return the curve at `times` for individual parameters (K, d): (K, number of times).
 
-        For curves without covariates, and fixed parameters that no covariate moves.
+        phi : a tensor or an array, on the unconstrained scale, columns in the order of `names`; not a table,
+            in which they could be others. For curves without covariates.
 
         Raises
         ------
@@ -288,12 +300,16 @@ class Fit(Fitted):
         """
         if inputs := self.model.curve.inputs:
             raise ModelError(f"The curve takes {', '.join(inputs)}, which differ between individuals.")
-        if moved := {effect.parameter for effect in self.effects} & set(self.fixed):
+        size = len(self.names)
+        try:
+            if not isinstance(phi, Tensor):
+                phi = torch.from_numpy(np.array(taken("phi", phi, np.ndarray | Sequence), dtype=np.float64))
+            phi = phi.to(torch.float64)
+        except (TypeError, ValueError, RuntimeError):
             raise ModelError(
-                f"Covariates move '{min(moved)}', which differs between individuals and is not in phi; "
-                "nf.diagnostics.predictions(fit) has each individual's curve."
-            )
-        phi, size = torch.as_tensor(phi, dtype=torch.float64), len(self.names)
+                f"phi is a tensor or an array of numbers, (K, {size}): {', '.join(self.names)}; got "
+                f"a {type(phi).__name__}. Of a table take these columns, frame[...].to_numpy()."
+            ) from None
         if phi.dim() != 2 or phi.shape[1] != size:
             raise ModelError(f"phi is (K, {size}): {', '.join(self.names)}; got {tuple(phi.shape)}.")
         t = torch.as_tensor(np.asarray(taken("times", times, Sequence[float])), dtype=phi.dtype)

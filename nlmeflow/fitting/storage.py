@@ -85,7 +85,8 @@ def _read_fit(header: dict[str, Any], tensors: Tensors, model: Model) -> Fit:
 
 
 def _read_model(header: dict[str, Any], curve: Curve | None) -> Model:
-    recipe, parameters = header["curve"], header["parameters"]
+    recipe = header["curve"]
+    parameters = [[name, getattr(named(scale), "name", scale)] for name, scale in header["parameters"]]
     if curve is None:
         if recipe is None:
             raise ModelError("This fit has a curve of its own: give it again, load(path, curve=...).")

@@ -90,14 +90,14 @@ class Structure:
         n: int,
         seed: int,
         sigma: float | Sequence[float],
-        values: Mapping[str, float] | None = None,
-        **fixed: float,
+        fixed: Mapping[str, float] | None = None,
+        **values: float,
     ) -> tuple[LongitudinalData, Tensor]:
         """Draw n individuals from a law, and their responses; return data and phi (n, d).
 
-        sigma : residual parameters, in the order of the error model; fixed : values of the parameters without
-        variability, those that are called as an argument of this function in `values`, as values={"n": 2}.
-        For models with one level, without covariates.
+        sigma : residual parameters, in the order of the error model. Values of the parameters without
+        variability are given by name, or in `fixed`, by name too, which takes those that are called as an
+        argument is: fixed={"n": 2.0}. For models with one level, without covariates.
 
         Raises
         ------
@@ -107,13 +107,13 @@ class Structure:
         """
         if self.curve.inputs or self.covariates or self.within:
             raise ModelError("simulate() takes models with one level, without doses and covariates.")
-        fixed = {**(values or {}), **fixed}
-        if set(fixed) != set(self.fixed):
+        values = dict(fixed or {}) | values
+        if set(values) != set(self.fixed):
             raise ModelError(
-                f"Give values of the fixed parameters: {', '.join(self.fixed) or 'none'}; those called as an "
-                "argument of simulate in values={...}."
+                f"Give values of the fixed parameters: {', '.join(self.fixed) or 'none'}; one "
+                "that is called as an argument of simulate in fixed={'name': value}."
             )
-        for name, value in fixed.items():
+        for name, value in values.items():
             self.curve[name].scale.check(name, value)
         if law.dim != len(self.random):
             raise ModelError(f"The law has dimension {law.dim}; {', '.join(self.random)} vary in the model.")
@@ -126,7 +126,7 @@ class Structure:
         phi = law.sample(n, derive(seed, Stream.SIMULATED_LAW))
         each = taken("times", np.asarray(times), Sequence[float])
         time = torch.as_tensor(each, dtype=phi.dtype).expand(n, -1)
-        mean = self.mean_response(phi, time, **fixed)
+        mean = self.mean_response(phi, time, **values)
         scale = torch.tensor(scales, dtype=phi.dtype)
         response = self.residual.sample(mean, scale, generator(derive(seed, Stream.SIMULATED_NOISE)))
         return LongitudinalData.regular(time, response), phi

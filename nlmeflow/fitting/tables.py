@@ -104,6 +104,8 @@ def criteria(fit: Fitted) -> pd.Series:
 
 def shrinkage(fit: Fitted) -> dict[str, float]:
     """Return the values of `Fit.shrinkage`."""
+    if int(fit.seen.sum()) < 2:
+        raise ModelError("Shrinkage is that of the means of at least two individuals, or groups, with data.")
     means, _ = moments(*fit.latent)
     shrunk = 1 - means[fit.seen].var(0, correction=0) / fit.gaussian.sd.square()
     return dict(zip(fit.names, shrunk.tolist(), strict=True))
@@ -133,7 +135,7 @@ class Summary:
     def of(cls, fit: Fitted) -> "Summary":
         """Collect what a statistician asks first."""
         curve, gaussian = fit.model.curve, fit.gaussian
-        shrunk = shrinkage(fit)
+        shrunk = shrinkage(fit) if int(fit.seen.sum()) > 1 else dict.fromkeys(fit.names, np.nan)
         errors, said = _errors(fit)
         rows = []
         for k, name in enumerate(fit.names):

@@ -52,7 +52,7 @@ class DirichletProcess(Specification):
     m and S the mean and covariance of the Gaussian fit, so that a component is expected to be half as wide as
     the population. phi_i is one of the individual's posterior draws, taken anew in each sweep with weights
     p(phi_im) / R(phi_im), R the law under which they were drawn. The law is the mean of the density over the
-    sweeps kept.
+    sweeps kept. A posterior mean is no maximum, so that there are no bootstrap, bands and standard errors.
 
     components : at most, K; the last takes the rest of the stick. sweeps : of the sampler, of which the first
         third is left out. kept : of the others, evenly spaced.
@@ -64,6 +64,7 @@ class DirichletProcess(Specification):
     """
 
     name: ClassVar[str] = "dirichlet process"
+    maximised: ClassVar[bool] = False
     components: int = 15
     sweeps: int = 450
     kept: int = 30

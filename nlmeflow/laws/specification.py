@@ -32,6 +32,8 @@ class Specification(Saved, ABC):
     by_em : a Gaussian law, which EM on particles of the data estimates from end to end.
     bounded : the likelihood has a maximum also where nobody has more observations than parameters.
     of_points : the law is made of points, and sigma and beta move in turn with them.
+    maximised : the law is a maximum of the likelihood, with a prior or without, that the bootstrap finds
+        again; not a mean over a posterior distribution.
     n_laws : how many laws it averages, each of which has a share of the prior in `compare`.
     """
 
@@ -40,6 +42,7 @@ class Specification(Saved, ABC):
     by_em: ClassVar[bool] = False
     bounded: ClassVar[bool] = False
     of_points: ClassVar[bool] = False
+    maximised: ClassVar[bool] = True
 
     @property
     def n_laws(self) -> int:

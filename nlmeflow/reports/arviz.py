@@ -5,9 +5,8 @@ from typing import Any
 import arviz
 import numpy as np
 
-from nlmeflow.arguments import checked
-from nlmeflow.errors import whole
-from nlmeflow.fitting.bootstrap import check_columns
+from nlmeflow.arguments import checked, column
+from nlmeflow.errors import ModelError, whole
 from nlmeflow.fitting.fit import Fit
 from nlmeflow.laws.draws import resample, shuffled
 from nlmeflow.seeds import Stream, derive, generator
@@ -19,13 +18,17 @@ def to_arviz(fit: Fit, draws: int = 500, seed: int = 0) -> Any:
 
     posterior: each parameter on its natural scale, dimensions chain (1), draw, individual; sample_stats:
     nothing; observed_data: time and response by individual and observation; the attributes say the law, the
-    residual and the fixed parameters.
+    residual and the fixed parameters. What is ours has a longer name where a parameter is called so:
+    "observed time", "observed response", "name of the individual", "population law", "residual sigma".
 
     Raises
     ------
-    ModelError : draws is not a whole number from 1.
+    ModelError : draws is not a whole number from 1; a parameter is called chain or draw, as arviz calls the
+        dimensions of draws.
 
     """
+    if taken := {"chain", "draw"} & set(fit.names):
+        raise ModelError(f"arviz has a dimension '{taken.pop()}'; give this parameter another name.")
     draws = whole("draws", draws, 1)
     check_columns(fit.names, ("time", "response", "individual", "observation"))
     phi, weights = fit.conditional
@@ -34,16 +37,29 @@ def to_arviz(fit: Fit, draws: int = 500, seed: int = 0) -> Any:
     natural = fit.model.curve.natural(drawn, fit.names)
     posterior = {name: value.mT.numpy()[None] for name, value in natural.items()}
     mask = fit.data.mask.numpy()
+    when, what, who, number = (
+        column(ours, longer, fit.names)
+        for ours, longer in (
+            ("time", "observed time"),
+            ("response", "observed response"),
+            ("individual", "name of the individual"),
+            ("observation", "number of the observation"),
+        )
+    )
     observed = {
-        "time": np.where(mask, fit.data.time.numpy(), np.nan),
-        "response": np.where(mask, fit.data.response.numpy(), np.nan),
+        when: np.where(mask, fit.data.time.numpy(), np.nan),
+        what: np.where(mask, fit.data.response.numpy(), np.nan),
     }
-    dims: dict[str, Any] = {name: ["individual"] for name in posterior}
-    dims |= {name: ["individual", "observation"] for name in observed}
+    dims: dict[str, Any] = {name: [who] for name in posterior}
+    dims |= {name: [who, number] for name in observed}
     return arviz.from_dict(
         posterior=posterior,
         observed_data=observed,
-        coords={"individual": list(map(str, fit.data.labels))},
+        coords={who: list(map(str, fit.data.labels))},
         dims=dims,
-        attrs={"law": type(fit.law).__name__, **fit.residual, **fit.fixed},
+        attrs={
+            column("law", "population law", fit.fixed): type(fit.law).__name__,
+            **{column(name, f"residual {name}", fit.fixed): value for name, value in fit.residual.items()},
+            **fit.fixed,
+        },
     )

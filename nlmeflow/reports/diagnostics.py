@@ -85,6 +85,12 @@ def _as_recorded(data: LongitudinalData, drawn: np.ndarray) -> np.ndarray:
     return drawn if lowest is None and highest is None else np.clip(drawn, lowest, highest)
 
 
+def _check_seen(data: LongitudinalData) -> None:
+    """Raise ModelError where there is nothing to compare simulated responses with."""
+    if data.n_observations == 0:
+        raise ModelError("Nobody in these data has an observation; there is nothing to check the fit with.")
+
+
 @checked
 def vpc(
     fit: Fit,
@@ -103,13 +109,14 @@ def vpc(
 
     Raises
     ------
-    ModelError : quantiles or level not between 0 and 1, bins not a whole number from 1; data censored at
-        different limits; as in `simulate`.
+    ModelError : quantiles or level not between 0 and 1, bins not a whole number from 1; nobody has an
+        observation; data censored at different limits; as in `simulate`.
 
     """
     if not len(quantiles) or not all(0 < q < 1 for q in quantiles):
         raise ModelError(f"quantiles lie between 0 and 1, got {tuple(quantiles)}.")
     number("level", level, 0, 1)
+    _check_seen(fit.data)
     mask = fit.data.mask.numpy()
     time, observed = fit.data.time.numpy()[mask], fit.data.response.numpy()[mask]
     simulated = _as_recorded(fit.data, simulate(fit, replicates, seed).numpy()[:, mask])
@@ -159,9 +166,11 @@ def npde(fit: Fit, replicates: int = 1000, seed: int = 0) -> pd.DataFrame:
 
     Raises
     ------
-    ModelError : the data are censored, or replicates is not a whole number from 100; as in `simulate`.
+    ModelError : nobody has an observation; the data are censored; replicates is not a whole number from 100;
+        as in `simulate`.
 
     """
+    _check_seen(fit.data)
     if fit.data.bounds is not None:
         raise ModelError("There are no prediction errors of censored data; diagnostics.vpc takes them.")
     replicates = max(whole("replicates", replicates, 100), 8 * int(fit.data.counts.max()))
@@ -195,9 +204,17 @@ def npde(fit: Fit, replicates: int = 1000, seed: int = 0) -> pd.DataFrame:
 
 @checked
 def npde_tests(errors: pd.DataFrame) -> pd.Series:
-    """Return p-values of `npde`: mean zero (t), variance one (chi-squared), normal (Kolmogorov)."""
+    """Return p-values of `npde`: mean zero (t), variance one (chi-squared), normal (Kolmogorov).
+
+    Raises
+    ------
+    ModelError : fewer than two errors.
+
+    """
     check_columns(errors, ["npde"])
     values = errors["npde"].to_numpy()
+    if len(values) < 2:
+        raise ModelError(f"Tests of prediction errors need at least two, got {len(values)}.")
     chi = (len(values) - 1) * values.var(ddof=1)
     share = stats.chi2.cdf(chi, len(values) - 1)
     return pd.Series(

@@ -5,7 +5,7 @@ import pandas as pd
 from nlmeflow.arguments import checked
 from nlmeflow.data import LongitudinalData
 from nlmeflow.errors import ModelError
-from nlmeflow.fitting.bootstrap import Bootstrap
+from nlmeflow.fitting.bootstrap import Bootstrap, share_columns
 from nlmeflow.fitting.fit import Fit
 from nlmeflow.reports.varieties import Characterisation
 
@@ -19,6 +19,8 @@ def about_data(data: LongitudinalData) -> str:
     """Return how many were observed, how often and when, what is missing or censored, and the covariates."""
     who, when, what = data.names
     counts = data.counts[data.counts > 0].double()
+    if not len(counts):
+        return f"None of the {len(data):,} individuals ({who}) has an observation of {what}."
     times = data.time[data.mask]
     each = f"{float(counts.median()):g}"
     if float(counts.min()) != float(counts.max()):
@@ -42,7 +44,7 @@ def about_data(data: LongitudinalData) -> str:
 
 def _about_covariate(name: str, values: pd.Series) -> str:
     """Return how a covariate enters: by its number, or by its levels."""
-    if not pd.api.types.is_numeric_dtype(values):
+    if not pd.api.types.is_numeric_dtype(values) or pd.api.types.is_bool_dtype(values):
         first, *others = sorted(values.astype(str).unique())
         compared = f"compared with {first}: {', '.join(others)}" if others else first
         return f"The covariate {name} has {len(others) + 1} levels, {compared}."
@@ -75,10 +77,11 @@ def about_groups(fit: Fit, bootstrap: Bootstrap) -> str:
             f"The population law has one group. In {several} of {replicates} replicates of the bootstrap "
             f"there are several: {words}."
         )
+    share, low, high = share_columns(fit.names).values()
     places = "; ".join(
         f"group {label} around {', '.join(f'{name} = {row[name]:.3g}' for name in fit.names)}, "
-        f"{100 * row['share']:.0f} % of the population (95 % limits {100 * max(row['lower'], 0):.0f} to "
-        f"{100 * min(row['upper'], 1):.0f})"
+        f"{100 * row[share]:.0f} % of the population (95 % limits {100 * max(row[low], 0):.0f} to "
+        f"{100 * min(row[high], 1):.0f})"
         for label, row in found.iterrows()
     )
     sure = "their number is well supported" if same >= MOSTLY * replicates else "their number is not sure"

@@ -13,10 +13,10 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor
 
-from nlmeflow.arguments import checked
+from nlmeflow.arguments import checked, column
 from nlmeflow.data import LongitudinalData
 from nlmeflow.errors import ModelError, number
-from nlmeflow.fitting.bootstrap import SAMPLE, check_columns, located
+from nlmeflow.fitting.bootstrap import SAMPLE, located, share_columns
 from nlmeflow.fitting.check import unit_of
 from nlmeflow.fitting.fit import Fit
 from nlmeflow.laws.draws import resample, shuffled
@@ -33,9 +33,13 @@ class Characterisation:
     """Statements about varieties.
 
     table : one row per variety. For each parameter its conditional median on the natural scale and the limits
-        of 90 %; the rank of the parameter named, 1 the smallest, with limits of 90 %; the probability of each
-        group and the most probable one; with a threshold, the probability that the parameter is below it.
-    groups : place of each group's mode on the natural scale, and the share of the population in it.
+        of 90 %; the rank of the parameter named, 1 the smallest, with limits of 90 % (equal values, under a
+        law made of points, share their mean rank); the probability of each group and the most probable one;
+        with a threshold, the probability that the parameter is below it.
+        The columns "observations" and "group" are "number of observations" and "most probable group" where
+        a parameter is called so.
+    groups : place of each group's mode on the natural scale, and the share of the population in it ("share of
+        the group" where a parameter is called share).
     parameter : the parameter that is ranked. threshold : of it, or None.
     """
 
@@ -55,8 +59,10 @@ def characterise(
         that of time (the identity), else the first. threshold : of interest, in the parameter's unit.
 
     Covariates are taken into account: parameters are those of the variety under its own covariates, groups
-    those of the population law, which is without their effects. There are no groups where the law has no
-    density, or more than three parameters vary; the table then has no such columns.
+    those of the population law, which is that of individuals at whom the effects add nothing: a covariate of
+    zero, or of its reference in a term such as 'age - 40', and the first level of a category. There are
+    no groups where the law has no density, or more than three parameters vary; the table then has no such
+    columns.
 
     Raises
     ------
@@ -79,7 +85,9 @@ def characterise(
         natural = fit.model.curve.natural(eta + shift, names)
     labels = list(fit.problem().labels)
     table = pd.DataFrame(index=pd.Index(labels, name=unit_of(fit)))
-    table["observations"] = _observations(fit.data, labels, bool(fit.model.within))
+    table[column("observations", "number of observations", names)] = _observations(
+        fit.data, labels, bool(fit.model.within)
+    )
     for name in names:
         low, middle, high = np.quantile(natural[name].numpy(), [LIMITS[0], 0.5, LIMITS[1]], axis=1)
         table[name], table[f"{name} lower"], table[f"{name} upper"] = middle, low, high
@@ -91,7 +99,7 @@ def characterise(
     for k in range(probabilities.shape[1]):
         table[f"P(group {k + 1})"] = probabilities[:, k].numpy()
     if probabilities.shape[1]:
-        table["group"] = probabilities.argmax(1).numpy() + 1
+        table[column("group", "most probable group", names)] = probabilities.argmax(1).numpy() + 1
     return Characterisation(table, groups, parameter, threshold)
 
 
@@ -115,8 +123,11 @@ def _observations(data: LongitudinalData, labels: list[object], grouped: bool) -
 
 
 def _ranks(values: Tensor, parameter: str, index: pd.Index) -> pd.DataFrame:
-    """Return the median and limits of each variety's rank among draws of all, 1 the smallest."""
-    ranks = rankdata(values.numpy(), axis=0)  # individuals at one point share their rank
+    """Return the median and limits of each variety's rank among draws of all, 1 the smallest.
+
+    Equal values, under a law made of points, share the mean of their ranks.
+    """
+    ranks = rankdata(values.numpy(), axis=0)
     low, middle, high = np.quantile(ranks, [LIMITS[0], 0.5, LIMITS[1]], axis=1)
     name = f"rank of {parameter}"
     return pd.DataFrame({name: middle, f"{name} lower": low, f"{name} upper": high}, index)
@@ -131,4 +142,6 @@ def _groups(fit: Fit, eta: Tensor) -> tuple[Tensor, pd.DataFrame]:
         label = found.of(eta.flatten(0, 1)).reshape(eta.shape[:2])
         probabilities = torch.stack([(label == k).double().mean(1) for k in range(len(found.modes))], 1)
         shares = found.shares(fit.law.sample(SAMPLE, 0))
-        return probabilities, located(fit, found).assign(share=shares.numpy())
+        return probabilities, located(fit, found).assign(
+            **{share_columns(fit.names)["share"]: shares.numpy()}
+        )

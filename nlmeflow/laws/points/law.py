@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from nlmeflow.arguments import names_of
+from nlmeflow.arguments import column, names_of
 from nlmeflow.errors import ModelError, number
 from nlmeflow.laws.gaussian import GaussianLaw
 from nlmeflow.laws.kernels import KernelLaw
@@ -79,7 +79,7 @@ class DiscreteLaw(Law):
             raise ModelError(f"The law has {self.dim} coordinates; names are {len(names)}.")
         order = self.weights.argsort(descending=True)
         columns = {name: self.support[order, k].numpy() for k, name in enumerate(names)}
-        key = "weight of the point" if "weight" in names else "weight"
+        key = column("weight", "weight of the point", names)
         return pd.DataFrame({**columns, key: self.weights[order].numpy()})
 
     def smoothed(self, bandwidth: float | None = None) -> KernelLaw:

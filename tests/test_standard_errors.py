@@ -185,13 +185,3 @@ def test_derivatives_under_an_average_are_held_for_few_individuals_at_a_time(mon
     assert max(seen) <= max(2_000_000 / (40 * 8), fit.drawn.phi.shape[1])
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
-
-
-def test_a_dirichlet_process_moves_its_weights_alone():
-    scenario = nf.scenarios.load("L2", "R", 30, 0)
-    fit = scenario.model.fit(scenario.data, nf.DirichletProcess(sweeps=60), seed=2, progress=False)
-    found = fit.standard_errors()["standard error"].astype(float)
-    gaussian = scenario.model.fit(scenario.data, seed=2, progress=False).standard_errors()
-    expected = float(gaussian["standard error"]["mean", "tau"])
-    assert found["mean", "tau"] == pytest.approx(expected, rel=0.35)
-    assert "Dirichlet" in str(fit.summary())

@@ -119,7 +119,6 @@ class Bootstrap:
         ModelError : more than three random parameters.
 
         """
-        check_columns(self.fit.names, ("share", "standard error", "lower", "upper"))
         with estimating():
             groups = basins(self.fit.law)
             where = located(self.fit, groups)

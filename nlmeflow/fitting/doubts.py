@@ -26,7 +26,7 @@ def doubts(fit: Fitted) -> list[str]:
     Estimates are doubted for the data from which they were made, the log-likelihood for those looked at.
     """
     made = fit.estimated
-    return [*_uncertain(fit), *_few(made), *_moments(made), *_jumps(made), *_elsewhere(made)]
+    return [*_uncertain(fit), *_few(made), *_moments(made), *_jumps(made), *_alike(made), *_elsewhere(made)]
 
 
 def _uncertain(fit: Fitted) -> Iterator[str]:
@@ -133,22 +133,6 @@ def _steepest(curve: Tensor) -> tuple[Tensor, Tensor]:
     """Return the largest change within a step of curves at points (N, n), and their ranges: (N,), (N,)."""
     change = (curve[:, STEP:] - curve[:, :-STEP]).abs()
     return change.amax(1), curve.amax(1) - curve.amin(1)
-
-
-def _elsewhere(fit: Fitted) -> Iterator[str]:
-    """The law is that of individuals whose covariates are zero, and nobody is near."""
-    for effect in fit.effects:
-        if effect.parameter not in fit.names or effect.level is not None or effect.log:
-            continue
-        x = effect.values(fit.data.covariates)
-        seen = fit.data.covariates[effect.variable].astype(float)
-        zero = effect.reference if effect.sign == "-" else 0.0
-        if float(x.min()) > 0 or float(x.max()) < 0:
-            yield (
-                f"the law is that of individuals with {effect.variable} = {zero:g}, which lies between "
-                f"{seen.min():g} and {seen.max():g} here, and so are population, quantiles and groups; write "
-                f"'{effect.variable} - {seen.mean():.3g}' in covariates to have them where the data are"
-            )
 
 
 def _alike(fit: Fitted) -> Iterator[str]:

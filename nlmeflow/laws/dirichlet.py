@@ -6,8 +6,8 @@ Sampled by the blocked Gibbs sampler of Ishwaran and James, Journal of the Ameri
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -35,11 +35,6 @@ class DirichletLaw(MixtureLaw):
 
     title: ClassVar[str] = "Dirichlet-process mixture"
     counted: ClassVar[bool] = False
-
-    def update(self, phi: Tensor, weights: Tensor) -> Self:
-        """Return one EM step of the weights: the components are draws from a posterior, and stay."""
-        mass = (self.log_joint(phi).softmax(0) * weights).flatten(1).sum(1)
-        return replace(self, weights=(mass / mass.sum()).clamp_min(TINY))
 
 
 @dataclass(frozen=True)

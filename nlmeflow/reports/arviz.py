@@ -30,7 +30,6 @@ def to_arviz(fit: Fit, draws: int = 500, seed: int = 0) -> Any:
     if taken := {"chain", "draw"} & set(fit.names):
         raise ModelError(f"arviz has a dimension '{taken.pop()}'; give this parameter another name.")
     draws = whole("draws", draws, 1)
-    check_columns(fit.names, ("time", "response", "individual", "observation"))
     phi, weights = fit.conditional
     drawn = resample(phi, weights, draws, generator(derive(seed, Stream.EXPORTED_DRAWS)))
     drawn = shuffled(drawn, generator(derive(seed, Stream.EXPORTED_ORDER)))

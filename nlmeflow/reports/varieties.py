@@ -78,7 +78,6 @@ def characterise(
         raise ModelError(f"No random parameter '{parameter}'; the model has {', '.join(names)}.")
     if threshold is not None:
         threshold = number("threshold", threshold)
-    check_columns(names, ("observations", "group", "share"))
     with estimating():
         eta = _drawn(fit, seed)
         shift = 0.0 if fit.model.within else fit.shift[:, None]

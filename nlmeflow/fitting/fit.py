@@ -300,6 +300,11 @@ class Fit(Fitted):
         """
         if inputs := self.model.curve.inputs:
             raise ModelError(f"The curve takes {', '.join(inputs)}, which differ between individuals.")
+        if moved := {effect.parameter for effect in self.effects} & set(self.fixed):
+            raise ModelError(
+                f"Covariates move '{min(moved)}', which differs between individuals and is not in phi; "
+                "nf.diagnostics.predictions(fit) has each individual's curve."
+            )
         size = len(self.names)
         try:
             if not isinstance(phi, Tensor):

@@ -69,7 +69,7 @@ class Problem:
         if len(wrong):
             raise ModelError(
                 f"{residual.domain}; {data.about(*wrong[0].tolist())}. Leave such rows out, or take "
-                "nf.Additive() or nf.Combined()."
+                "nf.Additive()."
             )
         if data.bounds is not None and not residual.takes_bounds:
             raise ModelError(

@@ -52,9 +52,10 @@ class GaussianStart:
 class Linear:
     """The standardised linear model at given phi: residuals (N, n), slopes (N, n, d + p + q).
 
-    log_likelihood (N,) is that of the model itself, at phi.
+    prediction (N, n) is the curve there; log_likelihood (N,) is that of the model itself, at phi.
     """
 
+    prediction: Tensor
     residual: Tensor
     slope: Tensor
     log_likelihood: Tensor
@@ -65,7 +66,7 @@ def linearise(problem: Problem, phi: Tensor, beta: Tensor, sigma: Tensor) -> Lin
     prediction, slopes = problem.jacobian(phi, beta)
     residual, slope = problem.standardised(prediction, slopes, sigma)
     summary = problem.residual.summary(problem.data.response, prediction, problem.data.mask, problem.bounds())
-    return Linear(residual, slope, problem.residual.log_likelihood(summary, sigma))
+    return Linear(prediction, residual, slope, problem.residual.log_likelihood(summary, sigma))
 
 
 def _objective(problem: Problem, phi: Tensor, law: GaussianLaw, beta: Tensor, sigma: Tensor) -> Tensor:
@@ -280,7 +281,7 @@ def _update(
     left_over = shift - (slope @ centre[..., None]).squeeze(-1)
     squares = left_over.square().sum() + (slope @ posterior * slope).sum()
     if (bounds := problem.bounds()) is not None:  # as EM of a normal sample in classes has it
-        open_ = problem.residual.left_open(problem.predict(phi, beta), sigma, bounds)
+        open_ = problem.residual.left_open(linear.prediction, sigma, bounds)
         squares = squares + torch.where(problem.data.mask, open_, 0.0).sum()
     ratio = (squares / problem.data.n_observations).sqrt()
     return new_law, new_beta, sigma * ratio.clamp(0.2, 5.0)

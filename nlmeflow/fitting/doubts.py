@@ -137,7 +137,8 @@ def _steepest(curve: Tensor) -> tuple[Tensor, Tensor]:
 
 def _alike(fit: Fitted) -> Iterator[str]:
     """Two parameters that do the same to the curve, as intercept and slope do where time zero is far away."""
-    people = fit.problem().individuals.subset(torch.arange(min(LOOKED_AT, len(fit.problem().individuals))))
+    people = fit.problem().individuals
+    people = people.subset(torch.arange(len(people))[:LOOKED_AT])
     phi = GaussianLaw.like(fit.law).mean.expand(len(people), -1)
     slopes = people.jacobian(phi, fit.beta)[1][..., : people.dim]
     slopes = torch.where(people.data.mask[..., None], slopes, 0.0)

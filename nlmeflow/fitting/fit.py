@@ -75,8 +75,8 @@ class Fit(Fitted):
                 return replace(self, data=data, origin=self.estimated)
             random, size = generator(derive(self.seed, Stream.NEW_INDIVIDUALS)), min(self.particles, 256)
             proposal = locate(problem, self.state, size, random)
-            looking = replace(self, data=data, origin=self.estimated)
-            return replace(looking, centre=proposal.centre, factor=proposal.factor)
+            centre, factor = proposal.centre, proposal.factor
+            return replace(self, data=data, origin=self.estimated, centre=centre, factor=factor)
 
     def individuals(self, scale: Literal["phi", "natural"] = "phi") -> pd.DataFrame:
         """Return one row per individual: conditional mean, mode and sd of each parameter.
@@ -290,12 +290,13 @@ class Fit(Fitted):
         """Return the curve at `times` for individual parameters (K, d): (K, number of times).
 
         phi : a tensor or an array, on the unconstrained scale, columns in the order of `names`; not a table,
-            in which they could be others. For curves without covariates.
+            in which they could be others. For curves without covariates, and fixed parameters that no
+            covariate moves.
 
         Raises
         ------
-        ModelError : the curve takes covariates; phi of other parameters than the law's; times that are no
-            numbers.
+        ModelError : the curve takes covariates, or they move a fixed parameter; phi of other parameters than
+            the law's; times that are no numbers.
 
         """
         if inputs := self.model.curve.inputs:

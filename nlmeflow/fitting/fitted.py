@@ -259,16 +259,18 @@ def check_finite(model: Structure, state: State, farthest: float) -> None:
 def check_residual(problem: Problem, state: State, least: float) -> None:
     """Raise EstimationError when the residual error is under a share of that without a curve."""
     people, sigma = problem.individuals, problem.own_sigma(state.sigma)
-    zeros = torch.nonzero((people.data.response == 0) & people.data.mask)
-    additive = float(sigma[0] / people.without_curve[0])
-    if len(zeros) and len(sigma) > 1 and not people.residual.given and additive < NOTHING:
+    if people.residual.given:
+        return
+    vanished = sigma < NOTHING * people.without_curve
+    zeros = torch.nonzero(people.residual.unbounded(people.data.response, vanished) & people.data.mask)
+    if len(zeros):
         example, name = people.data.about(*zeros[0].tolist()), people.residual.names[0]
         raise EstimationError(
             f"{len(zeros)} responses are exactly zero, for example {example}: the likelihood rises "
             f"without end as '{name}' (last {float(sigma[0]):.2g}) and the predictions near them vanish. "
             "Mark responses below a limit as censored, leave them out, give a and b, or take nf.Additive()."
         )
-    if not people.residual.given and bool((sigma < least * people.without_curve).all()):
+    if bool((sigma < least * people.without_curve).all()):
         last = ", ".join(f"{value:.2g}" for value in sigma.tolist())
         raise EstimationError(
             f"The residual error shrinks without end (last {last}): curves pass through all "

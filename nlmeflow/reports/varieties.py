@@ -66,8 +66,7 @@ def characterise(
 
     Raises
     ------
-    ModelError : no random parameter of this name, or one called as a column of the table; a threshold that
-        is no number.
+    ModelError : no random parameter of this name; a threshold that is no number.
 
     """
     names = fit.names

@@ -57,6 +57,10 @@ class Combined(Residual):
         bounded = self.given or bool((zero & (response != 0)).any())
         return torch.zeros_like(zero) if bounded else zero
 
+    def unbounded(self, response: Tensor, vanished: Tensor) -> Tensor:
+        """Return zeros when a has vanished: the likelihood rises as predictions near them do."""
+        return (response == 0) & vanished[0]
+
     def start(self, response: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:
         if self.a is not None and self.b is not None:
             return response.new_tensor([self.a, self.b])

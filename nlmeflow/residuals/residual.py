@@ -80,6 +80,13 @@ class Residual(Saved, ABC):
         """
         return torch.zeros_like(zero)
 
+    def unbounded(self, response: Tensor, vanished: Tensor) -> Tensor:
+        """Return responses near which the likelihood rises without end once a parameter has vanished.
+
+        vanished : (r,), which residual parameters are next to nothing. Here none.
+        """
+        return torch.zeros_like(response, dtype=torch.bool)
+
     @abstractmethod
     def start(self, response: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:
         """Return first residual parameters from pooled predictions, shape (r,)."""

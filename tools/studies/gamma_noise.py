@@ -19,20 +19,9 @@ from nlmeflow.laws import Law, Specification
 from nlmeflow.running import estimating
 from nlmeflow.studies.run import Row
 
-LAWS: tuple[Specification, ...] = (
-    *(nf.Gaussian(), nf.Transformed(), nf.SNP(), nf.Mixture(), nf.DirichletProcess(), nf.SmoothNPMLE()),
-    *(nf.Flow(kind="spline"), nf.Flow()),
-)
-NAMES = (
-    "gaussian",
-    "box-cox",
-    "snp",
-    "mixture",
-    "dirichlet process",
-    "smooth npmle",
-    "spline",
-    "flow",
-)
+RIVALS = (nf.Gaussian(), nf.Transformed(), nf.SNP(), nf.Mixture(), nf.DirichletProcess(), nf.SmoothNPMLE())
+LAWS: dict[str, Specification] = {law.name: law for law in RIVALS}
+LAWS |= {"spline": nf.Flow(kind="spline"), "flow": nf.Flow()}
 QUANTILES = 20_000
 NOISE_MEAN, NOISE_SD = 10.0, 1.0
 PUBLISHED = pd.DataFrame(
@@ -51,7 +40,7 @@ def measure(k: int, n: int, replicate: int) -> list[Row]:
     model = nf.Model(curve, nf.Additive(sigma=NOISE_SD))
     task = model.task(data, replicate)
     rows: list[Row] = []
-    for name, law in zip(NAMES, LAWS, strict=True):
+    for name, law in LAWS.items():
         try:
             fit = model.fit_task(task, law, progress=False)
         except EstimationError as error:

@@ -17,28 +17,11 @@ from time import process_time
 import pandas as pd
 from members import carried
 
+import nlmeflow as nf
 from nlmeflow.errors import EstimationError, ModelError
 from nlmeflow.estimation.engine import Task, training_set
-from nlmeflow.estimation.saem import SAEM
 from nlmeflow.fitting.fit import Fit
-from nlmeflow.laws import (
-    NPAG,
-    NPEM,
-    NPML,
-    SNP,
-    DirichletProcess,
-    EBEDensity,
-    Flow,
-    Gaussian,
-    KernelLaw,
-    Law,
-    Mixture,
-    NPonEBE,
-    SmoothNPMLE,
-    Specification,
-    Transformed,
-    TwoStage,
-)
+from nlmeflow.laws import EBEDensity, KernelLaw, Law, Specification, TwoStage
 from nlmeflow.laws.draws import cross_scores
 from nlmeflow.laws.kernels import BANDWIDTHS
 from nlmeflow.laws.points.law import DiscreteLaw
@@ -52,9 +35,9 @@ from nlmeflow.studies.scenario import Scenario
 from nlmeflow.studies.scenarios import load
 
 ESTIMATORS: tuple[Specification, ...] = (
-    *(Gaussian(), SAEM(), Transformed(), Transformed("heavy tails"), SNP(), Mixture(), DirichletProcess()),
-    *(SmoothNPMLE(), NPML(), NPEM(tolerance=None), NPAG(tolerance=None), NPonEBE()),
-    *(TwoStage(), EBEDensity(), Flow()),
+    *(nf.Gaussian(), nf.SAEM(), nf.Transformed(), nf.Transformed("heavy tails"), nf.SNP(), nf.Mixture()),
+    *(nf.DirichletProcess(), nf.SmoothNPMLE(), nf.NPML(), nf.NPEM(tolerance=None)),
+    *(nf.NPAG(tolerance=None), nf.NPonEBE(), TwoStage(), EBEDensity(), nf.Flow()),
 )
 WIDTHS = (*BANDWIDTHS, 0.75, 1.0)  # of kernels, as shares of the law's own covariance factor
 

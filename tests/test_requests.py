@@ -546,14 +546,18 @@ def test_a_proportional_error_knows_no_sign():
     assert found[0].residual["sigma"] == pytest.approx(found[1].residual["sigma"])
 
 
-def test_a_time_origin_that_makes_two_parameters_alike_is_said():
+@pytest.mark.parametrize("law", [nf.Gaussian(), nf.Mixture(), nf.SAEM()])
+def test_where_time_begins_does_not_matter_to_lines(law):
     random, year = np.random.default_rng(1), np.arange(2010.0, 2016)
     line = random.multivariate_normal((10, 1), [[4, 0.18], [0.18, 0.09]], 30)
     y = line[:, :1] + line[:, 1:] * (year - 2010) + 0.5 * random.standard_normal((30, 6))
     frame = pd.DataFrame({"plant": np.repeat(range(30), 6), "day": np.tile(year, 30), "y": y.ravel()})
     model = nf.Model(nf.curves.linear())
-    assert "times lie between 2010 and 2015: subtract" in fitted(frame, model).summary().numbers["warning"]
-    assert "warning" not in fitted(frame.assign(day=lambda f: f["day"] - 2010), model).summary().numbers
+    late, early = (fitted(table, model, law=law) for table in (frame, frame.assign(day=frame["day"] - 2010)))
+    assert late.log_likelihood().value == pytest.approx(early.log_likelihood().value, abs=0.05)
+    assert late.residual["sigma"] == pytest.approx(early.residual["sigma"], rel=0.01)
+    assert "times lie between 2010 and 2015, so that" in late.summary().numbers["warning"]
+    assert "warning" not in early.summary().numbers
 
 
 def test_a_curve_is_drawn_with_the_covariates_of_its_individual():

@@ -22,6 +22,8 @@ from nlmeflow.laws.gaussian import Gaussian, GaussianLaw
 BROKEN = (EstimationError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
 LIKELIER = 1.0  # nats by which a second start is better
 WIDER = 3.0  # times the sds of the first values, where individuals are followed
+ALIKE = 1e-4  # smallest eigenvalue of slopes, as of a correlation matrix: parameters do nearly the same
+LEAST = 1e-14  # what it counts as at least
 FAR = 100.0  # times the residual error of the first values that a start does not exceed
 USELESS = 1.1  # times the error of a constant, by which curves that explain nothing miss the data
 
@@ -234,11 +236,31 @@ def first_gaussian(
     slopes = torch.where(problem.data.mask[..., None], slopes, 0.0)[..., : problem.dim]
     sizes = slopes.square().sum((0, 1)).sqrt()
     spread = deviation.square().sum().sqrt() / sizes.clamp_min(1e-300)
-    caps = [1.0 if problem.curve[name].scale.name != "identity" else torch.inf for name in problem.random]
-    spread = torch.minimum(spread, torch.tensor(caps, dtype=spread.dtype))
+    free = torch.tensor([problem.curve[name].scale.name == "identity" for name in problem.random])
+    spread = spread.clamp(1e-12, 1.0).where(~free, spread.clamp_min(1e-12))
     _check_slopes(problem, sizes)
-    law = GaussianLaw(mean, spread.clamp_min(1e-12).diag(), specification.covariance, specification.prior)
+    factor = spread.diag()
+    if specification.covariance == "full":
+        factor = factor @ _jointly(slopes, free)
+    law = GaussianLaw(mean, factor, specification.covariance, specification.prior)
     return law, beta, sigma
+
+
+def _jointly(slopes: Tensor, free: Tensor) -> Tensor:
+    """Return a factor (d, d) of spreads, those of each parameter alone being one, that moves predictions.
+
+    The identity, unless two parameters without a bound (free, (d,)) do nearly the same to the curve, as
+    intercept and slope do where time zero is far away: what distinguishes individuals is then the small
+    difference of two large spreads.
+    """
+    factor, index = torch.eye(len(free), dtype=slopes.dtype), torch.nonzero(free)[:, 0]
+    some = slopes[..., index].flatten(0, 1)
+    unit = some / some.norm(dim=0)
+    values, vectors = torch.linalg.eigh(unit.mT @ unit)
+    if len(index) and float(values[0]) < ALIKE:
+        joint = vectors / values.clamp_min(LEAST) @ vectors.mT
+        factor[index[:, None], index] = safe_cholesky(joint)
+    return factor
 
 
 def _check_slopes(problem: Problem, sizes: Tensor) -> None:

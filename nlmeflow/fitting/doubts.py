@@ -152,12 +152,12 @@ def _alike(fit: Fitted) -> Iterator[str]:
         one, other = people.random[row[worst]], people.random[column[worst]]
         seen = people.data.time[people.data.mask]
         first, last = float(seen.min()), float(seen.max())
-        where = (
-            f"; times lie between {first:g} and {last:g}: subtract their origin"
-            if first > last - first
-            else ""
-        )
-        yield (
-            f"'{one}' and '{other}' change the curve in the same way at these times, so that the fit may "
-            f"have ended far below the maximum{where}"
-        )
+        text = f"'{one}' and '{other}' change the curve in the same way at these times: "
+        if first > last - first:
+            text += (
+                f"times lie between {first:g} and {last:g}, so that each alone is an extrapolation, and fits "
+                "can end below the maximum, with independent parameters far below: subtract their origin"
+            )
+        else:
+            text += "the data hardly tell one from the other"
+        yield text

@@ -26,6 +26,7 @@ from nlmeflow.seeds import Seed, derive, generator, integer
 
 STARTS = 4  # by k-means, for each number of components
 GREEDY = 6  # by adding a component to the smaller mixture
+COST = 2.0  # nats that a single component may lose by being drawn to its variances
 MOST_POINTS = 2000  # individuals among which its place is sought
 RACE = ((8, 10, 6), (12, 40, 2), (32, 100, 1))  # draws, iterations, survivors: most starts are dropped early
 
@@ -35,7 +36,8 @@ class MixtureLaw(Law):
     """sum_k w_k N(m_k, L_k L_k'): weights (K,), means (K, d), lower factors (K, d, d).
 
     `floor` (d, d) is the lower factor of the smallest covariance that a component may have;
-    `shrinkage` counts the pseudo-individuals by which covariances are drawn to their mean variances;
+    `shrinkage` counts the pseudo-individuals by which covariances are drawn to their mean variances, or,
+    where `pooled`, to their mean with its correlations;
     `prior` is the c of a factor |Omega_k|^c of each component (see `Gaussian`).
     """
 
@@ -46,6 +48,7 @@ class MixtureLaw(Law):
     floor: Tensor
     shrinkage: float = 0.0
     prior: float = 0.0
+    pooled: bool = False
 
     @property
     def dim(self) -> int:
@@ -150,16 +153,16 @@ class MixtureLaw(Law):
         """Return the covariances (K, d, d) of highest posterior density.
 
         (n_k C_k + s D) / (n_k + s - 2 c): C_k the covariances of n_k = individuals (K,), s the
-        shrinkage, c the prior, D the diagonal of their mean.
+        shrinkage, c the prior, D the diagonal of their mean, or their mean.
         """
         pooled = self._pooled(individuals / individuals.sum(), covariance)
         total = individuals + self.shrinkage
         known = torch.maximum(total - 2 * self.prior, 0.5 * total)
         return (individuals[:, None, None] * covariance + self.shrinkage * pooled) / known[:, None, None]
 
-    @staticmethod
-    def _pooled(shares: Tensor, covariance: Tensor) -> Tensor:
-        return (shares[:, None, None] * covariance).sum(0).diagonal().diag()
+    def _pooled(self, shares: Tensor, covariance: Tensor) -> Tensor:
+        mean = (shares[:, None, None] * covariance).sum(0)
+        return mean if self.pooled else mean.diagonal().diag()
 
     @property
     def log_prior(self) -> float:
@@ -172,7 +175,13 @@ class MixtureLaw(Law):
 
     @classmethod
     def start(
-        cls, points: Tensor, population: GaussianLaw, law: "Mixture", components: int, seed: Seed
+        cls,
+        points: Tensor,
+        population: GaussianLaw,
+        law: "Mixture",
+        components: int,
+        seed: Seed,
+        pooled: bool = False,
     ) -> "MixtureLaw":
         """Return a first mixture by k-means (k-means++) on points (n, d) whitened by the Gaussian."""
         z = population.normal.standardise(points)
@@ -185,7 +194,8 @@ class MixtureLaw(Law):
         lowest = law.floor * root
         factors = floored(root @ spread @ root.mT, lowest)
         mass = member.sum(1) / len(points)
-        return cls(mass, population.normal(means), factors, lowest, law.shrinkage_of(len(points)))
+        shrinkage = law.shrinkage_of(len(points))
+        return cls(mass, population.normal(means), factors, lowest, shrinkage, pooled=pooled)
 
     def padded(self, size: int) -> "MixtureLaw":
         """Return the same law with components of no weight up to `size` of them."""
@@ -230,7 +240,8 @@ class Mixture(Specification):
         shrink onto one individual.
     shrinkage : covariances are drawn to the diagonal matrix of the components' mean variances, as
         if so many individuals had been seen with it (regularised discriminant analysis, Friedman,
-        JASA 1989). With 0, sparse data are explained by thin components that are not there. None
+        JASA 1989); to their mean, correlations included, where this would cost a single component
+        more than 2 nats. With 0, sparse data are explained by thin components that are not there. None
         (default): 5 up to 200 individuals, 1,000 / N beyond.
 
     Raises
@@ -330,11 +341,12 @@ def _best_start(
     draws = training.draws
     gaussian = population(draws)
     means, _ = moments(draws.phi, draws.weigh(gaussian.inflated(1.5)).weights)
+    pooled = _correlated(gaussian, law.shrinkage_of(len(draws)), draws)
     seed = derive(training.seed, size)  # a stream without a name: stored results rest on it
     n_draws = draws.phi.shape[1]
     firsts = [
         MixtureLaw.start(
-            means if k % 2 == 0 else draws.phi[:, k % n_draws], gaussian, law, size, derive(seed, k)
+            means if k % 2 == 0 else draws.phi[:, k % n_draws], gaussian, law, size, derive(seed, k), pooled
         )
         for k in range(STARTS if size > 1 else 1)
     ]
@@ -347,6 +359,19 @@ def _best_start(
         )
         firsts = [law for law, _ in climbed[:survivors]]
     return climbed[0]
+
+
+def _correlated(gaussian: GaussianLaw, shrinkage: float, draws: PosteriorDraws) -> bool:
+    """Return whether a single component must not be drawn to its variances alone.
+
+    Where the correlation of two parameters is a matter of how the curve is written, as that of intercept and
+    slope where time zero is far away, it costs more than `COST` nats.
+    """
+    variances = gaussian.covariance.diagonal().diag()
+    shrunk = (len(draws) * gaussian.covariance + shrinkage * variances) / (len(draws) + shrinkage)
+    drawn = replace(gaussian, factor=torch.linalg.cholesky(shrunk))
+    cost = draws.weigh(gaussian).log_likelihood.sum() - draws.weigh(drawn).log_likelihood.sum()
+    return float(cost) > COST
 
 
 def _unexplained(means: Tensor, law: Law, gaussian: GaussianLaw, width: float = 0.3) -> list[Tensor]:

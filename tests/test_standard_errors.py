@@ -169,7 +169,7 @@ def test_a_parameter_that_does_not_vary_leaves_the_errors_of_the_others():
 def test_derivatives_under_an_average_are_held_for_few_individuals_at_a_time(monkeypatch):
     """Otherwise forty laws at every particle take gigabytes."""
     scenario = nf.scenarios.load("L2", "S", 20, 0)
-    fit = scenario.model.fit(scenario.data, nf.Flow(steps=5), seed=0, progress=False)
+    fit = scenario.model.fit(scenario.data, nf.Flow(steps=5), seed=0, particles=512, progress=False)
     whole = Chart(fit.problem(), fit.state)
     seen = []
     usual = Chart.log_likelihood
@@ -182,6 +182,7 @@ def test_derivatives_under_an_average_are_held_for_few_individuals_at_a_time(mon
         expected = scores_and_information(whole, fit.drawn, held=10**12)
         monkeypatch.setattr(Chart, "log_likelihood", noted)
         found = scores_and_information(whole, fit.drawn)
-    assert max(seen) <= max(2_000_000 / (40 * 8), fit.drawn.phi.shape[1])
+    assert len(seen) > 1
+    assert max(seen) <= 2_000_000 / (40 * 8)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)

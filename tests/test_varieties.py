@@ -70,7 +70,7 @@ def test_groups_of_a_model_with_two_levels_are_characterised():
 
 @pytest.mark.slow
 def test_a_verdict_against_the_gaussian_and_one_for_it(known):
-    against = known.model.fit(known.data, seed=1).check(seed=1)
+    against = known.model.fit(known.data, seed=1, particles=512).check(seed=1)
     assert not against.enough
     assert "not enough" in str(against)
     comparison = nf.compare(known.model, known.data, [nf.Gaussian(), nf.Flow()], seed=1)
@@ -78,7 +78,7 @@ def test_a_verdict_against_the_gaussian_and_one_for_it(known):
     with pytest.raises(nf.ModelError, match="'flow' is not among"):
         nf.compare(known.model, known.data, [nf.Gaussian(), nf.Mixture()], seed=1).check()
     one = nf.scenarios.load("L1", "M", 100, 3)
-    check = one.model.fit(one.data, seed=1).check(seed=1)
+    check = one.model.fit(one.data, seed=1, particles=512).check(seed=1)
     assert check.enough
     assert "enough for these data" in check.verdict
     assert check.constant == ()

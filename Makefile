@@ -25,6 +25,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # the tests of a file in one process: they share fits
 PARALLEL = --numprocesses $(JOBS) --dist loadscope --no-loadscope-reorder
+SITE_TESTS := tests/test_site.py tests/test_site_interactive.py tests/test_site_print.py
 INSTALLED := $(VENV)/.installed
 
 export OMP_NUM_THREADS := 1
@@ -78,8 +79,7 @@ test: $(INSTALLED)
 	$(MAKE) -j$(JOBS) check-code check-notebooks
 	$(BIN)/python -m pytest $(PARALLEL) tests --ignore-glob='tests/test_site*.py'
 	$(MAKE) -j$(JOBS) build/quick-site/index.html
-	$(BIN)/python -m pytest $(PARALLEL) --nbval -p no:cacheprovider $(QUICK)
-	$(BIN)/python -m pytest $(PARALLEL) tests/test_site.py tests/test_site_interactive.py tests/test_site_print.py
+	$(BIN)/python -m pytest $(PARALLEL) --nbval -p no:cacheprovider $(SITE_TESTS) $(QUICK)
 
 OUT ?= build/report
 SETTINGS := INDIVIDUAL TIME RESPONSE CURVE GROUP COVARIATES FIXED RESIDUAL LOWER UPPER STEP REPLICATES PARAMETER \

@@ -125,6 +125,9 @@ def test_names_that_were_read_as_one_number_are_said(tmp_path):
     (said,) = nf.read_table(tmp_path / "my.csv").remarks
     assert "'plant' has 1.1 and 1.10, which are one number" in said
     assert nf.read_table(tmp_path / "my.csv", names=["plant"]).remarks == ()
+    assert nf.read_table(tmp_path / "my.csv", names="plant").remarks == ()
+    with pytest.raises(nf.DataError, match="No column 'plot' in the table; its columns are: plant"):
+        nf.read_table(tmp_path / "my.csv", names=["plot"])
 
 
 def test_whole_numbers_that_are_names_are_numbers(tmp_path):

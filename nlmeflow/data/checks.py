@@ -1,9 +1,8 @@
 """Checks of a user's table: each says the column, the row and what would be accepted."""
 
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from datetime import date, timedelta
-from difflib import get_close_matches
 from pathlib import Path
 from warnings import warn
 
@@ -40,23 +39,6 @@ def table_of(given: object, *names: object) -> pd.DataFrame:
         twice = given.columns[given.columns.duplicated()][0]
         raise DataError(f"Column '{twice}' stands twice in the table; give each column a name of its own.")
     return given
-
-
-def check_columns(frame: pd.DataFrame, columns: Sequence[str]) -> None:
-    """Raise DataError unless the table has these columns."""
-    for column in columns:
-        if column not in frame.columns:
-            known = list(map(str, frame.columns))
-            like = {name.casefold(): name for name in known}
-            near = get_close_matches(str(column).casefold(), like, 1)
-            times = [name for name in known if re.fullmatch(r"\D{0,5}\d[\d./:-]*", name)]
-            hint = f" Is it '{like[near[0]]}'?" if near else ""
-            if not near and len(times) > 1:
-                hint = (
-                    f" {times[0]} and {times[1]} may be times: one row for each measurement is needed, "
-                    "with a column for the time and one for the response (pandas.melt makes them)."
-                )
-            raise DataError(f"No column '{column}' in the table; its columns are: {', '.join(known)}.{hint}")
 
 
 def check_nested(frame: pd.DataFrame, individual: str, group: str) -> None:

@@ -12,7 +12,8 @@ import pandas as pd
 import pooch
 import pyreadr
 
-from nlmeflow.data.checks import check_columns, table_of
+from nlmeflow.data.checks import table_of
+from nlmeflow.data.files import check_columns
 from nlmeflow.errors import DataError
 
 VARIABLE = "NLMEFLOW_DATA_DIR"

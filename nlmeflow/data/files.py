@@ -6,12 +6,13 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from nlmeflow.arguments import checked
+from nlmeflow.arguments import checked, names_of
 from nlmeflow.errors import DataError
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
@@ -39,7 +40,7 @@ class Table:
 
 
 @checked
-def read_table(path: str | Path, names: Sequence[str] = ()) -> Table:
+def read_table(path: str | Path, names: str | Sequence[str] = ()) -> Table:
     """Read a text file of columns, with their names in the first line.
 
     Columns may be separated by commas, semicolons, tabs or vertical bars, decimals written with a point or
@@ -52,10 +53,11 @@ def read_table(path: str | Path, names: Sequence[str] = ()) -> Table:
     Raises
     ------
     DataError : there is no such file, it is a workbook, it is empty, a line has more values than there are
-        names of columns, two columns have one name, or a cell is a lone quotation mark.
+        names of columns, two columns have one name, a column of `names` is not there, or a cell is a lone
+        quotation mark.
 
     """
-    path = Path(path)
+    path, names = Path(path), names_of("names", names)
     remarks: list[str] = []
     text = _text(path, remarks)
     separator = _separator(text)
@@ -70,7 +72,25 @@ def read_table(path: str | Path, names: Sequence[str] = ()) -> Table:
         remarks += [_merged(title, values) for title, values in zip(titles, rows.T, strict=True)]
         remarks = [said for said in remarks if said]
     frame = pd.DataFrame(columns).set_axis(pd.Index(lines, name=LINES))
+    check_columns(frame, names)
     return Table(frame, tuple(remarks))
+
+
+def check_columns(frame: pd.DataFrame, columns: Sequence[str]) -> None:
+    """Raise DataError unless the table has these columns."""
+    for column in columns:
+        if column not in frame.columns:
+            known = list(map(str, frame.columns))
+            like = {name.casefold(): name for name in known}
+            near = get_close_matches(str(column).casefold(), like, 1)
+            times = [name for name in known if re.fullmatch(r"\D{0,5}\d[\d./:-]*", name)]
+            hint = f" Is it '{like[near[0]]}'?" if near else ""
+            if not near and len(times) > 1:
+                hint = (
+                    f" {times[0]} and {times[1]} may be times: one row for each measurement is needed, "
+                    "with a column for the time and one for the response (pandas.melt makes them)."
+                )
+            raise DataError(f"No column '{column}' in the table; its columns are: {', '.join(known)}.{hint}")
 
 
 @checked

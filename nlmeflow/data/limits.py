@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 
 from nlmeflow.arguments import checked
-from nlmeflow.data.checks import check_columns, numbers, table_of
-from nlmeflow.data.files import place
+from nlmeflow.data.checks import numbers, table_of
+from nlmeflow.data.files import check_columns, place
 from nlmeflow.errors import DataError, ModelError, number
 
 

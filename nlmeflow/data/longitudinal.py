@@ -13,7 +13,6 @@ from torch import Tensor
 from nlmeflow.arguments import checked
 from nlmeflow.data.checks import (
     censoring_bounds,
-    check_columns,
     check_finite,
     check_names,
     check_nested,
@@ -25,7 +24,7 @@ from nlmeflow.data.checks import (
     positions,
     table_of,
 )
-from nlmeflow.data.files import numbered
+from nlmeflow.data.files import check_columns, numbered
 from nlmeflow.errors import DataError
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from nlmeflow.data.checks import check_columns, numbers, table_of
-from nlmeflow.data.files import numbered, place
+from nlmeflow.data.checks import numbers, table_of
+from nlmeflow.data.files import check_columns, numbered, place
 from nlmeflow.data.longitudinal import Doses, LongitudinalData
 from nlmeflow.errors import DataError
 

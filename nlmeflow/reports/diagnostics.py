@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nlmeflow.arguments import checked
 from nlmeflow.data import LongitudinalData
-from nlmeflow.data.checks import check_columns
+from nlmeflow.data.files import check_columns
 from nlmeflow.errors import ModelError, number, whole
 from nlmeflow.fitting.fit import Fit
 from nlmeflow.laws.affine import safe_cholesky

@@ -116,6 +116,7 @@ def test_the_double_logistic_rises_stays_and_falls():
     assert float(at(curve, short, np.linspace(0, 30, 301)).max()) < 1  # the peak stays under A
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", [1.0, 1e-9, 1e9])
 @pytest.mark.parametrize(
     ("curve", "fixed"),

@@ -63,6 +63,7 @@ def extreme_deconvolution(w, error, weights, means, covariances, iterations=3000
     return weights, np.array(means), np.array(covariances)
 
 
+@pytest.mark.slow
 def test_a_mixture_on_lines_with_known_sigma_is_that_of_extreme_deconvolution(lines):
     w, error, data = lines
     model = nf.Model(nf.curves.linear(), nf.Additive(sigma=SIGMA))

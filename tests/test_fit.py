@@ -237,6 +237,7 @@ def test_specifications_check_themselves():
     assert dataclasses.asdict(nf.Flow())["base"] is None
 
 
+@pytest.mark.slow
 def test_estimates_and_their_errors_stay_those_of_the_individuals_fitted(gaussian_fit, tmp_path):
     few = gaussian_fit.on(gaussian_fit.data.subset(range(12)))
     again = few.on(gaussian_fit.data.subset(range(50)))

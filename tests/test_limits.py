@@ -110,6 +110,7 @@ def test_the_response_of_an_interval_is_its_middle():
     torch.testing.assert_close(data.response[both], (low + high)[both] / 2)
 
 
+@pytest.mark.slow
 def test_scores_coarser_than_the_error_have_a_start():
     """A curve within every interval exists for each plant; sigma is not zero for that.
 

@@ -131,6 +131,7 @@ def test_a_fit_alone_is_that_of_the_comparison(model, data, fit):
     assert alone.log_likelihood() == fit.log_likelihood()
 
 
+@pytest.mark.slow
 def test_it_has_tables(fit):
     assert fit.n_parameters == 6 + 2
     assert fit.criteria()["AIC"] == pytest.approx(2 * 8 - 2 * fit.log_likelihood().value)

@@ -528,6 +528,7 @@ def test_zeros_among_the_responses_leave_no_unbounded_likelihood():
         fitted(frame, nf.Model(CURVE, nf.Combined(), fixed=("A", "s")))
 
 
+@pytest.mark.slow
 def test_a_proportional_error_knows_no_sign():
     random, t = np.random.default_rng(0), np.arange(1.0, 7)
     curve = np.exp(random.normal(0.5, 0.3, 15))[:, None] * np.exp(-0.2 * t)
@@ -556,8 +557,9 @@ def test_where_time_begins_does_not_matter_to_lines(law):
     late, early = (fitted(table, model, law=law) for table in (frame, frame.assign(day=frame["day"] - 2010)))
     assert late.log_likelihood().value == pytest.approx(early.log_likelihood().value, abs=0.05)
     assert late.residual["sigma"] == pytest.approx(early.residual["sigma"], rel=0.01)
-    assert "times lie between 2010 and 2015, so that" in late.summary().numbers["warning"]
-    assert "warning" not in early.summary().numbers
+    if law == nf.Gaussian():
+        assert "times lie between 2010 and 2015, so that" in late.summary().numbers["warning"]
+        assert "warning" not in early.summary().numbers
 
 
 def test_a_curve_is_drawn_with_the_covariates_of_its_individual():

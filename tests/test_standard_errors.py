@@ -94,6 +94,7 @@ def mixed():
     return scenario.model.fit(scenario.data, nf.Mixture(components=2), seed=1, progress=False)
 
 
+@pytest.mark.slow
 def test_the_bootstrap_agrees_with_the_sandwich(sparse):
     """Of a Gaussian fit the bootstrap's covariance is I^-1 (sum_i s_i s_i') I^-1 but for its own error."""
     chart = Chart(sparse.problem(), sparse.state)
@@ -138,6 +139,7 @@ def test_quantiles_and_shares_have_limits(mixed):
         fit.bootstrap(3)
 
 
+@pytest.mark.slow
 def test_a_parameter_that_does_not_vary_leaves_the_errors_of_the_others():
     """As if it were fixed; what is named at the boundary is its standard deviation and its correlation."""
     random, time = np.random.default_rng(10), np.tile(np.arange(5.0), (60, 1))
@@ -166,6 +168,7 @@ def test_a_parameter_that_does_not_vary_leaves_the_errors_of_the_others():
     assert table["mean", "slope"] == pytest.approx(other["fixed", "slope"], rel=0.03)
 
 
+@pytest.mark.slow
 def test_derivatives_under_an_average_are_held_for_few_individuals_at_a_time(monkeypatch):
     """Otherwise forty laws at every particle take gigabytes."""
     scenario = nf.scenarios.load("L2", "S", 20, 0)

@@ -97,6 +97,7 @@ fit.save(sys.argv[1])
 """
 
 
+@pytest.mark.slow
 def test_a_process_killed_while_it_saves_leaves_the_old_file(gaussian_fit, tmp_path):
     path = tmp_path / "fit"
     gaussian_fit.save(path)

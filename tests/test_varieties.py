@@ -120,6 +120,7 @@ def test_with_two_levels_parameters_without_variation_do_not_tell_against_a_gaus
     assert fit.check(folds=3, seed=1, progress=False).enough
 
 
+@pytest.mark.slow
 def test_sentences_follow_their_numbers(known, fit):
     data = known.data
     assert "100 individuals" in nf.findings.about_data(data)

@@ -562,6 +562,17 @@ def test_where_time_begins_does_not_matter_to_lines(law):
         assert "warning" not in early.summary().numbers
 
 
+def test_a_curve_that_ends_before_the_responses_do_is_told_from_one_that_explains_nothing():
+    """Errors that are shares of a curve cannot be measured where the curve has come to its end."""
+    random, day = np.random.default_rng(0), np.linspace(30, 300, 20)
+    y = 1 / (1 + np.exp((day - random.normal(50, 4, (30, 1))) / 2)) + 0.01 * random.standard_normal((30, 20))
+    frame = pd.DataFrame({"plant": np.repeat(range(30), 20), "day": np.tile(day, 30), "y": y.ravel()})
+    curve = nf.curves.logistic_senescence()
+    with pytest.raises(nf.EstimationError, match=r"shares of the curve.*nf.Combined\(\) or nf.Additive"):
+        fitted(frame, nf.Model(curve, nf.Proportional()))
+    assert fitted(frame, nf.Model(curve, fixed=("A",))).converged
+
+
 def test_a_curve_is_drawn_with_the_covariates_of_its_individual():
     random, days = np.random.default_rng(0), np.arange(30.0, 75, 5)
     sex = np.arange(20) % 2

@@ -125,30 +125,34 @@ def gaussian_start(
     a residual error that explains all differences between individuals, but from a tenth of it and a
     population three times as wide, which follows each individual's data. This is taken where it is more
     likely by more than `LIKELIER`. Where one breaks down, because a linearisation far from the data sends it
-    off, it is tried again in short steps.
+    off, it is tried again in short steps. Where parameters do nearly the same to the curve, both ways of
+    spreading them at first are tried.
 
     Raises
     ------
-    EstimationError : both broke down.
+    EstimationError : all broke down.
 
     """
     found, failed = [], None
-    for narrow in (1.0, 0.1):
-        try:
+    for begun in _first_gaussians(problem, first, specification):
+        for narrow in (1.0, 0.1):
             try:
-                start = _climb(problem, first, specification, max_iterations, tolerance, narrow)
-            except BROKEN:
-                start = _climb(problem, first, specification, max_iterations, tolerance, narrow, longest=2.0)
-        except BROKEN as error:
-            failed = error
-            continue
-        found.append(start)
-        if start.settled:
-            break
+                try:
+                    start = _climb(problem, begun, max_iterations, tolerance, narrow)
+                except BROKEN:
+                    start = _climb(problem, begun, max_iterations, tolerance, narrow, longest=2.0)
+            except BROKEN as error:
+                failed = error
+                continue
+            found.append(start)
+            if start.settled:
+                break
     if not found:
         raise cast(Exception, failed)
-    values = [_log_likelihood(problem, start) for start in found]
-    return found[-1] if values[-1] > values[0] + LIKELIER else found[0]
+    best, *others = [(_log_likelihood(problem, start), start) for start in found]
+    for other in others:
+        best = other if other[0] > best[0] + LIKELIER else best
+    return best[1]
 
 
 def _log_likelihood(problem: Problem, start: GaussianStart) -> float:
@@ -161,19 +165,18 @@ def _log_likelihood(problem: Problem, start: GaussianStart) -> float:
 
 def _climb(
     problem: Problem,
-    first: dict[str, float],
-    specification: Gaussian,
+    begun: tuple[GaussianLaw, Tensor, Tensor],
     max_iterations: int,
     tolerance: float,
     narrow: float,
     longest: float | None = None,
 ) -> GaussianStart:
-    """Climb from first values, with `narrow` times their residual error.
+    """Climb from a first law, beta and sigma, with `narrow` times this residual error.
 
     With `longest`, steps are short, and the place of highest likelihood on the way is returned: where noise
     is large, linearisations may lead from a good place to a curve without slope, and off.
     """
-    law, beta, sigma = first_gaussian(problem, first, specification)
+    law, beta, sigma = begun
     most = FAR * sigma
     if narrow < 1 and not problem.residual.given:
         law, sigma = replace(law, factor=WIDER * law.factor), narrow * sigma
@@ -210,7 +213,7 @@ def _climb(
             break
     assert best is not None
     found = best[1]
-    return found if _is_useful(problem, found) else _unclimbed(problem, first, specification)
+    return found if _is_useful(problem, found) else _unclimbed(problem, begun)
 
 
 def _shortened(before: GaussianLaw, after: GaussianLaw, longest: float) -> GaussianLaw:
@@ -225,6 +228,13 @@ def first_gaussian(
     problem: Problem, first: dict[str, float], specification: Gaussian
 ) -> tuple[GaussianLaw, Tensor, Tensor]:
     """Return a first Gaussian, beta and sigma: spreads are what moves predictions by one residual."""
+    return _first_gaussians(problem, first, specification)[0]
+
+
+def _first_gaussians(
+    problem: Problem, first: dict[str, float], specification: Gaussian
+) -> list[tuple[GaussianLaw, Tensor, Tensor]]:
+    """Return first Gaussians: of joint spreads where parameters do nearly the same, and of single ones."""
     mean = torch.tensor([first[name] for name in problem.random], dtype=torch.float64)
     beta = torch.tensor(
         [first[name] for name in problem.fixed] + [0.0] * len(problem.effects), dtype=torch.float64
@@ -239,27 +249,28 @@ def first_gaussian(
     free = torch.tensor([problem.curve[name].scale.name == "identity" for name in problem.random])
     spread = spread.clamp(1e-12, 1.0).where(~free, spread.clamp_min(1e-12))
     _check_slopes(problem, sizes)
-    factor = spread.diag()
-    if specification.covariance == "full":
-        factor = factor @ _jointly(slopes, free)
-    law = GaussianLaw(mean, factor, specification.covariance, specification.prior)
-    return law, beta, sigma
+    factors = [spread.diag()]
+    if specification.covariance == "full" and (joint := _joint(slopes, free)) is not None:
+        factors.insert(0, spread.diag() @ joint)
+    structure, prior = specification.covariance, specification.prior
+    return [(GaussianLaw(mean, factor, structure, prior), beta, sigma) for factor in factors]
 
 
-def _jointly(slopes: Tensor, free: Tensor) -> Tensor:
-    """Return a factor (d, d) of spreads, those of each parameter alone being one, that moves predictions.
+def _joint(slopes: Tensor, free: Tensor) -> Tensor | None:
+    """Return a factor (d, d) of joint spreads, in units of those of each parameter alone, or None.
 
-    The identity, unless two parameters without a bound (free, (d,)) do nearly the same to the curve, as
-    intercept and slope do where time zero is far away: what distinguishes individuals is then the small
-    difference of two large spreads.
+    None unless some parameters without bounds (free, (d,)) do nearly the same to the curve, as intercept and
+    slope do where time zero is far away: what distinguishes individuals is then the small difference of large
+    spreads.
     """
     factor, index = torch.eye(len(free), dtype=slopes.dtype), torch.nonzero(free)[:, 0]
     some = slopes[..., index].flatten(0, 1)
     unit = some / some.norm(dim=0)
     values, vectors = torch.linalg.eigh(unit.mT @ unit)
-    if len(index) and float(values[0]) < ALIKE:
-        joint = vectors / values.clamp_min(LEAST) @ vectors.mT
-        factor[index[:, None], index] = safe_cholesky(joint)
+    if not (len(index) and float(values[0]) < ALIKE):
+        return None
+    joint = vectors / values.clamp_min(LEAST) @ vectors.mT
+    factor[index[:, None], index] = safe_cholesky(joint)
     return factor
 
 
@@ -316,17 +327,31 @@ def _is_useful(problem: Problem, start: GaussianStart) -> bool:
     return bool((error <= USELESS * problem.without_curve).any())
 
 
-def _unclimbed(problem: Problem, first: dict[str, float], specification: Gaussian) -> GaussianStart:
+def _unclimbed(problem: Problem, begun: tuple[GaussianLaw, Tensor, Tensor]) -> GaussianStart:
     """Return the first values as a start, where steps from them led to curves that explain nothing."""
-    law, beta, sigma = first_gaussian(problem, first, specification)
+    law, beta, sigma = begun
     phi = law.mean.expand(len(problem), -1).clone()
     start = GaussianStart(law, beta, sigma, modes(problem, law, beta, sigma, phi), settled=False)
     if not _is_useful(problem, start):
-        raise EstimationError(
-            "The curves explain nothing where a start was sought: a constant is nearer to the data. Give "
-            "first values with fit(..., start={...}), or take a curve that these data can follow."
-        )
+        raise EstimationError(_useless(problem, start))
     return start
+
+
+def _useless(problem: Problem, start: GaussianStart) -> str:
+    """Return in words why a start explains nothing."""
+    response, mask = problem.data.response, problem.data.mask
+    missed = (problem.nearest(found := problem.predict(start.laplace.mode, start.beta)) - found)[mask]
+    if float(missed.square().sum()) < float((response[mask] - response[mask].mean()).square().sum()):
+        name = type(problem.residual).__name__
+        return (
+            f"Under nf.{name}() errors are shares of the curve, and where a start was sought it comes close "
+            "to zero at times at which responses do not. Take nf.Combined() or nf.Additive(), or give first "
+            "values with fit(..., start={...})."
+        )
+    return (
+        "The curves explain nothing where a start was sought: a constant is nearer to the data. Give "
+        "first values with fit(..., start={...}), or take a curve that these data can follow."
+    )
 
 
 def _check(problem: Problem, law: GaussianLaw, beta: Tensor, sigma: Tensor, most: Tensor) -> None:

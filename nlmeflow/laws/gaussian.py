@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from nlmeflow.arguments import check_fields
-from nlmeflow.errors import ModelError
+from nlmeflow.errors import EstimationError, ModelError
 from nlmeflow.laws.affine import Affine, normal_log_prob, safe_cholesky
 from nlmeflow.laws.draws import PosteriorDraws, TrainingSet
 from nlmeflow.laws.em import climb
@@ -58,10 +58,21 @@ class GaussianLaw(Law):
 
     @classmethod
     def like(cls, law: Law) -> "GaussianLaw":
-        """Return the Gaussian of the same mean and covariance as another law."""
+        """Return the Gaussian of the same mean and covariance as another law.
+
+        Raises
+        ------
+        EstimationError : they are not finite.
+
+        """
         if law.normal is not None:
             return cls(law.normal.mean, law.normal.factor)
         mean, covariance = law.two_moments
+        if not bool(torch.isfinite(mean).all() and torch.isfinite(covariance).all()):
+            raise EstimationError(
+                "A law has no finite mean and covariance: it bends so freely that it reaches any distance. "
+                "Take a simpler one, such as nf.Gaussian() or nf.Mixture()."
+            )
         return cls(mean, safe_cholesky(covariance))
 
     @property

@@ -27,6 +27,7 @@ from nlmeflow.seeds import Seed, derive, generator, integer
 STARTS = 4  # by k-means, for each number of components
 GREEDY = 6  # by adding a component to the smaller mixture
 COST = 2.0  # nats that a single component may lose by being drawn to its variances
+FEW = 40  # as many individuals for each of those of the shrinkage, at most, in that comparison
 MOST_POINTS = 2000  # individuals among which its place is sought
 RACE = ((8, 10, 6), (12, 40, 2), (32, 100, 1))  # draws, iterations, survivors: most starts are dropped early
 
@@ -240,9 +241,10 @@ class Mixture(Specification):
         shrink onto one individual.
     shrinkage : covariances are drawn to the diagonal matrix of the components' mean variances, as
         if so many individuals had been seen with it (regularised discriminant analysis, Friedman,
-        JASA 1989); to their mean, correlations included, where this would cost a single component
-        more than 2 nats. With 0, sparse data are explained by thin components that are not there. None
-        (default): 5 up to 200 individuals, 1,000 / N beyond.
+        JASA 1989); to their mean, correlations included, where the data speak against parameters
+        without correlation by more than 2 nats (see `_correlated`). With 0, sparse data are
+        explained by thin components that are not there. None (default): 5 up to 200 individuals,
+        1,000 / N beyond.
 
     Raises
     ------
@@ -365,8 +367,10 @@ def _correlated(gaussian: GaussianLaw, shrinkage: float, draws: PosteriorDraws) 
     """Return whether a single component must not be drawn to its variances alone.
 
     Where the correlation of two parameters is a matter of how the curve is written, as that of intercept and
-    slope where time zero is far away, it costs more than `COST` nats.
+    slope where time zero is far away, it costs more than `COST` nats; few individuals correlate by chance,
+    and the shrinkage is counted as that of many.
     """
+    shrinkage = min(shrinkage, len(draws) / FEW)
     variances = gaussian.covariance.diagonal().diag()
     shrunk = (len(draws) * gaussian.covariance + shrinkage * variances) / (len(draws) + shrinkage)
     drawn = replace(gaussian, factor=torch.linalg.cholesky(shrunk))

@@ -81,3 +81,11 @@ def test_bad_tables_are_refused_by_name(frame, changes, words):
         read(frame, **changes)
     for word in words:
         assert word in str(error.value)
+
+
+def test_individuals_drawn_twice_stand_twice_in_the_table():
+    data = nf.LongitudinalData.from_frame(table(), "plant", "day", "green", ["dose"])
+    twice = data.subset([0, 0, 1])
+    frame = twice.to_frame()
+    assert len(frame) == twice.n_observations
+    assert frame["dose"].notna().all()

@@ -199,6 +199,18 @@ def test_censoring_columns_give_bounds():
     assert torch.equal(named.bounds[1], data.bounds[1])
     with pytest.raises(nf.DataError, match="'LIMIT' must be below column 'DV' in row 1, which is censored"):
         nf.read_nonmem(frame.assign(LIMIT=2 * frame["LIMIT"].fillna(0) + 1))
+    between = nf.read_nonmem(frame.assign(LIMIT=frame["LIMIT"].where(frame["TIME"] != 3, 3.5)))
+    assert [side[0, 2].item() for side in between.bounds] == [3.0, 3.5]
+    with pytest.raises(nf.DataError, match="'LIMIT' must be above column 'DV' in row 3"):
+        nf.read_nonmem(frame.assign(LIMIT=frame["LIMIT"].where(frame["TIME"] != 3, 2.5)))
+
+
+def test_replicates_are_kept_where_it_is_said():
+    frame = table([{"AMT": 100}], [1.0, 2, 3])
+    twice = pd.concat([frame, frame.iloc[[1]]])
+    with pytest.raises(nf.DataError, match="replicates='keep'"):
+        nf.read_nonmem(twice)
+    assert nf.read_nonmem(twice, replicates="keep").n_observations == 10
 
 
 @pytest.mark.slow
@@ -276,7 +288,26 @@ def test_fits_at_steady_state_find_the_truth():
         (lambda t: t.assign(CMT=np.where(t["TIME"] > 1, 2, 1)), "several compartments"),
         (
             lambda t: t.assign(CMT=np.where((t["AMT"] > 0) & (t["ID"] == "s0"), 1, 2)),
-            "doses into several compartments, 1 and 2",
+            "doses by several compartments, 1 and 2",
+        ),
+        (
+            lambda t: t.assign(ADM=np.where((t["AMT"] > 0) & (t["ID"] == "s0"), 1, 2)),
+            "'ADM' has doses by several routes of administration, 1 and 2",
+        ),
+        (lambda t: t.assign(DUR=np.where(t["AMT"] > 0, 3, 0)), r"Row 0: DUR \(call .* TINF\) is not supp"),
+        (lambda t: t.assign(C=np.where(t["ID"] == "s1", "C", ".")), "Row 4 is a comment"),
+        (lambda t: t.assign(TIME=t["TIME"].where(t["AMT"] == 0)), "Row 0 is a dose without TIME"),
+        (lambda t: t.assign(TINF=np.where(t["AMT"] > 0, -3, 0)), "Row 0 has TINF below zero"),
+        (
+            lambda t: t.assign(TINF=np.where(t["AMT"] > 0, 99, 0), RATE=np.where(t["AMT"] > 0, 50, 0)),
+            "Row 0 has a duration TINF other than AMT / RATE",
+        ),
+        (lambda t: t.assign(ADDL=np.where(t["AMT"] > 0, -1, 0), II=6), "Row 0 has ADDL below zero"),
+        (lambda t: t.assign(ADDL=np.where(t["AMT"] > 0, 1.5, 0), II=6), "Row 0 has ADDL that is no whole"),
+        (lambda t: t.assign(ID=t["ID"].where(t.index != 2)), "Column 'ID' is empty in row 2"),
+        (
+            lambda t: t.assign(TIME=t["TIME"].where(t.index != 4, 2), ID=t["ID"].str[1:].astype(int)),
+            "'1' is obs",
         ),
         (lambda t: t.assign(CENS=np.where(t["TIME"] > 1, 2, 0)), "'CENS' is 2"),
     ],

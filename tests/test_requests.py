@@ -573,6 +573,67 @@ def test_a_curve_that_ends_before_the_responses_do_is_told_from_one_that_explain
     assert fitted(frame, nf.Model(curve, fixed=("A",))).converged
 
 
+def senescence(level="log", tau="identity", extra=(), function=None):
+    def usual(t, p):
+        return p["A"] * torch.sigmoid((p["tau"] - t) / p["s"])
+
+    parameters = [nf.Parameter("A", level), nf.Parameter("tau", tau), nf.Parameter("s", "log"), *extra]
+    return nf.Curve(function or usual, parameters)
+
+
+@pytest.mark.parametrize(
+    ("curve", "fixed", "said"),
+    [
+        (senescence(tau=nf.bounded(0, 45)), ("A", "s"), "'tau' ran to the end of its scale, 45"),
+        (senescence(level="logit"), ("A", "s"), "'A' ran to the end of its scale, 1: .* out of the curve.$"),
+        (
+            senescence(
+                extra=[nf.Parameter("z")],
+                function=lambda t, p: p["A"] * torch.sigmoid((p["tau"] - t) / p["s"]) + 0 * p["z"],
+            ),
+            ("A", "s", "z"),
+            r"'z' does not move the curve .* fit\(..., start=\{'z': ...\}\).$",
+        ),
+        (
+            senescence(
+                extra=[nf.Parameter("b", "log")],
+                function=lambda t, p: p["A"] * p["b"] * torch.sigmoid((p["tau"] - t) / p["s"]),
+            ),
+            ("A", "b", "s"),
+            "'A' and 'b' do the same to the curve at all times of the data",
+        ),
+    ],
+)
+def test_a_parameter_that_the_data_cannot_place_is_named(curve, fixed, said):
+    with pytest.raises(nf.EstimationError, match=said):
+        fitted(plants(20), nf.Model(curve, fixed=fixed))
+
+
+def test_a_scale_whose_functions_are_not_inverse_is_refused():
+    wrong = nf.Transform("wrong", torch.exp, lambda psi: psi, lower=0.0)
+    with pytest.raises(nf.ModelError, match="scale 'wrong' of 'tau' are not inverse to each other"):
+        nf.Model(senescence(tau=wrong))
+    with pytest.raises(nf.ModelError, match="scale 'own' of 'tau' cannot be called on tensors"):
+        nf.Model(senescence(tau=nf.Transform("own", math.exp, math.log, lower=0.0)))
+
+
+def test_a_parameter_is_fixed_once():
+    with pytest.raises(nf.ModelError, match="fixed names 'A' twice"):
+        nf.Model(CURVE, fixed=("A", "A", "s"))
+
+
+def test_data_that_are_limits_only_are_refused():
+    frame = plants(20)
+    for side, where in (("left", "below"), ("right", "above")):
+        with pytest.raises(nf.ModelError, match=f"All 180 responses are only known to lie {where} a limit"):
+            MODEL.fit(read(frame.assign(k=side), censoring="k"), seed=1, progress=False)
+    below = frame["y"] < 0.1
+    zero = read(frame.assign(y=frame["y"].where(~below, 0.0), k=np.where(below, "left", "")), censoring="k")
+    assert nf.Model(CURVE, nf.Proportional(), fixed=("A", "s")).problem(zero) is not None
+    with pytest.raises(nf.ModelError, match="log-additive error needs positive responses"):
+        nf.Model(CURVE, nf.LogAdditive(), fixed=("A", "s")).problem(zero)
+
+
 def test_a_curve_is_drawn_with_the_covariates_of_its_individual():
     random, days = np.random.default_rng(0), np.arange(30.0, 75, 5)
     sex = np.arange(20) % 2

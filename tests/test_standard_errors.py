@@ -189,3 +189,24 @@ def test_derivatives_under_an_average_are_held_for_few_individuals_at_a_time(mon
     assert max(seen) <= 2_000_000 / (40 * 8)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+
+
+def test_censored_observations_leave_standard_errors_under_every_error_model():
+    """An infinite bound has no derivative; where it was not taken it had made all others NaN."""
+    random, days = np.random.default_rng(0), np.arange(1.0, 7)
+    mean = np.exp(random.normal(1, 0.3, 30))[:, None] * np.exp(-0.2 * days)
+    y = (mean * (1 + 0.1 * random.standard_normal(mean.shape))).ravel()
+    frame = pd.DataFrame({"plant": np.repeat(range(30), 6), "day": np.tile(days, 30), "y": y.clip(0.9)})
+    data = nf.LongitudinalData.from_frame(
+        frame.assign(k=np.where(y < 0.9, "left", "")), "plant", "day", "y", censoring="k"
+    )
+    decay = nf.Curve(
+        lambda t, p: p["A"] * torch.exp(-p["k"] * t), [nf.Parameter("A", "log"), nf.Parameter("k", "log")]
+    )
+    by_log, by_share = (
+        nf.Model(decay, error, fixed=("k",))
+        .fit(data, seed=1, particles=512, progress=False)
+        .standard_errors()
+        for error in (nf.LogAdditive(), nf.Proportional())
+    )
+    np.testing.assert_allclose(by_share["standard error"], by_log["standard error"], rtol=0.1)

@@ -33,6 +33,11 @@ class Transform:
             return named, (self.name,)
         return Transform, (self.name, self.natural, self.unconstrained, self.lower, self.upper)
 
+    @property
+    def has_ends(self) -> bool:
+        """Whether the natural range has two ends."""
+        return -float("inf") < self.lower < self.upper < float("inf")
+
     def check(self, parameter: str, value: float) -> None:
         """Raise ModelError when `value` lies outside the natural range."""
         if not is_number(value) or not self.lower < value < self.upper:
@@ -118,6 +123,33 @@ class Parameter:
     def scale(self) -> Transform:
         """The transform itself."""
         return TRANSFORMS[self.transform] if isinstance(self.transform, str) else self.transform
+
+    def probe(self) -> None:
+        """Raise ModelError unless the two functions of the scale are inverse to each other."""
+        phi = torch.tensor([-1.3, -0.4, 0.2, 0.9], dtype=torch.float64)
+        try:
+            back = self.scale.unconstrained(self.scale.natural(phi))
+            wrong = not torch.allclose(back, phi, rtol=1e-6, atol=1e-6)
+        except Exception as error:
+            raise ModelError(
+                f"The scale '{self.scale.name}' of '{self.name}' cannot be called on tensors ({error}): use "
+                "torch functions."
+            ) from error
+        if wrong:
+            raise ModelError(
+                f"The functions of the scale '{self.scale.name}' of '{self.name}' are not inverse to each "
+                f"other: natural({float(phi[0])}) is {float(self.scale.natural(phi)[0]):g}, and "
+                f"unconstrained of this {float(back[0]):g}."
+            )
+
+    def at_end(self, end: float) -> str:
+        """Return in words that a fit led to an end of the scale."""
+        lower, upper = self.scale.lower, self.scale.upper
+        return (
+            f"Parameter '{self.name}' ran to the end of its scale, {end:g}: the data ask for a value there "
+            f"or beyond. Give it other limits than {lower:g} and {upper:g}, nf.bounded(lower, upper), or "
+            "leave it out of the curve."
+        )
 
     @property
     def label(self) -> str:
@@ -208,6 +240,8 @@ class Curve:
         ModelError : it fails, or does not return a tensor of the right shape and type.
 
         """
+        for parameter in self.parameters:
+            parameter.probe()
         self._probe(self.title, None)
         if self.steady is not None:
             name = getattr(self.steady, "__name__", "steady")

@@ -324,7 +324,8 @@ class LongitudinalData:
                 response: self.response[row, column].numpy(),
             }
         )
-        return frame.join(self.covariates, on=individual)
+        covariates = self.covariates.iloc[row.numpy()].set_axis(frame.index)  # names may stand twice
+        return pd.concat([frame, covariates], axis=1)
 
 
 def _pad(

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 
-from nlmeflow.data.checks import numbers, table_of
+from nlmeflow.data.checks import check_present, numbers, table_of
 from nlmeflow.data.files import check_columns, numbered, place
 from nlmeflow.data.longitudinal import Doses, LongitudinalData
 from nlmeflow.errors import DataError
@@ -15,9 +16,11 @@ from nlmeflow.errors import DataError
 NEEDED = ["ID", "TIME", "DV", "AMT"]
 USED = ["EVID", "MDV", "CENS", "LIMIT", "ADDL", "II", "SS", "RATE", "TINF"]
 ONE_VALUE = {"DVID": "kinds of response", "YTYPE": "kinds of response", "CMT": "compartments"}
+ROUTES = {"CMT": "compartments", "ADM": "routes of administration"}  # of doses
 REFUSED = {
     "PCMT": "PCMT",
     "CALL": "CALL",
+    "DUR": "DUR (call the duration of an infusion TINF)",
     "DATE": "calendar dates (DATE): give TIME in one unit",
     "DAT1": "calendar dates (DAT1): give TIME in one unit",
     "DAT2": "calendar dates (DAT2): give TIME in one unit",
@@ -25,7 +28,11 @@ REFUSED = {
 }
 
 
-def read_nonmem(frame: pd.DataFrame | str | Path, covariates: Sequence[str] = ()) -> LongitudinalData:
+def read_nonmem(
+    frame: pd.DataFrame | str | Path,
+    covariates: Sequence[str] = (),
+    replicates: Literal["refuse", "keep"] = "refuse",
+) -> LongitudinalData:
     """Return data from a table, or a CSV file, with columns ID, TIME, DV, AMT; "." is an empty cell.
 
     A row with AMT above zero (EVID 1) is a dose, rows with EVID 0 are observations, rows with EVID 2, or
@@ -33,8 +40,8 @@ def read_nonmem(frame: pd.DataFrame | str | Path, covariates: Sequence[str] = ()
     place. ADDL further doses follow at intervals of II. SS 1: a dose is
     the last of infinitely many, II apart (steady state), and what came before it counts no more; SS 2: they
     add to it. RATE, or the duration TINF, make a dose an infusion. CENS 1: DV is an upper bound (a limit of
-    quantification), with LIMIT the lower one; CENS -1: a lower bound. covariates : further columns, constant
-    within individuals.
+    quantification), with LIMIT the lower one; CENS -1: a lower bound, with LIMIT the upper one. covariates :
+    further columns, constant within individuals. replicates : as in `LongitudinalData.from_frame`.
 
     Times count from each individual's first dose. The amount of a single dose becomes the covariate "AMT",
     taken with nf.curves.oral("AMT"); several doses, steady states, and infusions with
@@ -52,7 +59,8 @@ def read_nonmem(frame: pd.DataFrame | str | Path, covariates: Sequence[str] = ()
     table = numbered(table_of(frame, "ID").replace(".", np.nan))
     check_columns(table, [*NEEDED, *covariates])
     _check_capitals(table, covariates)
-    for column in [c for c in ("TIME", "DV", "AMT", *USED, *ONE_VALUE, *REFUSED) if c in table]:
+    check_present(table, "ID")
+    for column in [c for c in ("TIME", "DV", "AMT", *USED, *ONE_VALUE, *ROUTES, *REFUSED) if c in table]:
         table[column] = numbers(table, column)
     for column in USED:
         if column not in table:
@@ -71,17 +79,17 @@ def read_nonmem(frame: pd.DataFrame | str | Path, covariates: Sequence[str] = ()
     seen.loc[empty, ["TIME", "DV", "CENS"]] = [0.0, np.nan, np.nan]  # a row without data keeps the place
     early = np.flatnonzero(seen["TIME"] < 0)
     if len(early):
-        row = seen.iloc[early[0]]
-        raise DataError(
-            f"Individual '{row['ID']}' is observed {-row['TIME']:g} before its dose; leave it out."
-        )
+        who, before = seen["ID"].iloc[early[0]], -seen["TIME"].iloc[early[0]]
+        raise DataError(f"Individual '{who}' is observed {before:g} before its dose; leave it out.")
     counts = doses.groupby("ID").size()
     single = bool((counts == 1).all() and (doses[["duration", "interval"]] == 0).all(axis=None))
     if single:
         seen["AMT"] = seen["ID"].map(doses.set_index("ID")["AMT"])
     kept = [*(["AMT"] if single else []), *covariates]
     censoring, limit = _censored(seen)
-    data = LongitudinalData.from_frame(seen, "ID", "TIME", "DV", kept, censoring, limit)
+    data = LongitudinalData.from_frame(
+        seen, "ID", "TIME", "DV", kept, censoring, limit, replicates=replicates
+    )
     data = replace(data, n_missing=data.n_missing - int(empty.sum()))
     began = doses["ID"].map(first)
     doses = doses.assign(TIME=doses["TIME"] - began, until=doses["until"] - began)
@@ -91,7 +99,7 @@ def read_nonmem(frame: pd.DataFrame | str | Path, covariates: Sequence[str] = ()
 def _check_capitals(table: pd.DataFrame, covariates: list[str]) -> None:
     for column in table.columns.difference(covariates, sort=False):
         meant = str(column).upper()
-        if meant in {*USED, *ONE_VALUE, *REFUSED} and meant not in table:
+        if meant in {*USED, *ONE_VALUE, *ROUTES, *REFUSED} and meant not in table:
             raise DataError(
                 f"Column '{column}' may be meant for {meant}, which is written in capitals: "
                 f"frame.rename(columns={{'{column}': '{meant}'}}). If it is something else, rename it too."
@@ -103,6 +111,11 @@ def _check_supported(table: pd.DataFrame) -> None:
         if column in table and (table[column].fillna(0) != 0).any():
             row = int(np.flatnonzero(table[column].fillna(0) != 0)[0])
             raise DataError(f"{place(table, row).capitalize()}: {what} is not supported.")
+    if "C" in table and (comment := table["C"].astype(str).eq("C")).any():
+        row = int(np.flatnonzero(comment)[0])
+        raise DataError(
+            f"{place(table, row).capitalize()} is a comment: leave out those with C in column 'C'."
+        )
     observed = table[table["AMT"].fillna(0) == 0]
     for column, what in ONE_VALUE.items():
         if column in table and observed[column].dropna().nunique() > 1:
@@ -111,11 +124,12 @@ def _check_supported(table: pd.DataFrame) -> None:
                 f"frame[frame['{column}'] == ...]."
             )
     dosed = table[table["AMT"].fillna(0) > 0]
-    if "CMT" in table and len(into := dosed["CMT"].dropna().unique()) > 1:
-        raise DataError(
-            f"Column 'CMT' has doses into several compartments, {into[0]:g} and {into[1]:g}; one is "
-            "supported. Keep the individuals that are dosed into one of them."
-        )
+    for column, what in ROUTES.items():
+        if column in table and len(into := dosed[column].dropna().unique()) > 1:
+            raise DataError(
+                f"Column '{column}' has doses by several {what}, {into[0]:g} and {into[1]:g}; one is "
+                "supported. Keep the individuals that are dosed by one of them."
+            )
     for column, allowed in {"EVID": (0, 1, 2), "MDV": (0, 1), "SS": (0, 1, 2), "CENS": (-1, 0, 1)}.items():
         others = np.flatnonzero(table[column].notna() & ~table[column].isin(allowed))
         if len(others):
@@ -124,11 +138,20 @@ def _check_supported(table: pd.DataFrame) -> None:
                 f"supported are {', '.join(map(str, allowed))}."
             )
     dose, amount = table["EVID"].eq(1), table["AMT"].fillna(0) > 0
+    same = np.isclose(table["AMT"], table["RATE"] * table["TINF"])
     for wrong, why in (
         (dose & ~amount, "is a dose (EVID 1) without AMT above zero"),
         (amount & table["EVID"].isin((0, 2)), "has AMT above zero and is no dose by EVID"),
         (table["RATE"].fillna(0) < 0, "has a modelled rate or duration (RATE below zero), not supported"),
         (table["AMT"].fillna(0) < 0, "has AMT below zero"),
+        (amount & table["TIME"].isna(), "is a dose without TIME"),
+        (table["TINF"].fillna(0) < 0, "has TINF below zero"),
+        (
+            amount & table["RATE"].gt(0) & table["TINF"].gt(0) & ~same,
+            "has a duration TINF other than AMT / RATE",
+        ),
+        (table["ADDL"].fillna(0) < 0, "has ADDL below zero"),
+        (table["ADDL"].fillna(0) % 1 != 0, "has ADDL that is no whole number"),
         (table["ADDL"].gt(0) & ~table["II"].gt(0), "has ADDL without II above zero"),
         (table["SS"].gt(0) & ~amount, "is at steady state (SS) without AMT above zero"),
         (
@@ -162,15 +185,16 @@ def _censored(seen: pd.DataFrame) -> tuple[str | None, str | None]:
     side = seen["CENS"].fillna(0)
     if not (side != 0).any():
         return None, None
-    bounded = side.eq(1) & seen["LIMIT"].notna() & seen["DV"].notna()
-    wrong = np.flatnonzero(bounded & ~(seen["LIMIT"] < seen["DV"]))
+    bounded = side.ne(0) & seen["LIMIT"].notna() & seen["DV"].notna()
+    wrong = np.flatnonzero(bounded & ~(side * (seen["DV"] - seen["LIMIT"]) > 0))
     if len(wrong):
+        where = "below" if side.iloc[wrong[0]] == 1 else "above"
         raise DataError(
-            f"Column 'LIMIT' must be below column 'DV' in {place(seen, wrong[0])}, which is censored "
-            "(CENS 1): the value lies between them."
+            f"Column 'LIMIT' must be {where} column 'DV' in {place(seen, wrong[0])}, which is censored "
+            f"(CENS {side.iloc[wrong[0]]:g}): the value lies between them."
         )
     seen["CENS"] = np.select([bounded, side == 1, side == -1], ["interval", "left", "right"], "")
-    lower = seen["LIMIT"]
-    seen["LIMIT"] = seen["DV"]
-    seen.loc[bounded, "DV"] = lower[bounded]
+    ends = seen[["DV", "LIMIT"]]
+    seen["LIMIT"] = ends["DV"].where(~bounded, ends.max(axis=1))
+    seen["DV"] = ends["DV"].where(~bounded, ends.min(axis=1))
     return "CENS", "LIMIT"

@@ -178,6 +178,7 @@ def beta_step(problem: Problem, state: State, particles: Particles, step: Expect
     """
     change, through = torch.zeros_like(state.beta), _through(problem, state)
     if through:
+        problem.check_ends(state.beta)
         left, right = fixed_effects_system(problem, state, particles, step, through)
         change[:through] = torch.linalg.solve(left, right)
     if through < len(change):

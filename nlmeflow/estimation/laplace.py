@@ -23,6 +23,7 @@ BROKEN = (EstimationError, torch.linalg.LinAlgError)  # type: ignore[attr-define
 LIKELIER = 1.0  # nats by which a second start is better
 WIDER = 3.0  # times the sds of the first values, where individuals are followed
 ALIKE = 1e-4  # smallest eigenvalue of slopes, as of a correlation matrix: parameters do nearly the same
+EXACTLY = 1e-12  # distance between slopes of length one, of parameters that do the same
 LEAST = 1e-14  # what it counts as at least
 FAR = 100.0  # times the residual error of the first values that a start does not exceed
 USELESS = 1.1  # times the error of a constant, by which curves that explain nothing miss the data
@@ -243,12 +244,13 @@ def _first_gaussians(
     nearest = problem.nearest(prediction)
     sigma = problem.residual.start(nearest, prediction, problem.data.mask)
     deviation = torch.where(problem.data.mask, nearest - prediction, 0.0)
-    slopes = torch.where(problem.data.mask[..., None], slopes, 0.0)[..., : problem.dim]
+    slopes = torch.where(problem.data.mask[..., None], slopes, 0.0)
+    _check_slopes(problem, slopes[..., : problem.dim + len(problem.fixed)].flatten(0, 1))
+    slopes = slopes[..., : problem.dim]
     sizes = slopes.square().sum((0, 1)).sqrt()
     spread = deviation.square().sum().sqrt() / sizes.clamp_min(1e-300)
     free = torch.tensor([problem.curve[name].scale.name == "identity" for name in problem.random])
     spread = spread.clamp(1e-12, 1.0).where(~free, spread.clamp_min(1e-12))
-    _check_slopes(problem, sizes)
     factors = [spread.diag()]
     if specification.covariance == "full" and (joint := _joint(slopes, free)) is not None:
         factors.insert(0, spread.diag() @ joint)
@@ -274,12 +276,27 @@ def _joint(slopes: Tensor, free: Tensor) -> Tensor | None:
     return factor
 
 
-def _check_slopes(problem: Problem, sizes: Tensor) -> None:
-    for name, size in zip(problem.random, sizes.tolist(), strict=True):
+def _check_slopes(problem: Problem, slopes: Tensor) -> None:
+    """Raise EstimationError for a parameter without effect, or fixed beside another of the same effect.
+
+    slopes (number of observations, d + p) : of the curve in random and fixed parameters.
+    """
+    sizes, names = slopes.norm(dim=0), (*problem.random, *problem.fixed)
+    for name, size in zip(names, sizes.tolist(), strict=True):
         if not size > 0:
             raise EstimationError(
-                f"Parameter '{name}' does not move the curve at the data's times, at the first values found."
+                f"Parameter '{name}' does not move the curve at the data's times, at the first values found. "
+                f"Take it out of the curve, or give it another value with fit(..., start={{'{name}': ...}})."
             )
+    unit = slopes / sizes
+    for k in range(problem.dim, len(names)):
+        apart = (unit - (unit[:, k] @ unit)[None] * unit[:, k, None]).norm(dim=0)
+        for other in torch.nonzero(apart < EXACTLY)[:, 0].tolist():
+            if other != k:
+                raise EstimationError(
+                    f"'{names[k]}' and '{names[other]}' do the same to the curve at all times of the data; "
+                    "only one of them can be estimated. Leave one out of the curve."
+                )
 
 
 def _update(
@@ -358,6 +375,7 @@ def _check(problem: Problem, law: GaussianLaw, beta: Tensor, sigma: Tensor, most
     """Raise EstimationError when a parameter is no number, or e^200 of any unit away, or sigma too large."""
     values = dict(zip(problem.random, law.mean.tolist(), strict=True))
     values |= dict(zip(problem.beta_names, beta.tolist(), strict=True))
+    problem.check_ends(beta)
     scales = {name: problem.curve[name].scale.name for name in problem.curve.names}
     for name, value in values.items():
         far = 200.0 if scales.get(name, "identity") != "identity" else float("inf")

@@ -10,7 +10,7 @@ from torch import Tensor
 from nlmeflow.covariates import Effect, design
 from nlmeflow.curves import Curve
 from nlmeflow.data import LongitudinalData
-from nlmeflow.errors import ModelError
+from nlmeflow.errors import EstimationError, ModelError
 from nlmeflow.laws.gaussian import GaussianLaw
 from nlmeflow.laws.law import Law
 from nlmeflow.numerics import TINY
@@ -18,6 +18,7 @@ from nlmeflow.residuals.censoring import Bounds, censored
 from nlmeflow.residuals.residual import Residual, Summary
 
 CHUNK = 4_000_000  # predictions held at a time
+AT_END = 30.0  # value on a scale with two ends, as good as at one of them
 RAGGED = 2.5  # times the mean length: a longest series that is computed apart
 
 
@@ -65,7 +66,7 @@ class Problem:
         random = tuple(name for name in curve.names if name not in fixed)
         if not random:
             raise ModelError("Every parameter is fixed; a mixed-effects model needs a random one.")
-        wrong = torch.nonzero(data.mask & residual.outside(data.response))
+        wrong = torch.nonzero(data.mask & _outside(data, residual))
         if len(wrong):
             raise ModelError(
                 f"{residual.domain}; {data.about(*wrong[0].tolist())}. Leave such rows out, or take "
@@ -164,6 +165,13 @@ class Problem:
         if self.design is None:
             return beta.new_zeros(len(self), self.dim)
         return self.random_design @ beta[self.common :]
+
+    def check_ends(self, beta: Tensor) -> None:
+        """Raise EstimationError when a fixed parameter has run to an end of a scale that has two."""
+        for name, value in zip(self.fixed, beta.tolist(), strict=False):
+            scale = self.curve[name].scale
+            if scale.has_ends and abs(value) > AT_END:
+                raise EstimationError(self.curve[name].at_end(scale.upper if value > 0 else scale.lower))
 
     def subset(self, index: Tensor) -> "Problem":
         """Return the problem of the individuals at these positions."""
@@ -299,6 +307,15 @@ class Problem:
     def log_likelihood(self, phi: Tensor, beta: Tensor, sigma: Tensor) -> Tensor:
         """Return log p(y_i | phi): (N, M, d) -> (N, M)."""
         return self.residual.log_likelihood(self.summary(phi, beta), sigma)
+
+
+def _outside(data: LongitudinalData, residual: Residual) -> Tensor:
+    """Return which responses an error model cannot take; a censored one where it can take no value of it."""
+    outside = residual.outside(data.response)
+    if data.bounds is None:
+        return outside
+    impossible = residual.outside(data.bounds[1]) if residual.logarithmic else torch.zeros_like(outside)
+    return torch.where(censored(data.bounds), impossible, outside)
 
 
 def _check_doses(data: LongitudinalData, curve: Curve) -> None:

@@ -18,6 +18,7 @@ from nlmeflow.fitting.suspicions import suspicions
 from nlmeflow.laws.draws import Folds
 from nlmeflow.laws.gaussian import Gaussian
 from nlmeflow.laws.specification import Specification, specified
+from nlmeflow.residuals.censoring import censored
 from nlmeflow.running import estimating, show_progress
 from nlmeflow.seeds import check_seed
 
@@ -27,6 +28,7 @@ CAUSES = (
     "Usual causes: observations that lie exactly on curves, so that there is no residual error (give it, as "
     "in nf.Additive(sigma=0.1)); a parameter that the data do not determine (name it in fixed=(...))"
 )
+CURES = ("sigma=", "start={", "out of the curve")  # in messages that say themselves what to do
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,7 @@ def _explained(message: str, task: Task) -> str:
     found = suspicions(task.everyone)
     if found:
         return " ".join([message, *found])
-    if "sigma=" in message or "start={" in message:
+    if any(cure in message for cure in CURES):
         return message
     way = _way(task.everyone)
     first = "" if task.start else "; a bad start (give first values with fit(..., start={...}))"
@@ -187,7 +189,13 @@ def _check_varies(data: LongitudinalData) -> None:
     seen = data.response[data.mask]
     if len(seen) == 0:
         raise ModelError("No response was observed; every one is missing.")
-    if bool((seen == seen[0]).all()):
+    if data.bounds is not None and bool((limited := censored(data.bounds)[data.mask]).any()):
+        for side, where in zip(data.bounds, ("below", "above"), strict=True):
+            if bool((limited & ~torch.isfinite(side[data.mask])).all()):
+                raise ModelError(
+                    f"All {len(seen)} responses are only known to lie {where} a limit; some must be observed."
+                )
+    elif bool((seen == seen[0]).all()):
         raise ModelError(f"The response is {float(seen[0]):g} in all {len(seen)} rows: nothing varies.")
 
 

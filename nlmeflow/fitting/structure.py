@@ -44,6 +44,9 @@ class Structure:
         object.__setattr__(self, "within", inner)
         for name in names + inner:
             self.curve[name]
+        for name in names:
+            if names.count(name) > 1:
+                raise ModelError(f"fixed names '{name}' twice.")
         for name in inner:
             if name in names or inner.count(name) > 1:
                 raise ModelError(

@@ -102,9 +102,13 @@ class OneScale(Residual):
 
     def _ends(self, bounds: Bounds, prediction: Tensor) -> tuple[Tensor, Tensor]:
         """Return the errors at the bounds of censored observations, infinite where there is none."""
-        low, high = bounds
-        at_low = torch.where(torch.isfinite(low), self.error(low, prediction), -torch.inf)
-        return at_low, torch.where(torch.isfinite(high), self.error(high, prediction), torch.inf)
+        low, high = (self._at(bound, prediction) for bound in bounds)
+        return low, high
+
+    def _at(self, bound: Tensor, prediction: Tensor) -> Tensor:
+        """Return the errors at bounds; where one is infinite, with derivatives of zero, not NaN."""
+        finite = torch.isfinite(bound)
+        return torch.where(finite, self.error(torch.where(finite, bound, 1.0), prediction), bound)
 
     def summary(
         self, response: Tensor, prediction: Tensor, mask: Tensor, bounds: Bounds | None = None

@@ -180,8 +180,9 @@ def _second_differences(data: LongitudinalData) -> float | None:
 def _equally_spaced(data: LongitudinalData) -> bool:
     time = data.time.numpy()
     steps = np.diff(time, axis=1)
-    shared = bool(data.mask.all()) and np.allclose(time, time[0])
-    return shared and bool(np.allclose(steps, steps[0, 0]))
+    near = 1e-5 * steps[0, 0]  # in the unit of time, whatever it is
+    shared = bool(data.mask.all()) and np.allclose(time, time[0], rtol=0, atol=near)
+    return shared and bool(np.allclose(steps, steps[0, 0], rtol=0, atol=near))
 
 
 def _pairs(data: LongitudinalData) -> Observed:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -112,3 +113,18 @@ def test_censored_and_constant_responses_are_refused():
         nf.deconvolve(censored)
     with pytest.raises(nf.DataError, match="exactly on lines, or are all the same"):
         nf.deconvolve(replace(lines, response=torch.ones_like(lines.response)))
+
+
+def test_the_unit_of_time_does_not_make_times_equally_spaced():
+    random, time = np.random.default_rng(0), np.array([0.0, 1, 2, 4, 8, 16])
+    y = random.normal(2, 0.5, (60, 1)) + random.gamma(3, 0.3, (60, 1)) * time + random.normal(0, 0.3, (60, 6))
+    found = []
+    for unit in (1.0, 1e-9):
+        frame = pd.DataFrame(
+            {"plant": np.repeat(range(60), 6), "day": np.tile(unit * time, 60), "y": y.ravel()}
+        )
+        data = nf.LongitudinalData.from_frame(frame, "plant", "day", "y")
+        found.append(nf.deconvolve(data).sigma)
+        with pytest.raises(nf.DataError, match="equally spaced"):
+            nf.deconvolve(data, noise="unknown")
+    assert found[1] == pytest.approx(found[0])

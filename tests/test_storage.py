@@ -204,3 +204,18 @@ def test_options_of_laws_of_the_former_format_are_kept():
     averages = [part.laws[0] for part in law["flow"].laws if isinstance(part, StackedLaw)]
     networks = [first.network for first in averages if isinstance(first, FlowLaw)]
     assert networks == [nf.Network("quadratic", layers, (8,)) for layers in (2, 1)]
+
+
+def test_a_fit_is_read_with_its_own_curve(gaussian_fit, senescence, tmp_path):
+    gaussian_fit.save(tmp_path / "fit")
+    with pytest.raises(
+        nf.ModelError, match="made with the curve 'logistic_senescence'; this one is 'gompertz'"
+    ):
+        nf.load(tmp_path / "fit", curve=nf.curves.gompertz())
+    cube = nf.Transform("cube", lambda phi: phi**3, lambda psi: psi.sign() * psi.abs() ** (1 / 3))
+    curve = nf.curves.logistic_senescence().with_transforms(tau=cube)
+    fit = nf.Model(curve, fixed=("A", "s")).fit(senescence, seed=1, particles=128, progress=False)
+    fit.save(tmp_path / "own")
+    with pytest.raises(nf.ModelError, match="has a scale of its own: give the curve again"):
+        nf.load(tmp_path / "own")
+    assert nf.load(tmp_path / "own", curve=curve).law.mean == pytest.approx(fit.law.mean)

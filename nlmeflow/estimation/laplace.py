@@ -284,9 +284,10 @@ def _check_slopes(problem: Problem, slopes: Tensor) -> None:
     sizes, names = slopes.norm(dim=0), (*problem.random, *problem.fixed)
     for name, size in zip(names, sizes.tolist(), strict=True):
         if not size > 0:
+            cure = f" Take it out of the curve, or give it a first value: fit(..., start={{'{name}': ...}})."
             raise EstimationError(
-                f"Parameter '{name}' does not move the curve at the data's times, at the first values found. "
-                f"Take it out of the curve, or give it another value with fit(..., start={{'{name}': ...}})."
+                f"Parameter '{name}' does not move the curve at the data's times, at the first values found."
+                f"{cure if name in problem.fixed else ''}"
             )
     unit = slopes / sizes
     for k in range(problem.dim, len(names)):

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from nlmeflow.arguments import checked
-from nlmeflow.curves import LIBRARY, Curve
+from nlmeflow.curves import LIBRARY, Curve, Transform
 from nlmeflow.curves.curve import named
 from nlmeflow.data.longitudinal import Doses, LongitudinalData
 from nlmeflow.errors import DataError, ModelError
@@ -88,10 +88,15 @@ def _read_model(header: dict[str, Any], curve: Curve | None) -> Model:
     recipe = header["curve"]
     parameters = [[name, getattr(named(scale), "name", scale)] for name, scale in header["parameters"]]
     if curve is None:
-        if recipe is None:
-            raise ModelError("This fit has a curve of its own: give it again, load(path, curve=...).")
+        if recipe is None or not all(isinstance(named(scale), Transform) for _, scale in parameters):
+            what = "curve" if recipe is None else "scale"
+            raise ModelError(
+                f"This fit has a {what} of its own: give the curve again, load(path, curve=...)."
+            )
         curve = LIBRARY[recipe["name"]](**recipe["arguments"])
         curve = curve.with_transforms(**{name: named(scale) for name, scale in parameters})
+    elif recipe is not None and curve.title != recipe["name"]:
+        raise ModelError(f"The fit was made with the curve '{recipe['name']}'; this one is '{curve.title}'.")
     names = [[p.name, p.scale.name] for p in curve.parameters]
     if names != parameters:
         raise ModelError(f"The fit was made with parameters {parameters}; this curve has {names}.")

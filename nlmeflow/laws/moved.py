@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from nlmeflow.laws.affine import Affine
-from nlmeflow.laws.law import Law
+from nlmeflow.laws.law import Components, Law
 from nlmeflow.seeds import Seed
 
 
@@ -42,6 +42,10 @@ class MovedLaw(Law):
 
     def _moved(self, phi: Tensor) -> Tensor:
         return self.after(self.before.standardise(phi))
+
+    def moved(self, weights: Tensor, means: Tensor, factors: Tensor) -> Components:
+        """Return Gaussian components of the law moved."""
+        return weights, self._moved(means), self._turn @ factors
 
     def log_prob(self, phi: Tensor) -> Tensor:
         place = self.before(self.after.standardise(phi))

@@ -10,10 +10,10 @@ from quadrature import adaptive, brute_force
 import nlmeflow as nf
 from nlmeflow.estimation import likelihood
 from nlmeflow.estimation.em import State, evaluate
-from nlmeflow.estimation.engine import posterior_draws
 from nlmeflow.estimation.laplace import gaussian_start
 from nlmeflow.estimation.likelihood import averaged, locate, marginal
 from nlmeflow.estimation.particles import Proposal, _calibration, draw
+from nlmeflow.estimation.posterior import resampled
 from nlmeflow.estimation.start import pooled_start
 from nlmeflow.laws import FlowLaw, GaussianLaw, MixtureLaw, Network, StackedLaw
 from nlmeflow.laws.draws import resample
@@ -208,7 +208,7 @@ def test_posterior_draws_compare_laws_without_the_likelihood(senescence):
     reference = StackedLaw((known["mixture"], known["gaussian"].inflated(1.5)), tensor([0.6, 0.4]))
     proposal = locate(problem, State(reference, state.beta, state.sigma), 4096, generator(1))
     particles = draw(problem, proposal, state.beta, 8192, generator(2))
-    drawn = posterior_draws(problem, particles, state, reference, 4096, generator(3))
+    drawn = resampled(problem, particles, state, reference, 4096, generator(3))
     exact = {
         name: brute_force(problem, law, state.beta, state.sigma, 500)
         for name, law in (("reference", reference), ("gaussian", known["gaussian"]))

@@ -18,12 +18,12 @@ from nlmeflow.data import LongitudinalData
 from nlmeflow.errors import EstimationError
 from nlmeflow.estimation.em import Result, Schedule, State, em
 from nlmeflow.estimation.laplace import gaussian_start
-from nlmeflow.estimation.likelihood import DataLikelihood
-from nlmeflow.estimation.particles import Particles, Proposal, draw
+from nlmeflow.estimation.particles import Proposal, draw
 from nlmeflow.estimation.points import Placing, settle_points
+from nlmeflow.estimation.posterior import posterior_draws
 from nlmeflow.estimation.problem import Problem
 from nlmeflow.estimation.start import pooled_start
-from nlmeflow.laws.draws import Folds, PosteriorDraws, TrainingSet, expectation, resample, shuffled
+from nlmeflow.laws.draws import Folds, PosteriorDraws, TrainingSet
 from nlmeflow.laws.gaussian import CAREFUL, Gaussian, GaussianLaw
 from nlmeflow.laws.law import Law
 from nlmeflow.laws.mixture import Mixture, redrawn
@@ -32,7 +32,6 @@ from nlmeflow.laws.stacked import StackedLaw
 from nlmeflow.running import Memory, Report, silent
 from nlmeflow.seeds import Stream, derive, generator
 
-DRAWS = 64  # of each individual, from which laws are learned
 BROAD = (0.6, 0.4)  # shares of a law and of the widened Gaussian in the reference of the draws
 QUICK = Schedule(particles=256, first=256, refreshes=6)  # good enough to start, scale and surround other laws
 SETTLING = Schedule(particles=128, first=128, refreshes=10, update_law=False)
@@ -153,17 +152,7 @@ def draws_around(task: Task, fit: Result, stream: Stream) -> PosteriorDraws:
     reference = broad_reference(state.law, gaussian)
     problem = task.problem.near(gaussian, state.beta, state.sigma)
     particles = draw(problem, replace(fit.proposal, law=reference), state.beta, task.particles, random)
-    return posterior_draws(problem, particles, state, reference, DRAWS, random)
-
-
-def posterior_draws(
-    problem: Problem, particles: Particles, state: State, reference: Law, n: int, random: torch.Generator
-) -> PosteriorDraws:
-    """Return n draws of each individual's phi given its data under a reference law, from particles."""
-    step = expectation(particles.log_ratio(problem, state.sigma), particles.log_prob(reference))
-    phi = shuffled(resample(particles.phi, step.weights, n, random), random)
-    data = DataLikelihood(problem, state.beta, state.sigma, step.log_likelihood)
-    return PosteriorDraws(phi, reference.log_prob(phi), data)
+    return posterior_draws(problem, particles, state, reference, random)
 
 
 def settle(task: Task, law: Law, previous: Result, stream: Stream) -> Result:

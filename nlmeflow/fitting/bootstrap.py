@@ -13,8 +13,9 @@ from nlmeflow.arguments import column
 from nlmeflow.errors import EstimationError, ModelError, whole
 from nlmeflow.estimation.bootstrap import estimated_again
 from nlmeflow.estimation.em import State
-from nlmeflow.estimation.engine import DRAWS, broad_reference, posterior_draws
+from nlmeflow.estimation.engine import broad_reference
 from nlmeflow.estimation.information import reported_values
+from nlmeflow.estimation.posterior import posterior_draws
 from nlmeflow.fitting.bands import Bands
 from nlmeflow.fitting.estimates import table_of_estimates, with_limits
 from nlmeflow.fitting.fitted import Fitted
@@ -66,7 +67,7 @@ class Bootstrap:
             problem, state = fit.problem(), fit.state
             reference = broad_reference(fit.law, fit.gaussian)
             random = generator(derive(seed, Stream.BOOTSTRAP_DRAWS))
-            draws = posterior_draws(problem, fit.drawn, state, reference, DRAWS, random)
+            draws = posterior_draws(problem, fit.drawn, state, reference, random)
             training = TrainingSet(draws, derive(seed, Stream.BOOTSTRAP_LAWS), report=report)
             weights = dirichlet_weights(replicates, len(draws), derive(seed, Stream.BOOTSTRAP_WEIGHTS))
             found = estimated_again(fit.specification, problem, state, training, fit.drawn, weights)

@@ -137,6 +137,10 @@ class GaussianLaw(Law):
         """Return the law with standard deviations multiplied by `factor`."""
         return GaussianLaw(self.mean, self.factor * factor, self.structure, self.prior)
 
+    def effective_share(self, draws: PosteriorDraws) -> float:
+        """Return the share of most individuals' draws that count under the law: their median."""
+        return float(draws.weigh(self).ess.median()) / draws.phi.shape[1]
+
     @property
     def log_prior(self) -> float:
         """Return c log |Omega|."""
@@ -171,9 +175,19 @@ class Gaussian(Specification):
         check_prior(self.prior)
 
     def learn(self, training: TrainingSet) -> GaussianLaw:
-        return population(training.draws, self)
+        """Return the Gaussian of highest likelihood on the draws, unless it is so thin that few are in it.
+
+        There the draws say nothing of its likelihood, nor of that of individuals held out: the law is kept
+        off its boundary.
+        """
+        draws = training.draws
+        law = population(draws, self)
+        if self.prior or law.effective_share(draws) > THIN:
+            return law
+        return population(draws, replace(self, prior=CAREFUL.prior))
 
 
+THIN = 0.125  # effective share of draws under which a law has few of them in it
 CAREFUL = Gaussian(prior=1.0)  # what starts, scales and surrounds other laws is not singular
 
 

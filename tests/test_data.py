@@ -89,3 +89,23 @@ def test_individuals_drawn_twice_stand_twice_in_the_table():
     frame = twice.to_frame()
     assert len(frame) == twice.n_observations
     assert frame["dose"].notna().all()
+
+
+def test_censored_data_are_written_as_they_are_read():
+    frame = pd.DataFrame(
+        {"plant": [0, 0, 1, 1], "day": [1.0, 2, 1, 2], "y": [0.5, 2.0, 1.0, 9.0], "dose": 1.0}
+    )
+    frame["how"], frame["upper"] = ["left", "", "interval", "right"], [np.nan, np.nan, 3.0, np.nan]
+    data = nf.LongitudinalData.from_frame(frame, "plant", "day", "y", ["dose"], "how", "upper")
+    again = nf.LongitudinalData.from_frame(
+        data.to_frame(), "plant", "day", "y", ["dose"], "censoring", "limit"
+    )
+    for one, other in zip(again.bounds, data.bounds, strict=True):
+        assert one.tolist() == other.tolist()
+    assert again.response.tolist() == data.response.tolist()
+
+
+def test_levels_that_look_the_same_are_refused():
+    frame = table().assign(sex=lambda t: np.where(t.index == 0, "m ", "m"))
+    with pytest.raises(nf.DataError, match="'sex' has 'm ' and 'm'"):
+        nf.LongitudinalData.from_frame(frame, "plant", "day", "green", ["sex"])

@@ -155,3 +155,22 @@ def by_plain_monte_carlo(fit):
         each = problem.log_likelihood(part.expand(len(problem), -1, -1), torch.zeros(0).double(), sigma)
         total = torch.logaddexp(total, each.logsumexp(1))
     return float((total - np.log(len(phi))).sum())
+
+
+def test_scores_in_decimal_steps_have_a_predictive_check():
+    """Neighbouring intervals end at one number, up to rounding."""
+    random, day = np.random.default_rng(1), np.arange(30.0, 75, 5)
+    y = 1 / (1 + np.exp((day - random.normal(50, 4, (30, 1))) / 3)) + random.normal(0, 0.04, (30, 9))
+    scores = pd.DataFrame(
+        {
+            "plant": np.repeat(range(30), 9),
+            "day": np.tile(day, 30),
+            "y": (y.clip(0).ravel() * 10).round() * 0.1,
+        }
+    )
+    table = nf.mark_limits(scores, "y", lower=0.0, step=0.1)
+    data = nf.LongitudinalData.from_frame(table, "plant", "day", "y", censoring="censoring", limit="limit")
+    fit = nf.Model(nf.curves.logistic_senescence(), fixed=("A", "s")).fit(
+        data, seed=1, particles=256, progress=False
+    )
+    assert len(nf.diagnostics.vpc(fit, replicates=20))

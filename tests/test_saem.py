@@ -45,3 +45,8 @@ def test_saem_trains_a_flow():
 def test_bad_options_are_refused(make, message):
     with pytest.raises(nf.ModelError, match=message):
         make()
+
+
+def test_a_run_of_a_few_iterations_has_not_converged(model, senescence):
+    short = model.fit(senescence, law=nf.SAEM(burn_in=1, iterations=1), seed=1, progress=False)
+    assert not short.converged

@@ -154,6 +154,9 @@ class LongitudinalData:
         for column in (individual, *([] if group is None else [group])):
             check_present(frame, column)
             check_names(frame, column)
+        for column in covariates:
+            if not pd.api.types.is_numeric_dtype(frame[column]):
+                check_names(frame, column)
         times = numbers(frame, time)
         values = numbers(frame, response)
         check_finite(frame, time, times, missing_allowed=False)
@@ -314,7 +317,10 @@ class LongitudinalData:
         return torch.isfinite(self.bounds[0]) | torch.isfinite(self.bounds[1])
 
     def to_frame(self) -> pd.DataFrame:
-        """Return the observed rows as a long table with the user's column names."""
+        """Return the observed rows as a long table with the user's column names, as `from_frame` reads it.
+
+        Censored observations have columns "censoring" and "limit". Doses are not in the table.
+        """
         row, column = torch.nonzero(self.mask, as_tuple=True)
         individual, time, response = self.names
         frame = pd.DataFrame(
@@ -324,6 +330,14 @@ class LongitudinalData:
                 response: self.response[row, column].numpy(),
             }
         )
+        if self.bounds is not None:
+            low, high = (side[row, column].numpy() for side in self.bounds)
+            below, above = np.isfinite(high), np.isfinite(low)
+            sides = [below & above, below, above]
+            seen = frame[response].to_numpy()
+            frame[response] = np.select(sides, [low, high, low], seen)
+            frame["censoring"] = np.select(sides, ["interval", "left", "right"], "")
+            frame["limit"] = np.where(sides[0], high, np.nan)
         covariates = self.covariates.iloc[row.numpy()].set_axis(frame.index)  # names may stand twice
         return pd.concat([frame, covariates], axis=1)
 

@@ -31,6 +31,7 @@ EXPONENT = 0.65
 LEAST_DRAWS, LEAST_CHAINS = 600, 5  # fewer draws drift to a singular covariance while the step is 1
 TARGET = 0.3  # acceptance of random walks
 REFRESH = 50  # iterations between Laplace steps before the steps fall
+SHORTEST = 50  # iterations of a run that may have converged
 LEAST_STEP = 0.05  # share of a flow's learning rate to which its steps fall
 
 
@@ -267,7 +268,12 @@ def _row(problem: Problem, state: State, k: int, gamma: float, accepted: float) 
 
 
 def _settled(trace: list[dict[str, Any]]) -> bool:
-    """Whether no mean moved by a twentieth of its population sd over the last fifth of the iterations."""
+    """Whether no mean moved by a twentieth of its population sd over the last fifth of the iterations.
+
+    Fewer than `SHORTEST` iterations say nothing.
+    """
+    if len(trace) < SHORTEST:
+        return False
     last, before = trace[-1], trace[-1 - len(trace) // 5]
     names = [key.removeprefix("mean ") for key in last if key.startswith("mean ")]
     return all(abs(last[f"mean {n}"] - before[f"mean {n}"]) < 0.05 * last[f"sd {n}"] for n in names)

@@ -253,11 +253,11 @@ def check_finite(model: Structure, state: State, farthest: float) -> None:
         near = scale.lower > -torch.inf and bool((values - scale.lower < 1 / FARTHEST).any())
         far = scale.upper == torch.inf and not abs(float(values[1])) < farthest
         if near or far or not bool((values.abs() < FARTHEST).all()):
+            other = "" if name in model.fixed else ", name it in fixed=(...)"
             raise EstimationError(
                 f"Parameter '{name}' ran off while fitting (mean {float(mean[k]):.3g}, sd "
                 f"{float(sd[k]):.3g} on the {scale.name} scale): the data do not determine it. Give it a "
-                f"first value with fit(..., start={{'{name}': ...}}), name it in fixed=(...), or take a "
-                "simpler curve."
+                f"first value with fit(..., start={{'{name}': ...}}){other}, or take a simpler curve."
             )
 
 

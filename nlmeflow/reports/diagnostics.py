@@ -72,7 +72,9 @@ def _as_recorded(data: LongitudinalData, drawn: np.ndarray) -> np.ndarray:
     floor, ceiling = (end[np.isfinite(end)] for end in ends)
     both = np.isfinite(low) & np.isfinite(high)
     intervals = np.unique(np.stack([low[both], high[both]], 1), axis=0)
-    if len(floor) > 1 or len(ceiling) > 1 or (intervals[1:, 0] < intervals[:-1, 1]).any():
+    rounding = 1e-9 * np.diff(intervals, axis=1).min(initial=np.inf)
+    overlap = intervals[:-1, 1] - intervals[1:, 0]
+    if len(floor) > 1 or len(ceiling) > 1 or (overlap > rounding).any():
         raise ModelError(
             "There is no predictive check of observations that are censored at different limits, or known to "
             "lie in intervals that overlap; draw with fit.population."

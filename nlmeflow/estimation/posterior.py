@@ -12,7 +12,7 @@ from nlmeflow.laws.law import Law
 
 DRAWS = 64  # of each individual
 MANY = 12_800  # of all individuals, where `DRAWS` of each are too few
-ENOUGH = 0.5  # effective share of most individuals' draws under a Gaussian
+ENOUGH = 0.25  # effective share of most individuals' draws under a Gaussian
 PARTS = 5  # of the individuals, without one of which the draws are enough too
 
 
@@ -28,7 +28,7 @@ def posterior_draws(
     without a fifth of the individuals, a Gaussian has few effective draws.
     """
     draws = resampled(problem, particles, state, reference, DRAWS, random)
-    if len(draws) * DRAWS >= MANY:
+    if 2 * len(draws) * DRAWS > MANY:
         return draws
     parts = Folds(torch.arange(len(draws)) % PARTS).parts()
     if any(map(_is_thin, [draws, *(draws.subset(inside) for inside, _ in parts if len(inside))])):

@@ -138,15 +138,11 @@ def gaussian_start(
     for begun in _first_gaussians(problem, first, specification):
         for narrow in (1.0, 0.1):
             try:
-                try:
-                    start = _climb(problem, begun, max_iterations, tolerance, narrow)
-                except BROKEN:
-                    start = _climb(problem, begun, max_iterations, tolerance, narrow, longest=2.0)
+                found.append(_climb_or_creep(problem, begun, max_iterations, tolerance, narrow))
             except BROKEN as error:
                 failed = error
                 continue
-            found.append(start)
-            if start.settled:
+            if found[-1].settled:
                 break
     if not found:
         raise cast(Exception, failed)
@@ -162,6 +158,20 @@ def _log_likelihood(problem: Problem, start: GaussianStart) -> float:
     joint = -_objective(problem, mode, start.law, start.beta, start.sigma)
     value = float((joint + factor.diagonal(dim1=-2, dim2=-1).log().sum(1)).sum())
     return -math.inf if math.isnan(value) else value
+
+
+def _climb_or_creep(
+    problem: Problem,
+    begun: tuple[GaussianLaw, Tensor, Tensor],
+    max_iterations: int,
+    tolerance: float,
+    narrow: float,
+) -> GaussianStart:
+    """Climb; where this breaks down, in short steps."""
+    try:
+        return _climb(problem, begun, max_iterations, tolerance, narrow)
+    except BROKEN:
+        return _climb(problem, begun, max_iterations, tolerance, narrow, longest=2.0)
 
 
 def _climb(

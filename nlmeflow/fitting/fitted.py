@@ -24,7 +24,7 @@ from nlmeflow.laws.specification import Specification
 from nlmeflow.running import Memory, estimating, show_progress
 from nlmeflow.seeds import Stream, derive, generator
 
-AT_END = 1e-6  # share of a scale with two ends, so near to one of which a typical value has run there
+NEAR_END = 1e-6  # share of a scale with two ends, so near to one of which a typical value has run there
 FARTHEST = 1e100  # natural value, within three standard deviations, at which a parameter has run off
 PATIENT = 3.0  # seconds after which what is asked of a fit shows its progress
 NOTHING = 1e-3  # residual error, as a share of that without a curve, to which a fit that goes on has shrunk
@@ -248,7 +248,7 @@ def check_finite(model: Structure, state: State, farthest: float) -> None:
         scale = model.curve[name].scale
         width = scale.upper - scale.lower
         for end in (scale.lower, scale.upper):
-            if scale.has_ends and abs(float(values[1]) - end) < AT_END * width:
+            if scale.has_ends and abs(float(values[1]) - end) < NEAR_END * width:
                 raise EstimationError(model.curve[name].at_end(end))
         near = scale.lower > -torch.inf and bool((values - scale.lower < 1 / FARTHEST).any())
         far = scale.upper == torch.inf and not abs(float(values[1])) < farthest

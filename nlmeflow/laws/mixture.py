@@ -318,12 +318,14 @@ def redrawn(law: MixtureLaw, draws: PosteriorDraws, stiffness: float, prior: flo
 def _sizes(law: Mixture, training: TrainingSet) -> tuple[list[MixtureLaw], int]:
     """Fit 1, 2, ... components until BIC has risen twice."""
     draws = training.draws
+    gaussian = population(draws)
+    pooled = _correlated(gaussian, law.shrinkage_of(len(draws)), draws)
     most = law.max_components if law.components is None else law.components
     laws: list[MixtureLaw] = []
     values: list[float] = []
     for size in range(1, most + 1):
         training.report(f"mixture of {size}")
-        fitted, value = _best_start(law, size, training, laws[-1] if laws else None)
+        fitted, value = _best_start(law, size, training, laws[-1] if laws else None, gaussian, pooled)
         laws.append(fitted)
         values.append(bic(fitted, value, len(draws)))
         if law.components is None and size >= values.index(min(values)) + 3:
@@ -334,7 +336,12 @@ def _sizes(law: Mixture, training: TrainingSet) -> tuple[list[MixtureLaw], int]:
 
 
 def _best_start(
-    law: Mixture, size: int, training: TrainingSet, smaller: MixtureLaw | None
+    law: Mixture,
+    size: int,
+    training: TrainingSet,
+    smaller: MixtureLaw | None,
+    gaussian: GaussianLaw,
+    pooled: bool,
 ) -> tuple[MixtureLaw, float]:
     """Return the best of several starts: short climbs on few draws, long ones for the best.
 
@@ -342,9 +349,7 @@ def _best_start(
     to which one is added where individuals are denser than it says (greedy EM).
     """
     draws = training.draws
-    gaussian = population(draws)
     means, _ = moments(draws.phi, draws.weigh(gaussian.inflated(1.5)).weights)
-    pooled = _correlated(gaussian, law.shrinkage_of(len(draws)), draws)
     seed = derive(training.seed, size)  # a stream without a name: stored results rest on it
     n_draws = draws.phi.shape[1]
     firsts = [

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -503,6 +504,20 @@ def test_a_new_flow_is_its_base(pair):
         assert torch.allclose(law.log_prob(phi), base.log_prob(phi), atol=1e-9)
     alone = FlowLaw.start(Network(kind), gaussian(dim), None, 1)
     assert torch.allclose(alone.log_prob(phi), gaussian(dim).log_prob(phi), atol=1e-9)
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+@pytest.mark.parametrize("dim", [1, 2, 3])  # two components: as many as parameters, fewer, more
+def test_the_prior_of_a_mixture_is_that_of_its_covariances_one_by_one(dim, pooled):
+    law = replace(mixture(dim), shrinkage=5.0, prior=0.25, pooled=pooled)
+    covariances = (law.factors @ law.factors.mT).numpy()
+    mean = 0.3 * covariances[0] + 0.7 * covariances[1]
+    target = mean if pooled else np.diag(np.diag(mean))
+    by_hand = 0.0
+    for covariance in covariances:
+        log_volume = np.linalg.slogdet(covariance)[1]
+        by_hand += 0.25 * log_volume - 2.5 * (log_volume + np.trace(np.linalg.inv(covariance) @ target))
+    assert law.log_prior == pytest.approx(by_hand, rel=1e-12)
 
 
 def test_components_of_a_mixture_cannot_collapse():

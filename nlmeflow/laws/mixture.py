@@ -167,12 +167,14 @@ class MixtureLaw(Law):
 
     @property
     def log_prior(self) -> float:
-        """What the prior adds to the log-likelihood, its mean variances taken as they are."""
+        """What the prior adds to the log-likelihood, its mean variances taken as they are.
+
+        sum_k c log|Omega_k| - (s / 2) (log|Omega_k| + tr Omega_k^-1 D): c, s and D as in `_shrunk`.
+        """
         log_scale = 2 * self.factors.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        covariance = self.factors @ self.factors.mT
-        pooled = self._pooled(self.weights, covariance)
-        # rows of `pooled` are taken for vectors where there are d components: stored results rest on it
-        trace = torch.linalg.solve_ex(covariance, pooled)[0].diagonal(dim1=-2, dim2=-1).sum(-1)
+        pooled = self._pooled(self.weights, self.factors @ self.factors.mT)
+        inverse = lower_inverse(self.factors)
+        trace = ((inverse @ pooled) * inverse).sum((-2, -1))
         return float((self.prior * log_scale - 0.5 * self.shrinkage * (log_scale + trace)).sum())
 
     @classmethod

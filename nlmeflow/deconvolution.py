@@ -129,6 +129,10 @@ def observe(
     """
     if data.bounds is not None:
         raise ModelError("Deconvolution does not take censored responses; nf.Model(nf.curves.linear()) does.")
+    if len(data) < 2:
+        raise DataError(
+            "A density of individuals' effects needs at least two individuals, better fifty; got one."
+        )
     if noise == "gaussian":
         seen = _lines(data, effect, sigma)
         if not (seen.z.std() > 0 and seen.sigma > 0):

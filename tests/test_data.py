@@ -109,3 +109,19 @@ def test_levels_that_look_the_same_are_refused():
     frame = table().assign(sex=lambda t: np.where(t.index == 0, "m ", "m"))
     with pytest.raises(nf.DataError, match="'sex' has 'm ' and 'm'"):
         nf.LongitudinalData.from_frame(frame, "plant", "day", "green", ["sex"])
+
+
+def test_complex_numbers_are_refused_and_sparse_ones_read():
+    frame = table()
+    sparse = read(frame.assign(green=pd.arrays.SparseArray(frame["green"])))
+    assert sparse.response.nan_to_num().tolist() == read(frame).response.nan_to_num().tolist()
+    with pytest.raises(nf.DataError, match="'green' holds complex numbers; real"):
+        read(frame.assign(green=frame["green"] + 1j))
+    with pytest.raises(nf.DataError, match="'w' holds complex numbers; real"):
+        nf.LongitudinalData.from_frame(frame.assign(w=1j), "plant", "day", "green", ["w"])
+
+
+def test_one_individual_has_no_density():
+    frame = pd.DataFrame({"plant": 0, "day": range(5), "y": [1.0, 2.2, 2.9, 4.1, 5.0]})
+    with pytest.raises(nf.DataError, match="at least two individuals, better fifty"):
+        nf.deconvolve(nf.LongitudinalData.from_frame(frame, "plant", "day", "y"))

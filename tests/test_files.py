@@ -19,6 +19,12 @@ def text(separator=",", point=".", missing=""):
     return "\n".join(lines) + "\n"
 
 
+def with_row_names(separator):
+    """Return the file as R's write.table has it: names of rows, and no name above them."""
+    first, *rows = text(separator, missing="NA").splitlines()
+    return "\n".join([first, *(f'"{k}"{separator}{row}' for k, row in enumerate(rows, 1))])
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -31,6 +37,9 @@ def text(separator=",", point=".", missing=""):
         text().replace("\n", "\r").encode(),
         text(";").replace("\n", ";;\n").encode(),  # a spreadsheet's empty columns
         ("\n\n" + text().replace("b,1", "\n\nb,1")).encode(),
+        text(" ", missing="NA").replace(" ", "   ").replace("\na", " \n  a").encode(),
+        with_row_names(",").encode(),
+        with_row_names(" ").encode(),
     ],
 )
 def test_files_of_spreadsheets_hold_the_same_table(tmp_path, content):
@@ -54,6 +63,13 @@ def test_what_is_not_plain_is_said(tmp_path):
     assert nf.read_table(tmp_path / "plain.csv").remarks == ()
 
 
+def test_names_of_rows_are_said_to_be_left_out(tmp_path):
+    (tmp_path / "my.csv").write_text(with_row_names(" "))
+    said = " ".join(nf.read_table(tmp_path / "my.csv").remarks)
+    assert "separated by spaces" in said
+    assert "taken for names of rows" in said
+
+
 def read(tmp_path, content, time="day"):
     (tmp_path / "my.csv").write_text(content)
     return nf.LongitudinalData.from_frame(tmp_path / "my.csv", "plant", time, "greenness")
@@ -65,6 +81,10 @@ def read(tmp_path, content, time="day"):
         (lambda s: s.replace("b,1,90.0", "b,1,ninety"), "'greenness' is not a number in line 4: 'ninety'"),
         (lambda s: s.replace("b,1,90.0", "b,1,<90"), "censoring="),
         (lambda s: s.replace("b,1,90.0", "b,1,90,0"), "Line 4 of 'my.csv' has 4 values"),
+        (
+            lambda s: s.replace(".", ",").replace("b,2,", "b,2,0,5"),
+            "Decimals may have been written with a comma",
+        ),
         (lambda s: s.replace("a,2", "a,1"), "lines 2, 3"),
         (lambda s: s.replace("greenness", "Greeness"), "Is it 'Greeness'"),
         (lambda s: s.replace("day", "plant"), "'plant' stands twice"),

@@ -1041,3 +1041,11 @@ def test_a_table_is_no_array_of_parameters(fit):
     with pytest.raises(nf.ModelError, match=r"\(K, 1\): tau; got a DataFrame. Of a table take these"):
         fit.predict(table, [30.0])
     assert fit.predict(table.to_numpy(), [30.0, 40.0]).shape == (20, 2)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_mixture_of_few_individuals_says_nothing_of_clusters():
+    fit = nf.Model(CURVE, fixed=("A", "s")).fit(read(plants(3)), nf.Mixture(), seed=1, progress=False)
+    assert fit.law.n_components <= 3
+    with pytest.raises(nf.ModelError, match="mixture of 50 components needs as many individuals, got 3"):
+        nf.Model(CURVE, fixed=("A", "s")).fit(read(plants(3)), nf.Mixture(50), seed=1, progress=False)

@@ -210,3 +210,26 @@ def test_censored_observations_leave_standard_errors_under_every_error_model():
         for error in (nf.LogAdditive(), nf.Proportional())
     )
     np.testing.assert_allclose(by_share["standard error"], by_log["standard error"], rtol=0.1)
+
+
+@pytest.mark.parametrize("fixed", [(), ("h",)])
+def test_a_sigmoid_curve_is_seen_at_dose_zero(fixed):
+    def sigmoid(dose, p):  # 0**h is 0, its second derivative in h 0 times infinity
+        return p["A"] * dose ** p["h"] / (p["m"] ** p["h"] + dose ** p["h"])
+
+    def careful(dose, p):
+        return torch.where(dose > 0, sigmoid(torch.where(dose > 0, dose, 1.0), p), 0.0)
+
+    random, n = np.random.default_rng(1), 40
+    dose = torch.tensor([0, 1, 3, 5, 8, 12, 20]).double()
+    top, middle = (torch.from_numpy(np.exp(s * random.standard_normal((n, 1)))) for s in (0.2, 0.3))
+    noise = 0.4 * torch.from_numpy(random.standard_normal((n, len(dose))))
+    response = sigmoid(dose, {"A": 10 * top, "h": 2.0, "m": 5 * middle}) + noise
+    data = nf.LongitudinalData.regular(dose.expand(n, -1), response)
+    parameters = [nf.Parameter(name, "log") for name in ("A", "h", "m")]
+    there, safe = (
+        nf.Model(nf.Curve(function, parameters), fixed=fixed).fit(data, seed=1, progress=False)
+        for function in (sigmoid, careful)
+    )
+    found, exact = (fit.standard_errors()["standard error"].dropna() for fit in (there, safe))
+    assert found.to_dict() == pytest.approx(exact.to_dict(), rel=1e-5)

@@ -92,11 +92,23 @@ def check_present(frame: pd.DataFrame, column: str) -> None:
         raise DataError(f"Column '{column}' is empty in {place(frame, missing[0])}; every row needs it.")
 
 
+def check_real(frame: pd.DataFrame, column: str) -> None:
+    """Raise DataError when a column holds complex numbers."""
+    if pd.api.types.is_complex_dtype(frame[column]):
+        raise DataError(
+            f"Column '{column}' holds complex numbers; real numbers are accepted, "
+            f"such as frame['{column}'].to_numpy().real."
+        )
+
+
 def numbers(frame: pd.DataFrame, column: str) -> np.ndarray:
     """Return a column as numbers, NaN where it is empty, or raise DataError."""
     given = frame[column]
     if isinstance(given.dtype, pd.CategoricalDtype):
         given = given.astype(object)
+    if isinstance(given.dtype, pd.SparseDtype):
+        given = pd.Series(np.asarray(given), given.index)
+    check_real(frame, column)
     if pd.api.types.is_timedelta64_dtype(given) or given.map(lambda x: isinstance(x, timedelta)).any():
         raise DataError(
             f"Column '{column}' holds durations; give a number in a unit of your choice, for example days: "
@@ -202,6 +214,7 @@ def constant_covariates(
     grouped = frame.groupby(individual, sort=False, observed=True)
     for column in covariates:
         check_present(frame, column)
+        check_real(frame, column)
         changing = grouped[column].nunique()
         changing = changing[changing > 1]
         if len(changing):

@@ -16,6 +16,7 @@ from nlmeflow.arguments import checked, names_of
 from nlmeflow.errors import DataError
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+SPACES = " "  # any number of them, where the first line has none of the others
 MISSING = frozenset({"", ".", "-", "na", "n/a", "#n/a", "#na", "nan", "null"})
 NONE = "none"  # missing among numbers and dates, a level among words
 LINES, ROWS = "line of the file", "row of the table"  # names of an index that says where rows stand
@@ -43,9 +44,10 @@ class Table:
 def read_table(path: str | Path, names: str | Sequence[str] = ()) -> Table:
     """Read a text file of columns, with their names in the first line.
 
-    Columns may be separated by commas, semicolons, tabs or vertical bars, decimals written with a point or
-    a comma, and the text encoded as UTF-8, UTF-16 or Windows-1252. Days and times written as 2024-05-31 or
-    2024-05-31 14:30 become dates. Whole numbers with leading zeros, which are names such as 007, stay text.
+    Columns may be separated by commas, semicolons, tabs, vertical bars or spaces, decimals written with a
+    point or a comma, and the text encoded as UTF-8, UTF-16 or Windows-1252. Days and times written as
+    2024-05-31 or 2024-05-31 14:30 become dates. Whole numbers with leading zeros, which are names such as
+    007, stay text. Names of rows, for which the first line has no name (as R writes them), are left out.
 
     names : columns of names, of individuals and groups, which are kept as they are written (1.10, 2E1) where
         they are not whole numbers.
@@ -62,8 +64,8 @@ def read_table(path: str | Path, names: str | Sequence[str] = ()) -> Table:
     text = _text(path, remarks)
     separator = _separator(text)
     if separator != ",":
-        remarks.append(f"Columns are separated by {SEPARATORS[separator]}.")
-    titles, rows, lines = _rows(path, text, separator)
+        remarks.append(f"Columns are separated by {SEPARATORS.get(separator, 'spaces')}.")
+    titles, rows, lines = _rows(path, text, separator, remarks)
     columns = {
         title: _values(title, values, remarks, title in names)
         for title, values in zip(titles, rows.T, strict=True)
@@ -148,12 +150,18 @@ def _separator(text: str) -> str:
         several = counts[0] if counts else 0
         return (float(np.mean([n == several for n in counts])) if several > 1 else 0.0), several
 
+    bare = bool(first) and not any(separator in first[0] for separator in SEPARATORS)
+    if bare and all(len(line.split()) > 1 for line in first):
+        return SPACES
     return max(SEPARATORS, key=agreement)
 
 
-def _rows(path: Path, text: str, separator: str) -> tuple[list[str], np.ndarray, list[int]]:
+def _rows(
+    path: Path, text: str, separator: str, remarks: list[str]
+) -> tuple[list[str], np.ndarray, list[int]]:
     """Return the names of the columns, the values as text (rows, columns), and the line of each row."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+    stream = io.StringIO(text, newline="")
+    reader = csv.reader(stream, delimiter=separator, skipinitialspace=separator == SPACES)
     table: list[list[str]] = []
     lines: list[int] = []
     before = 0
@@ -171,6 +179,9 @@ def _rows(path: Path, text: str, separator: str) -> tuple[list[str], np.ndarray,
     names = table[0]
     while names and not names[-1]:
         names = names[:-1]
+    if _has_row_names(names, table[1:], separator):
+        remarks.append("The first line has no name for the first column, which was taken for names of rows.")
+        table[1:] = [row[1:] for row in table[1:]]
     for row, line in zip(table[1:], lines[1:], strict=True):
         if any(row[len(names) :]):
             hint = ""
@@ -191,6 +202,18 @@ def _rows(path: Path, text: str, separator: str) -> tuple[list[str], np.ndarray,
     width = len(names)
     body = [(row + [""] * width)[:width] for row in table[1:]]
     return names, np.array(body, dtype=object).reshape(-1, width), lines[1:]
+
+
+def _has_row_names(names: list[str], rows: list[list[str]], separator: str) -> bool:
+    """Return whether the first values of the rows are names of rows, as R's write.table writes them.
+
+    All rows have one value more than there are names of columns, the first values differ, and no decimal
+    comma can have cut a number in two: other numbers have points.
+    """
+    one_more = all(len(row) == len(names) + 1 for row in rows) and any(row[-1] for row in rows)
+    differ = len({row[0] for row in rows}) == len(rows)
+    points = any(re.fullmatch(r"[+-]?\d*\.\d+", value) for row in rows for value in row[1:])
+    return one_more and differ and len(rows) > 1 and (points or separator != ",")
 
 
 def _check_closed(path: Path, row: list[str], line: int, separator: str, table: list[list[str]]) -> None:

@@ -35,6 +35,7 @@ LITTLE = 1.0  # information about the logarithm of a scale that may be zero, for
 MOVES = 0.1  # share of itself by which a parameter moves with a held coordinate
 HELD = 2_000_000  # predictions whose derivatives are held at a time, about 300 MB
 BENT = 40  # predictions that take as much memory as the density of a law that is not Gaussian
+LEAP = 1e-3  # steps of differences, in standard errors, about
 PERFECT = 0.99  # correlation that is one, but for rounding
 
 
@@ -185,7 +186,8 @@ def _in_order(frame: Affine, order: Tensor) -> Affine:
 def scores_and_information(chart: Chart, particles: Particles, held: int = HELD) -> tuple[Tensor, Tensor]:
     """Return the scores of individuals (N, size) and the observed information (size, size).
 
-    First derivatives of each log p(y_i) in the chart's coordinates, and minus the second ones of their sum.
+    First derivatives of each log p(y_i) in the chart's coordinates, and minus the second ones of their sum,
+    by differences of the first where the curve's own are not finite, as those of t**h are not at t = 0.
     held : predictions of individuals' particles that are differentiated at a time, for the memory it takes.
 
     Raises
@@ -195,11 +197,14 @@ def scores_and_information(chart: Chart, particles: Particles, held: int = HELD)
     """
     width = particles.phi.shape[1] * (chart.problem.data.time.shape[1] + BENT * _bent(chart.state.law))
     step = len(chart.problem.data) if chart.grouped else max(1, held // width)  # groups are not cut into rows
-    parts = [
-        _derivatives(chart, particles, slice(start, start + step))
-        for start in range(0, len(chart.problem), step)
-    ]
+    starts = range(0, len(chart.problem), step)
+    parts = [_derivatives(chart, particles, slice(start, start + step)) for start in starts]
     scores, seen = torch.cat([one for one, _ in parts]), torch.stack([one for _, one in parts]).sum(0)
+    if torch.isfinite(scores).all() and not torch.isfinite(seen).all():
+        size = LEAP / scores.square().sum(0).sqrt().clamp_min(TINY)
+        seen = torch.stack(
+            [_by_differences(chart, particles, slice(start, start + step), size) for start in starts]
+        ).sum(0)
     if not (torch.isfinite(scores).all() and torch.isfinite(seen).all()):
         raise EstimationError(
             "The observed information is not finite: the curve's derivatives are not at parameters that the "
@@ -235,6 +240,19 @@ def _derivatives(chart: Chart, particles: Particles, rows: slice) -> tuple[Tenso
         (slope,) = torch.autograd.grad(count @ value, zero, create_graph=True)
         both = [torch.autograd.grad(part, (count, zero), retain_graph=True) for part in slope]
     return torch.stack([scores for scores, _ in both], 1), -torch.stack([seen for _, seen in both])
+
+
+def _by_differences(chart: Chart, particles: Particles, rows: slice, size: Tensor) -> Tensor:
+    """Return the information of some individuals by differences of their score at distances `size`."""
+
+    def score(vector: Tensor) -> Tensor:
+        with torch.enable_grad():
+            place = vector.requires_grad_(True)
+            (slope,) = torch.autograd.grad(chart.log_likelihood(place, particles, rows).sum(), place)
+        return slope
+
+    change = torch.stack([score(-step) - score(step) for step in size.diag()]) / (2 * size[:, None])
+    return (change + change.mT) / 2
 
 
 def reported_values(problem: Problem, state: State) -> Tensor:

@@ -4,6 +4,7 @@ Verbeke and Lesaffre, A linear mixed-effects model with heterogeneity in the ran
 population, JASA 1996; in nonlinear models Lavielle and Mbogning, Statistics and Computing 2014.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
@@ -190,7 +191,9 @@ class MixtureLaw(Law):
         """Return a first mixture by k-means (k-means++) on points (n, d) whitened by the Gaussian."""
         z = population.normal.standardise(points)
         random = np.random.default_rng(integer(generator(seed)))
-        _, label = kmeans2(z.numpy(), components, minit="++", rng=random, missing="warn")
+        with warnings.catch_warnings():  # of an empty cluster, which has little weight then
+            warnings.simplefilter("ignore", UserWarning)
+            _, label = kmeans2(z.numpy(), components, minit="++", rng=random, missing="warn")
         member = torch.from_numpy(np.eye(components)[label]) + 0.5 / len(points)
         member = (member / member.sum(1, keepdim=True)).mT
         means, spread = moments(z, member / member.sum(1, keepdim=True))
@@ -251,7 +254,7 @@ class Mixture(Specification):
 
     Raises
     ------
-    ModelError : an option is outside its range.
+    ModelError : an option is outside its range; a fit of it, to fewer individuals than components.
 
     """
 
@@ -322,7 +325,9 @@ def _sizes(law: Mixture, training: TrainingSet) -> tuple[list[MixtureLaw], int]:
     draws = training.draws
     gaussian = population(draws)
     pooled = _correlated(gaussian, law.shrinkage_of(len(draws)), draws)
-    most = law.max_components if law.components is None else law.components
+    most = min(law.max_components, len(draws)) if law.components is None else law.components
+    if most > len(draws):
+        raise ModelError(f"A mixture of {most} components needs as many individuals, got {len(draws)}.")
     laws: list[MixtureLaw] = []
     values: list[float] = []
     for size in range(1, most + 1):

@@ -12,6 +12,7 @@ from nlmeflow.laws import GaussianLaw, KernelLaw, SNPLaw, TransformedLaw, dirich
 from nlmeflow.laws.affine import Affine
 from nlmeflow.laws.draws import PosteriorDraws, TrainingSet
 from nlmeflow.laws.gaussian import population
+from nlmeflow.laws.kernels import widest
 from nlmeflow.studies.scenarios import LAWS
 
 FRAME = Affine(torch.tensor([0.5, -1.0]).double(), torch.tensor([[1.2, 0.0], [0.4, 0.7]]).double())
@@ -101,6 +102,24 @@ def test_smooth_npmle_solves_its_convex_problem():
         gradient = (each - marginal).exp().sum(1) - 150
     assert float(gradient.max()) < 0.05
     assert float(law.weights.sum()) == pytest.approx(1)
+
+
+def test_the_widest_kernels_within_one_standard_error():
+    """100 differences from the best of mean m and standard deviation 1: totals 100 m against 10."""
+    noise = torch.linspace(-1, 1, 100, dtype=torch.float64)
+    noise = noise / noise.std()
+    scores = torch.stack([noise * 0 - 5, noise * 0, noise - 0.09, noise - 0.11])
+    assert widest(scores) == 2
+    assert widest(scores[:2]) == 1
+    assert widest(scores[[1, 3]]) == 0
+
+
+def test_kernels_of_a_gaussian_population_are_wide():
+    """The smooth NPMLE of a Gaussian is the Gaussian: one kernel of the population's own width."""
+    with torch.no_grad():
+        law = nf.SmoothNPMLE().learn(TrainingSet(known("L1", 400), 1))
+    share = law.factor.diagonal() / torch.linalg.cholesky(law.mean_and_covariance()[1]).diagonal()
+    assert float(share.min()) > 0.7
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from nlmeflow.laws.specification import Specification
 from nlmeflow.numerics import LOG_2PI, TINY, log_mean, moments
 from nlmeflow.seeds import Seed, Stream, derive, generator
 
-BANDWIDTHS = (0.1, 0.15, 0.2, 0.3, 0.4, 0.55)
+BANDWIDTHS = (0.1, 0.15, 0.2, 0.3, 0.4, 0.55, 0.75, 1.0)
 NEGLIGIBLE = 1e-6  # weight under which a kernel is left out
 
 
@@ -96,8 +96,8 @@ class KernelLaw(Law):
 class SmoothNPMLE(Specification):
     """Specification: the law of highest likelihood among Gaussian kernels at many points.
 
-    bandwidth : of the kernels, as a share of the population's standard deviations; chosen by held-out
-        log-likelihood in `folds` folds when None.
+    bandwidth : of the kernels, as a share of the population's standard deviations; when None, the widest
+        whose log-likelihood, held out in `folds` folds, is within one standard error of the highest.
     points : how many, spread over posterior draws of all individuals.
 
     The weights are the solution of a convex problem, solved exactly.
@@ -132,7 +132,7 @@ class SmoothNPMLE(Specification):
         if len(widths) > 1:
             training.report("smooth npmle: bandwidth")
             folds = training.split(self.folds)
-            chosen = max(range(len(widths)), key=lambda k: _held_out(tables[k], folds))
+            chosen = widest(torch.stack([_held_out(table, folds) for table in tables]))
         weights = solve_weights(tables[chosen])
         kept = weights > NEGLIGIBLE
         return KernelLaw(weights[kept] / weights[kept].sum(), points[kept], widths[chosen] * factor)
@@ -147,12 +147,27 @@ def _kernel_table(draws: PosteriorDraws, points: Tensor, factor: Tensor) -> Tens
     return torch.cat(parts, 1)
 
 
-def _held_out(table: Tensor, folds: Folds) -> float:
-    """Return the log-likelihood of each fold under the weights that the others give."""
-    return sum(
-        float((table[outside] + solve_weights(table[inside]).clamp_min(TINY).log()).logsumexp(1).sum())
-        for inside, outside in folds.parts()
-    )
+def _held_out(table: Tensor, folds: Folds) -> Tensor:
+    """Return the log-likelihood of each individual under the weights that the other folds give, (N,)."""
+    scores = table.new_empty(len(table))
+    for inside, outside in folds.parts():
+        weights = solve_weights(table[inside]).clamp_min(TINY)
+        scores[outside] = (table[outside] + weights.log()).logsumexp(1)
+    return scores
+
+
+def widest(scores: Tensor) -> int:
+    """Return the widest of kernels that individuals cannot tell from the best.
+
+    scores : held-out log-likelihoods (K, N), from the narrowest width to the widest. The answer is the last
+        whose total is below the highest by no more than the standard error of the difference, sqrt(N) times
+        the standard deviation of the individuals' differences: the one-standard-error rule of Breiman,
+        Friedman, Olshen and Stone 1984. Held-out likelihood is flat about its maximum, while the divergence
+        of kernels that are too narrow is not.
+    """
+    lost = scores[int(scores.sum(1).argmax())] - scores
+    near = lost.sum(1) <= lost.std(1) * math.sqrt(scores.shape[1])
+    return int(near.nonzero().max())
 
 
 @dataclass(frozen=True)

@@ -115,11 +115,10 @@ check-notebooks: $(INSTALLED)
 	$(BIN)/nbstripout --verify --extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution" $(CHAPTERS)
 
 RUNNER = $(BIN)/python -m nlmeflow.studies
-ROWS = $(firstword $(wildcard data/studies/$(STUDY) data/study/$(STUDY).csv))
 
 study: $(INSTALLED)
 ifeq ($(PROFILE),quick)
-	$(RUNNER) check tools/studies/$(STUDY).yml --against $(ROWS) --processes $(JOBS)
+	$(RUNNER) check tools/studies/$(STUDY).yml --against data/studies/$(STUDY) --processes $(JOBS)
 else
 	$(RUNNER) run tools/studies/$(STUDY).yml --out data/studies/$(STUDY) --processes $(JOBS)
 endif

@@ -26,7 +26,7 @@ IMPACT = section("Research impact statement")
 
 def divergences():
     """Means of KL over replicates: replicates, and populations, by design."""
-    table = pd.read_csv(DATA / "study" / "core.csv").query("law in ['flow', 'gaussian', 'mixture']")
+    table = rows("core").query("law in ['flow', 'gaussian', 'mixture']")
     return table.pivot_table(index=["design", "scenario", "replicate"], columns="law", values="kl")
 
 
@@ -52,7 +52,7 @@ def the_simulations():
     table = divergences()
     names = table.index.get_level_values("scenario").unique()
     (replicates,) = table.groupby(["design", "scenario"]).size().unique()
-    (size,) = pd.read_csv(DATA / "study" / "core.csv")["n"].unique()
+    (size,) = rows("core")["n"].unique()
     assert len(names) == 10
     yield (f"Ten simulated populations of {size} individuals were fitted in {replicates} replicates each.")
     mixture, sure = ratio(table, "mixture"), error(table, "mixture")

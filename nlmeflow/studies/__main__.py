@@ -16,7 +16,6 @@ from random import Random
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import pandas as pd
 from tqdm.auto import tqdm
 
 from nlmeflow.errors import ModelError
@@ -59,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         if name == "run":
             add("--retry-failed", action="store_true", help="also measure the jobs that failed")
         if name == "check":
-            add("--against", type=Path, required=True, help="stored rows: folder of a table, or CSV file")
+            add("--against", type=Path, required=True, help="stored rows: folder of a table")
             add("--jobs", type=int, default=6, help="how many, drawn from the study, always the same")
     return parser
 
@@ -131,7 +130,7 @@ def _measure(study: Study, jobs: list[Job], table: Table, options: argparse.Name
 
 def _check(study: Study, options: argparse.Namespace) -> None:
     """Exit with what differs, if anything does."""
-    stored = pd.read_csv(options.against) if options.against.suffix == ".csv" else rows(options.against)
+    stored = rows(options.against)
     jobs = Random(1).sample(study.jobs, min(options.jobs, len(study.jobs)))
     with TemporaryDirectory() as folder, connected(study, options.processes, options.scheduler) as client:
         table = Table(Path(folder), study.key)

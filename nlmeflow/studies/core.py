@@ -36,9 +36,9 @@ from nlmeflow.numerics import TINY, moments
 from nlmeflow.running import Memory, estimating
 from nlmeflow.seeds import Stream, derive, generator
 from nlmeflow.studies import scenarios
-from nlmeflow.studies.notebook import stored_file
 from nlmeflow.studies.run import Row
 from nlmeflow.studies.scenario import Scenario, Truth
+from nlmeflow.studies.table import rows as stored_rows
 
 FOLDS = 5
 EARLY = 0.2  # share of the individuals of a truth that count as early
@@ -323,9 +323,8 @@ def relative_to(rows: pd.DataFrame, usual: str) -> pd.DataFrame:
 
 
 def stored(name: str = "core") -> pd.DataFrame:
-    """Return the rows of a study of the project's own, kept in data/study: "core", or its check "seed1"."""
-    files = [stored_file(f"study/{part}.csv") for part in (name, f"{name}-oracle")]
-    return pd.concat([pd.read_csv(file) for file in files], ignore_index=True)
+    """Return the rows of a study of the project's own, kept in data/studies: "core", or its check "seed1"."""
+    return pd.concat([stored_rows(part) for part in (name, f"{name}-oracle")], ignore_index=True)
 
 
 def median_replicate(rows: pd.DataFrame, scenario: str, design: str, law: str = "stacked") -> int:

@@ -15,8 +15,8 @@ from scipy import stats
 from nlmeflow.deconvolution import EVERY, contrast, densities, observe
 from nlmeflow.studies import linear_scenarios
 from nlmeflow.studies.linear_scenarios import LinearScenario
-from nlmeflow.studies.notebook import stored_file
 from nlmeflow.studies.run import Row
+from nlmeflow.studies.table import rows as stored_rows
 
 CELL = ["law", "times", "sigma", "n"]
 GRID = np.linspace(-7.0, 8.0, 400)
@@ -79,8 +79,8 @@ def _mixed(scenario: LinearScenario) -> np.ndarray:
 
 
 def stored() -> pd.DataFrame:
-    """Return the project's own study, kept in data/study."""
-    return pd.read_csv(stored_file("study/linear.csv"))
+    """Return the project's own study, kept in data/studies."""
+    return stored_rows("linear")
 
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:

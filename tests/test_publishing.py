@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import sys
+import textwrap
 import tomllib
 import unicodedata
 from pathlib import Path
@@ -84,8 +85,8 @@ def test_an_entry_of_the_manifest_has_a_file_and_a_command_that_exist(entry):
     assert (ROOT / entry["file"]).exists()
     assert 0 < entry["minutes"] < 1000
     assert len(entry["tolerance"]) > 3
-    python, *words = shlex.split(entry["command"])
-    assert python == "python"
+    program, *words = shlex.split(entry["command"])
+    assert program == ("Rscript" if words[0].endswith(".R") else "python")
     if words[0] == "-m":
         assert words[:3] == ["-m", "nlmeflow.studies", "run"]
         study = yaml.safe_load((ROOT / words[3]).read_text())
@@ -105,6 +106,17 @@ def test_every_stored_result_and_every_chapter_is_in_the_manifest_once():
     assert len(stored) > 50
     for path in [*stored, *(ROOT / "book").glob("*.ipynb")]:
         assert sum(path.is_relative_to(other) for other in listed) == 1, path
+
+
+def test_the_code_in_r_that_the_book_shows_is_that_which_was_run():
+    """Rosetta shows calls of nlme and lme4; their estimates are stored by tools/rosetta.R."""
+    notebook = json.loads((ROOT / "book" / "rosetta.ipynb").read_text())
+    text = "\n".join("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown")
+    shown = re.findall(r"```r\n(.+?)```", text, re.S) + re.findall(r"(?:^ {4}.+\n?)+", text, re.M)
+    shown = [textwrap.dedent(code) for code in shown if re.search(r"\bnlme\(|\bnlmer\(", code)]
+    run = (ROOT / "tools" / "rosetta.R").read_text()
+    assert len(shown) == 3
+    assert all(code.strip() in run for code in shown)
 
 
 def test_binder_installs_the_package_with_cpu_wheels_and_the_versions_of_the_book():

@@ -1,7 +1,6 @@
 """Marginal densities of a law of any kind: exact where there is a formula, else by quadrature or draws."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -13,7 +12,6 @@ from nlmeflow.errors import ModelError, number, whole
 from nlmeflow.laws.affine import normal_log_prob, safe_cholesky
 from nlmeflow.laws.gaussian import GaussianLaw
 from nlmeflow.laws.law import Components, Law
-from nlmeflow.laws.moved import MovedLaw
 from nlmeflow.running import estimating
 
 CLOSELY = 0.2  # share of their standard deviation that is left when other coordinates are known
@@ -44,36 +42,20 @@ def marginal_density(law: Law, axes: Sequence[int], grids: Sequence[np.ndarray])
 
 
 def _density(law: Law, axes: list[int], grids: Sequence[np.ndarray]) -> np.ndarray:
-    if (averaged := _averaged(law)) is not None:
+    if (averaged := law.averaged) is not None:
         laws, weights = averaged
         total = np.zeros([len(grid) for grid in grids])
         for one, weight in zip(laws, weights.tolist(), strict=True):
             total += weight * _density(one, axes, grids) if weight else 0.0
         return total
     mesh = torch.from_numpy(np.stack(np.meshgrid(*grids, indexing="ij"), -1))
-    if (components := _components(law)) is not None:
+    if (components := law.components) is not None:
         return _of_components(components, axes, mesh).numpy()
     rest = [k for k in range(law.dim) if k not in axes]
     if len(rest) > 2:
         return _histogram(law, axes, grids)
     density = _by_quadrature(law, axes, rest, mesh).numpy()
     return density if _is_possible(density, law, axes, grids) else _histogram(law, axes, grids)
-
-
-def _averaged(law: Law) -> tuple[Sequence[Law], Tensor] | None:
-    """Return the laws and weights of an average, or of a moved one, or None."""
-    if not isinstance(law, MovedLaw):
-        return law.averaged
-    inside = law.law.averaged
-    return None if inside is None else ([replace(law, law=one) for one in inside[0]], inside[1])
-
-
-def _components(law: Law) -> Components | None:
-    """Return the Gaussian components of a law, or of a moved one, or None."""
-    if not isinstance(law, MovedLaw):
-        return law.components
-    inside = law.law.components
-    return None if inside is None else law.moved(*inside)
 
 
 def _of_components(components: Components, axes: list[int], mesh: Tensor) -> Tensor:

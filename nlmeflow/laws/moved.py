@@ -1,6 +1,6 @@
 """A law of any kind moved by an affine map: another location and scale, the shape as it is."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
@@ -37,15 +37,25 @@ class MovedLaw(Law):
         return None if normal is None else Affine(self._moved(normal.mean), self._turn @ normal.factor)
 
     @property
+    def averaged(self) -> tuple[tuple[Law, ...], Tensor] | None:
+        """Of a moved average its laws, each moved, and their weights."""
+        inside = self.law.averaged
+        return None if inside is None else (tuple(replace(self, law=one) for one in inside[0]), inside[1])
+
+    @property
+    def components(self) -> Components | None:
+        """Of a moved Gaussian mixture the moved components."""
+        if (inside := self.law.components) is None:
+            return None
+        weights, means, factors = inside
+        return weights, self._moved(means), self._turn @ factors
+
+    @property
     def _turn(self) -> Tensor:
         return self.after.factor @ self.before.inverse
 
     def _moved(self, phi: Tensor) -> Tensor:
         return self.after(self.before.standardise(phi))
-
-    def moved(self, weights: Tensor, means: Tensor, factors: Tensor) -> Components:
-        """Return Gaussian components of the law moved."""
-        return weights, self._moved(means), self._turn @ factors
 
     def log_prob(self, phi: Tensor) -> Tensor:
         place = self.before(self.after.standardise(phi))

@@ -1,7 +1,6 @@
 """Curves: structural models f(t; psi) and the catalogue of those that the project uses."""
 
 from nlmeflow.curves.catalogue import (
-    LIBRARY,
     biexponential,
     change_point,
     double_logistic,
@@ -15,7 +14,7 @@ from nlmeflow.curves.catalogue import (
     logistic_senescence,
     oral,
 )
-from nlmeflow.curves.curve import Curve, Parameter, Transform, bounded
+from nlmeflow.curves.curve import LIBRARY, Curve, Parameter, Transform, bounded
 from nlmeflow.curves.named import named
 
 __all__ = [

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from nlmeflow.arguments import checked
-from nlmeflow.curves.curve import Curve, Parameter
+from nlmeflow.curves.curve import LIBRARY, Curve, Parameter
 from nlmeflow.errors import number
 
 Psi = Mapping[str, Tensor]
-LIBRARY: dict[str, Callable[..., Curve]] = {}
 
 
 def _listed(make: Callable[..., Curve]) -> Callable[..., Curve]:

@@ -296,10 +296,12 @@ class Curve:
         return replace(self, parameters=parameters)
 
 
+# the catalogue's curves by name: a function that makes each; `nlmeflow.curves.catalogue` enters them
+LIBRARY: dict[str, Callable[..., Curve]] = {}
+
+
 def _unpickled(values: dict[str, Any]) -> Curve:
     if values["function"] is not None:
         return Curve(**values)
-    from nlmeflow.curves.catalogue import LIBRARY
-
     made = LIBRARY[values["recipe"]["name"]](**values["recipe"]["arguments"])
     return replace(made, parameters=values["parameters"])

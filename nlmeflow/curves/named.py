@@ -4,8 +4,7 @@ import ast
 import inspect
 
 from nlmeflow.arguments import checked
-from nlmeflow.curves.catalogue import LIBRARY
-from nlmeflow.curves.curve import Curve
+from nlmeflow.curves.curve import LIBRARY, Curve
 from nlmeflow.errors import ModelError
 
 

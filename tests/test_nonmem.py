@@ -49,6 +49,24 @@ def test_several_doses_are_superposed():
     assert found == pytest.approx(oral(times, 100) + oral(times - 8, 50))
 
 
+@pytest.mark.parametrize("rows", [[320.0], [160.0, 160.0]])
+@pytest.mark.parametrize("later", [False, True])
+def test_an_observation_at_the_time_of_the_first_dose_comes_after_it(rows, later):
+    """A bolus, D / V exp(-k t): in one row or two, with a later dose that nothing follows or without."""
+    curve = nf.Curve(
+        lambda t, p, x: x["AMT"] / p["V"] * torch.exp(-p["k"] * t),
+        [nf.Parameter("V", "log"), nf.Parameter("k", "log")],
+        inputs=("AMT",),
+        dose="AMT",
+    )
+    times = [0.0, 1.0, 8.0]
+    frame = table([{"AMT": amount} for amount in rows], times)
+    if later:
+        frame = pd.concat([frame, frame.iloc[:1].assign(TIME=50.0, AMT=320.0)])
+    found = predicted(nf.read_nonmem(frame), curve, V=V, k=0.1)[:3]
+    assert found == pytest.approx(320 / V * np.exp(-0.1 * np.array(times)))
+
+
 def test_additional_doses_follow_at_their_interval():
     times = np.arange(1.0, 40, 3)
     data = nf.read_nonmem(table([{"AMT": 100, "ADDL": 3, "II": 6}], times))

@@ -46,7 +46,7 @@ def read_nonmem(
     Times count from each individual's first dose. The amount of a single dose becomes the covariate "AMT",
     taken with nf.curves.oral("AMT"); several doses, steady states, and infusions with
     nf.curves.infusion("AMT", "TINF"), are superposed by the curve, which is linear in them. An observation at
-    the time of a dose comes before it, or after it if it sets a steady state.
+    the time of a dose comes after it if the dose is the first or sets a steady state, before a later one.
 
     Raises
     ------

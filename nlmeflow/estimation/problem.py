@@ -200,7 +200,11 @@ class Problem:
         return value.expand(*phi.shape[:-1], time.shape[-1])
 
     def _superposed(self, time: Tensor, psi: dict[str, Tensor], x: dict[str, Tensor], rows: slice) -> Tensor:
-        """Return the sum of the curves of all doses, each from its own time on until it is reset."""
+        """Return the sum of the curves of all doses, each from its own time on until it is reset.
+
+        At the time of a dose the curve counts what was given before; at that of the first, time zero, and of
+        one at steady state it counts this dose too, as the curve of a single dose does.
+        """
         assert self.data.doses is not None
         doses, total, extra = self.data.doses[rows], torch.zeros_like(time), time.ndim - 1
         for k in range(doses.time.shape[1]):
@@ -214,7 +218,7 @@ class Problem:
             if bool(steady.any()):
                 lasting = self.curve(since, psi, inputs, interval.where(steady, 1.0))
                 value = torch.where(steady, lasting, value)
-            counts = ((time > start) | steady & (time == start)) & (time < until)
+            counts = ((time > start) | (steady | (start == 0)) & (time == start)) & (time < until)
             total = total + torch.where(counts, value, 0.0)
         return total
 

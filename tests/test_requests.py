@@ -25,7 +25,7 @@ from nlmeflow.estimation.em import State, _ran_off
 from nlmeflow.estimation.start import reach
 from nlmeflow.fitting.doubts import n_moments
 from nlmeflow.fitting.fitted import check_finite
-from nlmeflow.fitting.suspicions import suspicions
+from nlmeflow.fitting.suspicions import mistakes, suspicions
 from nlmeflow.laws.gaussian import GaussianLaw
 from nlmeflow.laws.mixture import MixtureLaw
 
@@ -474,9 +474,36 @@ def test_a_fit_that_has_not_converged_says_along_what_it_still_rises(two):
 
 
 def test_times_far_from_their_origin_are_explained():
-    found = suspicions(read(plants().assign(day=lambda f: f["day"] + 1.7e9)))
+    found = suspicions(read(plants().assign(day=lambda f: f["day"] + 1.7e9)), nf.curves.linear())
     assert "begin at 1.7e+09 and span 40" in " ".join(found)
-    assert suspicions(read(plants())) == []
+    assert suspicions(read(plants()), nf.curves.linear()) == []
+
+
+def test_times_far_from_zero_are_no_cause_where_a_parameter_moves_the_curve_along_time():
+    late = read(plants().assign(day=lambda f: f["day"] + 1e4))
+    assert suspicions(late, nf.curves.logistic_senescence()) == []
+    assert "subtract 10030" in " ".join(suspicions(late, nf.curves.exponential_recovery()))
+
+
+def test_codes_for_missing_values_are_named_also_where_a_fit_converges():
+    rows = plants().index % 10 == 3
+    for code in (-9.0, 999.0):
+        found = mistakes(read(plants().assign(y=lambda f, code=code: f["y"].where(~rows, code))))
+        assert f"{rows.sum()} observations have y = {code:g}, far from all others" in " ".join(found)
+    fit = MODEL.fit(read(plants().assign(y=lambda f: f["y"].where(~rows, 99.0))), seed=1, particles=128)
+    assert "observations have y = 99, far from all others" in str(fit.summary())
+    assert mistakes(read(plants())) == []
+
+
+@pytest.mark.parametrize(
+    ("column", "factor", "said"), [("y", 100, "has y of size"), ("day", 24, "is observed until day = 1680")]
+)
+def test_one_individual_in_another_unit_is_named(column, factor, said):
+    frame = plants()
+    frame[column] = frame[column].where(frame["plant"] != 3, frame[column] * factor).astype(float)
+    (found,) = mistakes(read(frame))
+    assert found.startswith("plant '3' ")
+    assert said in found
 
 
 def test_a_gaussian_is_fitted_to_as_few_observations_as_parameters():
@@ -496,18 +523,19 @@ def test_a_gaussian_is_fitted_to_as_few_observations_as_parameters():
 
 
 @pytest.mark.parametrize(
-    ("residual", "words"),
+    ("residual", "rounding", "words"),
     [
-        (nf.Combined(), r"exactly zero for 10 observations.*plant '0' has y = 0 at day = 0"),
-        (nf.Proportional(), r"responses other than zero.*plant '0' has y = 0 at day = 0"),
+        (nf.Combined(), 0, r"exactly zero for 10 observations.*plant '0' has y = 0 at day = 0"),
+        (nf.Combined(), 1e-12, r"exactly zero for 10 observations.*plant '0' has y = "),
+        (nf.Proportional(), 0, r"responses other than zero.*plant '0' has y = 0 at day = 0"),
     ],
 )
-def test_a_curve_that_is_zero_leaves_no_unbounded_likelihood(residual, words):
+def test_a_curve_that_is_zero_leaves_no_unbounded_likelihood(residual, rounding, words):
     random = np.random.default_rng(1)
     times = np.array([0.0, 1, 2, 4, 8])
     ka = 1.5 * np.exp(0.3 * random.standard_normal((10, 1)))
     y = 10 * ka / (ka - 0.1) * (np.exp(-0.1 * times) - np.exp(-ka * times))
-    y = y + 0.2 * random.standard_normal(y.shape) * (times > 0)
+    y = y + random.standard_normal(y.shape) * np.where(times > 0, 0.2, rounding)
     frame = pd.DataFrame({"plant": np.repeat(range(10), 5), "day": np.tile(times, 10), "y": y.ravel()})
     model = nf.Model(nf.curves.oral(100.0), residual)
     with pytest.raises(nf.ModelError, match=words):

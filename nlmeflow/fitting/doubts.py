@@ -10,6 +10,7 @@ from torch import Tensor
 from nlmeflow.data import LongitudinalData
 from nlmeflow.errors import ModelError
 from nlmeflow.fitting.fitted import Fitted
+from nlmeflow.fitting.suspicions import counts_from_zero, mistakes
 from nlmeflow.laws.gaussian import GaussianLaw
 from nlmeflow.numerics import moments
 
@@ -26,7 +27,9 @@ def doubts(fit: Fitted) -> list[str]:
     Estimates are doubted for the data from which they were made, the log-likelihood for those looked at.
     """
     made = fit.estimated
-    return [*_uncertain(fit), *_few(made), *_moments(made), *_jumps(made), *_alike(made), *_elsewhere(made)]
+    about_data = mistakes(made.data.observed)
+    about_fit = (*_few(made), *_moments(made), *_jumps(made), *_alike(made), *_elsewhere(made))
+    return [*_uncertain(fit), *about_data, *about_fit]
 
 
 def _uncertain(fit: Fitted) -> Iterator[str]:
@@ -153,7 +156,7 @@ def _alike(fit: Fitted) -> Iterator[str]:
         seen = people.data.time[people.data.mask]
         first, last = float(seen.min()), float(seen.max())
         text = f"'{one}' and '{other}' change the curve in the same way at these times: "
-        if first > last - first:
+        if first > last - first and counts_from_zero(fit.model.curve):
             text += (
                 f"times lie between {first:g} and {last:g}, so that each alone is an extrapolation, and fits "
                 "can end below the maximum, with independent parameters far below: subtract their origin"

@@ -165,7 +165,7 @@ class Model(Structure):
 def _explained(message: str, task: Task) -> str:
     """Return an error's message with what is striking in the data, or else with the usual causes."""
     assert task.everyone is not None
-    found = suspicions(task.everyone)
+    found = suspicions(task.everyone, task.problem.individuals.curve)
     if found:
         return " ".join([message, *found])
     if any(cure in message for cure in CURES):

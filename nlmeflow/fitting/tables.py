@@ -198,7 +198,7 @@ def _unsettled(fit: Fitted) -> str:
         with suppress(EstimationError):
             most = steepest(fit.problem(), fit.state, fit.drawn)
             reasons = [f"the likelihood still rises, most along {most}: fix it, or give first values"]
-    return ". ".join([*reasons, *suspicions(fit.data)])
+    return ". ".join([*reasons, *suspicions(fit.data, fit.model.curve)])
 
 
 def _numbers(fit: Fitted) -> dict[str, str]:

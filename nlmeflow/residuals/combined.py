@@ -11,6 +11,8 @@ from nlmeflow.numerics import LOG_2PI
 from nlmeflow.residuals.censoring import Bounds
 from nlmeflow.residuals.residual import IMPOSSIBLE, Residual, Summary, check_given, noise
 
+ROUNDING = 1e-6  # of the largest response: a smaller one is zero, as numbers in single precision are written
+
 
 @dataclass(frozen=True)
 class Predicted(Summary):
@@ -53,8 +55,11 @@ class Combined(Residual):
         return self.a is not None
 
     def unusable(self, response: Tensor, zero: Tensor) -> Tensor:
-        """Return zeros of the curve where all responses are zero too: the likelihood rises as a falls."""
-        bounded = self.given or bool((zero & (response != 0)).any())
+        """Return zeros of the curve where all responses are zero too, but for rounding.
+
+        The likelihood rises as a falls.
+        """
+        bounded = self.given or bool((zero & (response.abs() > ROUNDING * response.abs().max())).any())
         return torch.zeros_like(zero) if bounded else zero
 
     def unbounded(self, response: Tensor, vanished: Tensor) -> Tensor:

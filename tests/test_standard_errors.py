@@ -9,7 +9,8 @@ import statsmodels.api as sm
 import torch
 
 import nlmeflow as nf
-from nlmeflow.estimation.information import Chart, reported_slopes, scores_and_information
+from nlmeflow.estimation.information import Chart, in_order, reported_slopes, scores_and_information
+from nlmeflow.laws.affine import Affine
 
 
 def test_theophylline_as_r_has_it(theophylline_fit):
@@ -233,3 +234,15 @@ def test_a_sigmoid_curve_is_seen_at_dose_zero(fixed):
     )
     found, exact = (fit.standard_errors()["standard error"].dropna() for fit in (there, safe))
     assert found.to_dict() == pytest.approx(exact.to_dict(), rel=1e-5)
+
+
+def test_a_covariance_that_is_all_but_singular_has_a_factor_in_any_order():
+    """Formed in double precision, its second pivot is 1 - 1 = 0."""
+    factor = torch.tensor([[1.0, 0.0], [1.0, 1e-9]], dtype=torch.float64)
+    order = torch.tensor([1, 0])
+    turned = in_order(Affine(torch.zeros(2, dtype=torch.float64), factor), order).factor
+    omega = (factor @ factor.mT)[order][:, order]
+    assert torch.linalg.cholesky_ex(omega).info > 0
+    assert torch.allclose(turned @ turned.mT, omega)
+    assert float(turned[0, 1]) == 0
+    assert float(turned.diagonal().min()) == pytest.approx(1e-9)

@@ -57,7 +57,7 @@ class Chart:
         self.order = torch.arange(dim) if order is None else order
         self.sorted = self.frame
         if not torch.equal(self.order, torch.arange(dim)):
-            self.sorted = _in_order(self.frame, self.order)
+            self.sorted = in_order(self.frame, self.order)
         self.diagonal = state.law.normal is not None and state.law.n_parameters == 2 * dim
         self.below = 0 if self.diagonal else dim * (dim - 1) // 2
         self.scales = 0 if problem.residual.given else len(state.sigma)
@@ -128,7 +128,7 @@ class Chart:
         after = self._sorted_at(place)
         if self.sorted is self.frame:
             return after
-        return _in_order(after, self.order.argsort())
+        return in_order(after, self.order.argsort())
 
     def _sorted_at(self, place: Tensor) -> Affine:
         """Return (mu, factor), in `order`, at the coordinates of the law alone."""
@@ -177,10 +177,15 @@ class Chart:
         return (log_data + log_law).logsumexp(1) + volume
 
 
-def _in_order(frame: Affine, order: Tensor) -> Affine:
-    """Return (mu, factor) of Omega with rows and columns in an order."""
-    omega = frame.factor @ frame.factor.mT
-    return Affine(frame.mean[order], torch.linalg.cholesky(omega[order][:, order]))
+def in_order(frame: Affine, order: Tensor) -> Affine:
+    """Return (mu, factor) of Omega = L L' with rows and columns in an order.
+
+    The rows of L in this order are R' Q', with Q orthogonal: Omega, which can be singular where L is not quite,
+    is not formed.
+    """
+    upper = torch.linalg.qr(frame.factor[order].mT).R
+    sign = torch.where(upper.diagonal() < 0, -1.0, 1.0)
+    return Affine(frame.mean[order], (sign[:, None] * upper).mT)
 
 
 def scores_and_information(chart: Chart, particles: Particles, held: int = HELD) -> tuple[Tensor, Tensor]:

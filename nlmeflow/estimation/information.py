@@ -180,8 +180,8 @@ class Chart:
 def in_order(frame: Affine, order: Tensor) -> Affine:
     """Return (mu, factor) of Omega = L L' with rows and columns in an order.
 
-    The rows of L in this order are R' Q', with Q orthogonal: Omega, which can be singular where L is not quite,
-    is not formed.
+    The rows of L in this order are R' Q', with Q orthogonal. Omega, which can be singular where L is not
+    quite, is not formed.
     """
     upper = torch.linalg.qr(frame.factor[order].mT).R
     sign = torch.where(upper.diagonal() < 0, -1.0, 1.0)

@@ -71,6 +71,10 @@ def fit():
         (np.array([True, False] * 3, dtype=object), (0, 2, 4)),
         (pd.array([True, False] * 3, dtype="boolean"), (0, 2, 4)),
         ([3, -1], (3, 5)),
+        ([3.0, -1.0], (3, 5)),
+        (pd.Series([3, None, 1]).dropna(), (3, 1)),
+        (pd.array([3, -1], dtype="Int64"), (3, 5)),
+        (np.array([3, 1], dtype=object), (3, 1)),
         (slice(1, 3), (1, 2)),
         (2, (2,)),
     ],
@@ -86,6 +90,14 @@ def test_names_select_individuals():
     assert data.subset(["p2", "p0"]).labels == ("p2", "p0")
     assert data.subset("p1").labels == ("p1",)
     assert data.subset(pd.Series(["p1"])).labels == ("p1",)
+
+
+def test_whole_floats_are_positions_like_whole_numbers_unless_names_have_fractions():
+    later = read(plants(4).assign(plant=lambda f: f["plant"] + 1.0))
+    assert later.subset([1.0, 2.0]).labels == later.subset([1, 2]).labels == (2.0, 3.0)
+    halves = read(plants(4).assign(plant=lambda f: f["plant"] / 2))
+    assert halves.subset([1.0]).labels == (1.0,)
+    assert halves.subset([1.0, 0.5]).labels == (1.0, 0.5)
 
 
 @pytest.mark.parametrize(

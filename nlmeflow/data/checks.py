@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from nlmeflow.data.files import NONE, place, read_table
-from nlmeflow.errors import DataError
+from nlmeflow.errors import DataError, is_number
 
 
 def table_of(given: object, *names: object) -> pd.DataFrame:
@@ -225,6 +225,10 @@ def constant_covariates(
     return grouped[covariates].first().reindex(labels)
 
 
+def _is_whole(value: object) -> bool:
+    return is_number(value) and value == int(value)  # type: ignore[call-overload, no-any-return]
+
+
 def positions(index: object, labels: tuple[Hashable, ...]) -> np.ndarray:
     """Return the positions of the individuals that an index of `LongitudinalData.subset` chooses.
 
@@ -251,6 +255,9 @@ def positions(index: object, labels: tuple[Hashable, ...]) -> np.ndarray:
     array = np.asarray(list(some)) if not hasattr(some, "__array__") else np.asarray(some)  # type: ignore[call-overload]
     if array.ndim != 1:
         raise DataError(f"An index has one axis; this one has the shape {array.shape}.")
+    whole = array.dtype.kind in "fO" and all(map(_is_whole, array.tolist()))
+    if whole and all(map(_is_whole, filter(is_number, labels))):  # else 2.0 may be a name beside 1.5
+        array = array.astype(np.int64)
     if array.dtype == bool:
         if len(array) != size:
             raise DataError(f"The mask has {len(array)} values for {size} individuals.")

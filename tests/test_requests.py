@@ -85,6 +85,15 @@ def test_masks_and_positions_select_those_individuals(index, expected):
     assert torch.equal(data.subset(index).response[0], data.response[expected[0]])
 
 
+def test_zero_and_one_once_each_are_positions_of_two_individuals():
+    assert read(plants(2)).subset([1, 0]).labels == (1, 0)
+
+
+def test_positions_may_be_of_a_type_shorter_than_the_number_of_individuals():
+    assert read(plants(200)).subset(np.array([1, -1], dtype=np.int8)).labels == (1, 199)
+    assert read(plants(300)).subset(torch.tensor([1, 2], dtype=torch.uint8)).labels == (1, 2)
+
+
 def test_names_select_individuals():
     data = read(plants(3).assign(plant=lambda f: "p" + f["plant"].astype(str)))
     assert data.subset(["p2", "p0"]).labels == ("p2", "p0")
@@ -100,6 +109,11 @@ def test_whole_floats_are_positions_like_whole_numbers_unless_names_have_fractio
     assert halves.subset([1.0, 0.5]).labels == (1.0, 0.5)
 
 
+MASKS_OF_NUMBERS = [list, np.array, pd.Series, lambda x: pd.Series(x, index=[5, 4, 3, 2, 1, 0]).astype(float)]
+MASKS_OF_NUMBERS += [lambda x: torch.tensor(x, dtype=torch.uint8), lambda x: pd.array(x, dtype="Int64")]
+MASKS_OF_NUMBERS += [lambda x: np.array(x, dtype=object)]
+
+
 @pytest.mark.parametrize(
     ("index", "message"),
     [
@@ -107,6 +121,7 @@ def test_whole_floats_are_positions_like_whole_numbers_unless_names_have_fractio
         ([6], "Position 6 is out of range: there are 6 individuals"),
         (["x"], "No individual 'x'"),
         ([0.5], "No individual 0.5"),
+        *((kind([1, 0, 0, 1, 1, 0]), "may be a mask") for kind in MASKS_OF_NUMBERS),
         ([], "chooses nobody"),
         ([False] * 6, "chooses nobody"),
         ([[0, 1]], "one axis"),
@@ -274,6 +289,11 @@ WRONG = {
         r"No individual 'x' in the fit.* \[0, 1, 2",
     ),
     "individuals": (lambda fit: nf.plots.trajectories(fit, "x"), "individuals is a list"),
+    "mask of individuals": (
+        lambda fit: nf.plots.trajectories(fit, np.arange(20) > 16),
+        "subset.mask..labels",
+    ),
+    "mask of numbers": (lambda fit: nf.plots.trajectories(fit, [1, 0, 0]), "subset.mask..labels"),
     "marginal": (lambda fit: nf.plots.marginals({}, fit, "A"), "No parameter 'A' in the law; it has tau, s"),
     "pair": (
         lambda fit: nf.plots.population(fit, ("tau", "x")),

@@ -226,7 +226,7 @@ def constant_covariates(
 
 
 def _is_whole(value: object) -> bool:
-    return is_number(value) and value == int(value)  # type: ignore[call-overload, no-any-return]
+    return is_number(value) and value == int(value)  # type: ignore[call-overload]
 
 
 def positions(index: object, labels: tuple[Hashable, ...]) -> np.ndarray:
@@ -263,6 +263,12 @@ def positions(index: object, labels: tuple[Hashable, ...]) -> np.ndarray:
             raise DataError(f"The mask has {len(array)} values for {size} individuals.")
         array = np.flatnonzero(array)
     elif np.issubdtype(array.dtype, np.integer):
+        array = array.astype(np.int64)  # a length may lie beyond int8
+        if len(array) == size > len(set(array.tolist())) and set(array.tolist()) <= {0, 1}:
+            raise DataError(
+                f"The index holds only 0 and 1, one for each of {size} individuals: it may be a mask. "
+                "Write that as True and False, such as column == 1. Accepted too are positions, and names."
+            )
         wrong = array[(array < -size) | (array >= size)]
         if len(wrong):
             raise DataError(f"Position {wrong[0]} is out of range: there are {size} individuals, from 0.")

@@ -244,7 +244,8 @@ class LongitudinalData:
 
         Raises
         ------
-        DataError : a mask of another length, a position out of range, an unknown name, nobody chosen.
+        DataError : a mask of another length, or written as 0 and 1; a position out of range, an unknown name,
+            nobody chosen.
 
         """
         rows = torch.from_numpy(positions(index, self.labels))

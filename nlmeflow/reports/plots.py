@@ -261,7 +261,7 @@ def trajectories(
 
     Raises
     ------
-    ModelError : an individual that is not in the fit, or fewer than two points.
+    ModelError : an individual that is not in the fit, or stands twice; a mask; fewer than two points.
 
     """
     ax = plt.gca() if ax is None else ax
@@ -270,6 +270,11 @@ def trajectories(
     for label in chosen:
         if label not in labels:
             raise ModelError(f"No individual {label!r} in the fit; it has {reprlib.repr(labels)}.")
+    if len(set(chosen)) < len(chosen) or any(isinstance(label, bool | np.bool_) for label in chosen):
+        raise ModelError(
+            "individuals are names, each once; those that a mask of True and False chooses are "
+            "fit.data.subset(mask).labels."
+        )
     rows = [labels.index(label) for label in chosen]
     phi, weights = fit.conditional
     observed = fit.data.time[fit.data.mask]

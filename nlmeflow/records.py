@@ -45,7 +45,7 @@ def encode(value: Any, place: str, tensors: Tensors) -> Any:
         return {"class": type(value).__name__, **inner}
     if isinstance(value, tuple | list):
         return [encode(part, f"{place}.{k}", tensors) for k, part in enumerate(value)]
-    if isinstance(value, np.generic):
+    if isinstance(value, np.generic | np.ndarray) and value.ndim == 0:
         return value.item()
     if value is None or isinstance(value, bool | int | float | str):
         return value

@@ -10,12 +10,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import pyarrow
 import pytest
 import torch
 from safetensors import safe_open
 
 import nlmeflow as nf
+from nlmeflow.fitting.saving import read_column, write_column
 from nlmeflow.laws import (
     DiscreteLaw,
     FlowLaw,
@@ -47,6 +50,33 @@ def test_save_and_load(name, request, tmp_path, senescence):
     pd.testing.assert_frame_equal(again.individuals(), fit.individuals())
     pd.testing.assert_frame_equal(again.trace, fit.trace)
     assert str(again.summary()) == str(fit.summary())
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.array, np.float32])
+def test_a_scale_given_as_a_scalar_of_any_kind_is_saved(kind, senescence, tmp_path):
+    model = nf.Model(nf.curves.logistic_senescence(), nf.Additive(kind(0.04)), fixed=("A", "s"))
+    model.fit(senescence.subset(range(8)), seed=1, particles=64).save(tmp_path / "fit")
+    assert nf.load(tmp_path / "fit").model.residual == nf.Additive(float(kind(0.04)))
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pd.Series(pd.to_timedelta([1, 2, None], unit="h")).astype("duration[ns][pyarrow]"),
+        pd.Series([np.int64(1), np.float32(2.5), np.bool_(True)], dtype=object),
+        pd.Series(pd.arrays.SparseArray([0, 0, 2])),
+    ],
+)
+def test_columns_are_read_as_they_were_written(column):
+    again = read_column(json.loads(json.dumps(write_column(column, "c"))))
+    pd.testing.assert_series_equal(again, column)
+
+
+def test_a_column_of_a_type_that_could_not_be_read_is_not_written():
+    kind = pd.ArrowDtype(pyarrow.dictionary(pyarrow.int32(), pyarrow.string()))
+    column = pd.Series(["a", "b"], dtype=kind)
+    with pytest.raises(nf.ModelError, match=r"Column 'c' is of the type dictionary.*cannot be saved"):
+        write_column(column, "c")
 
 
 @pytest.mark.parametrize("step", ["fdopen", "fsync", "chmod", "replace"])

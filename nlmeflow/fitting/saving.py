@@ -57,7 +57,7 @@ def save(fit: Fitted, path: str | Path) -> None:
         tensors |= {f"doses.{name}": part for name, part in vars(doses).items()}
     header = {
         "format": FORMAT,
-        "model": _model_header(fit.model),
+        "model": _model_header(fit.model, tensors),
         "law": encode(fit.law, "law", tensors),
         "specification": encode(fit.specification, "specification", tensors),
         "data": {
@@ -113,9 +113,22 @@ def write_column(column: pd.Series, name: object) -> dict[str, Any]:
 
     Raises
     ------
-    ModelError : a cell holds something else than a number, a word, True or False, a date or nothing.
+    ModelError : a cell holds something else than a number, a word, True or False, a date or nothing, or the
+        column is of a type that `read_column` cannot make again.
 
     """
+    about = _written(column, name)
+    try:
+        read_column(about)
+    except (TypeError, ValueError) as error:
+        raise ModelError(
+            f"Column '{name}' is of the type {column.dtype}, which cannot be saved; read the table with it "
+            "as numbers, text or a category."
+        ) from error
+    return about
+
+
+def _written(column: pd.Series, name: object) -> dict[str, Any]:
     about: dict[str, Any] = {"dtype": str(column.dtype)}
     if isinstance(column.dtype, pd.CategoricalDtype):
         levels = write_column(pd.Series(column.cat.categories), name)
@@ -123,6 +136,7 @@ def write_column(column: pd.Series, name: object) -> dict[str, Any]:
             "ordered": bool(column.cat.ordered)
         }
     values = [None if pd.isna(value) else value for value in column.tolist()]
+    values = [value.item() if isinstance(value, np.number | np.bool_) else value for value in values]
     if column.dtype.kind in "Mm":
         return about | {"values": [None if value is None else value.isoformat() for value in values]}
     wrong = next((v for v in values if v is not None and not isinstance(v, str | int | float | bool)), None)
@@ -140,7 +154,7 @@ def read_column(about: dict[str, Any]) -> pd.Series:
         zoned = "," in about["dtype"]  # "datetime64[ns, Europe/Paris]": offsets differ in summer
         dates = pd.to_datetime(about["values"], format="ISO8601", utc=zoned)
         return pd.Series(dates).astype(about["dtype"])
-    if about["dtype"].startswith("timedelta64"):
+    if about["dtype"].startswith(("timedelta64", "duration")):
         return pd.Series(pd.to_timedelta(about["values"])).astype(about["dtype"])
     column: pd.Series = pd.Series(about["values"], dtype=about["dtype"])
     return column
@@ -151,11 +165,11 @@ def read_table(columns: list[dict[str, Any]], size: int) -> pd.DataFrame:
     return pd.DataFrame({about["name"]: read_column(about) for about in columns}, index=range(size))
 
 
-def _model_header(model: Structure) -> dict[str, Any]:
+def _model_header(model: Structure, tensors: Tensors) -> dict[str, Any]:
     return {
         "curve": dict(model.curve.recipe) or None,
         "parameters": [[p.name, p.scale.name] for p in model.curve.parameters],
-        "residual": encode(model.residual, "residual", {}),
+        "residual": encode(model.residual, "residual", tensors),
         "fixed": list(model.fixed),
         "covariates": {name: list(terms) for name, terms in model.covariates.items()},
         "within": list(model.within),

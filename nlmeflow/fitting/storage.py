@@ -40,7 +40,7 @@ def load(path: str | Path, curve: Curve | None = None) -> Fit:
             header, tensors = upgraded(header, tensors)
         if header["format"] != FORMAT:
             raise DataError(f"'{path}' has format {header['format']}; this version reads 3 and {FORMAT}.")
-        model = _read_model(header["model"], curve)
+        model = _read_model(header["model"], tensors, curve)
         return _read_fit(header, tensors, model)
     except (SafetensorError, KeyError, IndexError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise DataError(f"'{path}' is not a fit written by nlmeflow, or it is damaged.") from error
@@ -84,7 +84,7 @@ def _read_fit(header: dict[str, Any], tensors: Tensors, model: Model) -> Fit:
     )
 
 
-def _read_model(header: dict[str, Any], curve: Curve | None) -> Model:
+def _read_model(header: dict[str, Any], tensors: Tensors, curve: Curve | None) -> Model:
     recipe = header["curve"]
     parameters = [[name, getattr(named(scale), "name", scale)] for name, scale in header["parameters"]]
     if curve is None:
@@ -100,7 +100,7 @@ def _read_model(header: dict[str, Any], curve: Curve | None) -> Model:
     names = [[p.name, p.scale.name] for p in curve.parameters]
     if names != parameters:
         raise ModelError(f"The fit was made with parameters {parameters}; this curve has {names}.")
-    residual = decode(header["residual"], {})
+    residual = decode(header["residual"], tensors)
     return Model(curve, residual, tuple(header["fixed"]), header["covariates"], tuple(header["within"]))
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from nlmeflow.errors import ModelError
 from nlmeflow.numerics import LOG_2PI
 from nlmeflow.residuals.censoring import Bounds
-from nlmeflow.residuals.residual import IMPOSSIBLE, Residual, Summary, check_given, noise
+from nlmeflow.residuals.residual import IMPOSSIBLE, Residual, Summary, given_or_none, noise
 
 ROUNDING = 1e-6  # of the largest response: a smaller one is zero, as numbers in single precision are written
 
@@ -45,8 +45,8 @@ class Combined(Residual):
     names: ClassVar[tuple[str, ...]] = ("a", "b")
 
     def __post_init__(self) -> None:
-        check_given(self.a, "a")
-        check_given(self.b, "b")
+        object.__setattr__(self, "a", given_or_none(self.a, "a"))
+        object.__setattr__(self, "b", given_or_none(self.b, "b"))
         if (self.a is None) != (self.b is None):
             raise ModelError("Combined() takes both a and b, or neither to estimate them.")
 

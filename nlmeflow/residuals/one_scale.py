@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nlmeflow.numerics import LOG_2PI
 from nlmeflow.residuals.censoring import Bounds, Interpolated, censored, log_between, scaled, truncated
-from nlmeflow.residuals.residual import IMPOSSIBLE, Residual, Summary, check_given, noise
+from nlmeflow.residuals.residual import IMPOSSIBLE, Residual, Summary, given_or_none, noise
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class OneScale(Residual):
     sums_up: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_given(self.sigma, "sigma")
+        object.__setattr__(self, "sigma", given_or_none(self.sigma, "sigma"))
 
     @property
     def given(self) -> bool:

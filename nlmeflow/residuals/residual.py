@@ -130,10 +130,17 @@ class Residual(Saved, ABC):
         """Draw responses around predictions, any shape."""
 
 
-def check_given(value: float | None, name: str) -> None:
-    """Raise ModelError unless a residual parameter is positive and finite, or left to be estimated."""
+def given_or_none(value: float | None, name: str) -> float | None:
+    """Return a residual parameter, or None where it is left to be estimated.
+
+    Raises
+    ------
+    ModelError : it is not positive and finite.
+
+    """
     if value is not None and not (is_number(value) and value > 0):
         raise ModelError(f"{name} must be positive and finite, got {value!r}; None estimates it.")
+    return None if value is None else float(value)
 
 
 def noise(prediction: Tensor, random: torch.Generator) -> Tensor:

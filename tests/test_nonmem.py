@@ -302,6 +302,8 @@ def test_fits_at_steady_state_find_the_truth():
         (lambda t: t.assign(ADDL=np.where(t["AMT"] > 0, 2, 0)), "ADDL without II"),
         (lambda t: t.assign(EVID=np.where(t["AMT"] > 0, 4, 0)), "'EVID' is 4 in row 0"),
         (lambda t: t.assign(EVID=0), "has AMT above zero and is no dose by EVID"),
+        (lambda t: t.drop(columns="EVID").assign(AMT=100), "Row 1 has AMT above zero.*and DV too"),
+        (lambda t: t.drop(columns="EVID").assign(AMT=100, MDV=0), "Row 1 has AMT above zero.*a row each"),
         (lambda t: t.assign(DVID=np.where(t["TIME"] > 1, 2, 1)), "several kinds of response"),
         (lambda t: t.assign(CMT=np.where(t["TIME"] > 1, 2, 1)), "several compartments"),
         (
@@ -333,6 +335,18 @@ def test_fits_at_steady_state_find_the_truth():
 def test_what_is_not_supported_is_refused_by_name(change, message):
     with pytest.raises(nf.DataError, match=message):
         nf.read_nonmem(change(table([{"AMT": 100}], [1.0, 2, 3])))
+
+
+@pytest.mark.parametrize("response", [".", 0, np.nan])
+def test_a_dose_without_an_observation_needs_no_event(response):
+    frame = table([{"AMT": 100, "DV": response}], [1.0, 2, 3]).drop(columns="EVID")
+    assert nf.read_nonmem(frame).n_observations == 9
+
+
+@pytest.mark.parametrize("flag", ["EVID", "MDV"])
+def test_what_a_flagged_dose_has_for_a_response_is_no_observation(flag):
+    frame = table([{"AMT": 100, "DV": 7.0}], [1.0, 2, 3]).drop(columns="EVID")
+    assert nf.read_nonmem(frame.assign(**{flag: (frame["AMT"] > 0) * 1})).n_observations == 9
 
 
 @pytest.mark.parametrize(

@@ -35,13 +35,14 @@ def read_nonmem(
 ) -> LongitudinalData:
     """Return data from a table, or a CSV file, with columns ID, TIME, DV, AMT; "." is an empty cell.
 
-    A row with AMT above zero (EVID 1) is a dose, rows with EVID 0 are observations, rows with EVID 2, or
-    MDV 1 and no dose, are neither and left out; an individual whom this leaves without observations keeps its
-    place. ADDL further doses follow at intervals of II. SS 1: a dose is
-    the last of infinitely many, II apart (steady state), and what came before it counts no more; SS 2: they
-    add to it. RATE, or the duration TINF, make a dose an infusion. CENS 1: DV is an upper bound (a limit of
-    quantification), with LIMIT the lower one; CENS -1: a lower bound, with LIMIT the upper one. covariates :
-    further columns, constant within individuals. replicates : as in `LongitudinalData.from_frame`.
+    A row with AMT above zero (EVID 1) is a dose, and DV in it is refused unless EVID or MDV is 1; rows with
+    EVID 0 are observations, rows with EVID 2, or MDV 1 and no dose, are neither and left out; an individual
+    whom this leaves without observations keeps its place. ADDL further doses follow at intervals of II. SS 1:
+    a dose is the last of infinitely many, II apart (steady state), and what came before it counts no more;
+    SS 2: they add to it. RATE, or the duration TINF, make a dose an infusion. CENS 1: DV is an upper bound (a
+    limit of quantification), with LIMIT the lower one; CENS -1: a lower bound, with LIMIT the upper one.
+    covariates : further columns, constant within individuals. replicates : as in
+    `LongitudinalData.from_frame`.
 
     Times count from each individual's first dose. The amount of a single dose becomes the covariate "AMT",
     taken with nf.curves.oral("AMT"); several doses, steady states, and infusions with
@@ -51,8 +52,8 @@ def read_nonmem(
     Raises
     ------
     DataError : a column is missing, or its name is not in capitals; an individual has no dose; a cell is not
-        a number; resets (EVID 3 and 4), modelled rates, several responses or compartments, which are not
-        supported.
+        a number; a dose would hide an observation; resets (EVID 3 and 4), modelled rates, several
+        responses or compartments, which are not supported.
 
     """
     covariates = [covariates] if isinstance(covariates, str) else list(covariates)
@@ -138,10 +139,18 @@ def _check_supported(table: pd.DataFrame) -> None:
                 f"supported are {', '.join(map(str, allowed))}."
             )
     dose, amount = table["EVID"].eq(1), table["AMT"].fillna(0) > 0
+    response = table["DV"].fillna(0) != 0
     same = np.isclose(table["AMT"], table["RATE"] * table["TINF"])
     for wrong, why in (
         (dose & ~amount, "is a dose (EVID 1) without AMT above zero"),
         (amount & table["EVID"].isin((0, 2)), "has AMT above zero and is no dose by EVID"),
+        (
+            amount & response & table["EVID"].isna() & ~table["MDV"].eq(1),
+            "has AMT above zero, which makes it a dose, and DV too, which would be lost: a dose and an "
+            "observation need a row each, with AMT 0 in that of the observation, or EVID 1 where DV is none. "
+            "One dose at time 0 that stands in every row is a covariate: "
+            "nf.LongitudinalData.from_frame(frame, 'ID', 'TIME', 'DV', ['AMT'])",
+        ),
         (table["RATE"].fillna(0) < 0, "has a modelled rate or duration (RATE below zero), not supported"),
         (table["AMT"].fillna(0) < 0, "has AMT below zero"),
         (amount & table["TIME"].isna(), "is a dose without TIME"),

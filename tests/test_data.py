@@ -91,6 +91,28 @@ def test_individuals_drawn_twice_stand_twice_in_the_table():
     assert frame["dose"].notna().all()
 
 
+@pytest.mark.parametrize(
+    "roles", [("limit", "day", "y"), ("plant", "censoring", "y"), ("plant", "day", "limit")]
+)
+def test_columns_of_censoring_leave_those_of_the_user_alone(roles):
+    frame = pd.DataFrame(
+        dict(
+            zip(
+                [*roles, "how"],
+                [[0, 0, 1, 1], [1.0, 2, 1, 2], [0.5, 2.0, 1.0, 9.0], ["left", "", "", ""]],
+                strict=True,
+            )
+        )
+    )
+    for taken in {"limit", "censoring"} - set(roles):
+        data = nf.LongitudinalData.from_frame(frame.assign(**{taken: 3.0}), *roles, [taken], "how")
+        table = data.to_frame()
+        assert table.columns.is_unique
+        pd.testing.assert_frame_equal(table[[*roles, taken]], frame.assign(**{taken: 3.0})[[*roles, taken]])
+        kind, limit = (f"{name} of {roles[2]}" for name in ("censoring", "limit"))
+        assert nf.LongitudinalData.from_frame(table, *roles, [taken], kind, limit) == data
+
+
 def test_censored_data_are_written_as_they_are_read():
     frame = pd.DataFrame(
         {"plant": [0, 0, 1, 1], "day": [1.0, 2, 1, 2], "y": [0.5, 2.0, 1.0, 9.0], "dose": 1.0}

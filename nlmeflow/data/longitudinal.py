@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nlmeflow.arguments import checked
+from nlmeflow.arguments import column as free_name
 from nlmeflow.data.checks import (
     censoring_bounds,
     check_finite,
@@ -321,7 +322,8 @@ class LongitudinalData:
     def to_frame(self) -> pd.DataFrame:
         """Return the observed rows as a long table with the user's column names, as `from_frame` reads it.
 
-        Censored observations have columns "censoring" and "limit". Doses are not in the table.
+        Censored observations have columns "censoring" and "limit", or "censoring of RESPONSE" and "limit of
+        RESPONSE" where the user has columns called so. Doses are not in the table.
         """
         row, column = torch.nonzero(self.mask, as_tuple=True)
         individual, time, response = self.names
@@ -338,8 +340,10 @@ class LongitudinalData:
             sides = [below & above, below, above]
             seen = frame[response].to_numpy()
             frame[response] = np.select(sides, [low, high, low], seen)
-            frame["censoring"] = np.select(sides, ["interval", "left", "right"], "")
-            frame["limit"] = np.where(sides[0], high, np.nan)
+            theirs = {*self.names, *self.covariates.columns}
+            censoring, limit = (free_name(n, f"{n} of {response}", theirs) for n in ("censoring", "limit"))
+            frame[censoring] = np.select(sides, ["interval", "left", "right"], "")
+            frame[limit] = np.where(sides[0], high, np.nan)
         covariates = self.covariates.iloc[row.numpy()].set_axis(frame.index)  # names may stand twice
         return pd.concat([frame, covariates], axis=1)
 

@@ -80,9 +80,13 @@ class Effect(Saved):
             self._check_levels(column)
             return torch.tensor((column.astype(str) == self.level).to_numpy(dtype=np.float64))
         try:
-            x = column.to_numpy(dtype=np.float64)
+            x = plain_numbers(column)
         except (TypeError, ValueError):
-            raise DataError(f"Covariate '{self.variable}' was a number when the model was fitted.") from None
+            raise DataError(
+                f"Covariate '{self.variable}' was a number when the model was fitted, and is "
+                f"{column.iloc[0]!r} here; give a number in the same unit, of dates for example days "
+                "since the first: (dates - dates.min()).dt.total_seconds() / 86400."
+            ) from None
         x = x / self.reference if self.sign == "/" else x - self.reference
         if self.log:
             wrong = np.flatnonzero(~(x > 0))
@@ -105,6 +109,17 @@ class Effect(Saved):
                 f"Covariate '{self.variable}' is {column.iloc[wrong[0]]!r} for '{column.index[wrong[0]]}'; "
                 f"the model was fitted with {', '.join(map(repr, self.levels))}."
             )
+
+
+def plain_numbers(column: pd.Series) -> np.ndarray:
+    """Return a column as numbers.
+
+    Raises
+    ------
+    TypeError, ValueError : it holds dates, durations, or words that are no numbers.
+
+    """
+    return column.astype(object).astype(float).to_numpy()  # objects: pyarrow would count nanoseconds
 
 
 def read_terms(terms: Terms) -> tuple[str, ...]:

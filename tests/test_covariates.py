@@ -10,6 +10,7 @@ import statsmodels.api as sm
 import torch
 
 import nlmeflow as nf
+from nlmeflow.covariates import effects_of
 
 
 def people(n, seed=0):
@@ -243,3 +244,24 @@ def test_a_number_in_a_term_is_a_number(term):
         return
     with pytest.raises(nf.ModelError, match=rf"'{re.escape(term)}' is not a term"):
         nf.Model(nf.curves.linear(), covariates={"slope": term})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: pd.Timestamp("2024-04-01") + pd.to_timedelta(x, unit="D"),
+        lambda x: pd.to_timedelta(x, unit="D"),
+        lambda x: pd.to_timedelta(x, unit="D").astype("duration[ns][pyarrow]"),
+        lambda x: pd.to_timedelta(x.round(), unit="D").astype("category"),
+    ],
+)
+def test_dates_and_durations_are_not_taken_for_the_numbers_of_the_fit(change):
+    (effect,) = effects_of({"slope": ("age - 40",)}, people(6))
+    table = people(6).assign(age=lambda f: change(f["age"]))
+    with pytest.raises(nf.DataError, match=r"'age' was a number when .* and is T.*same unit"):
+        effect.values(table)
+    data = lines(6)
+    data = nf.LongitudinalData.regular(data.time, data.response, table)
+    curve = nf.curves.oral("age")
+    with pytest.raises(nf.ModelError, match="needs numbers in covariate 'age'"):
+        nf.Model(curve).problem(data)

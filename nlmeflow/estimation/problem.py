@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from nlmeflow.covariates import Effect, design
+from nlmeflow.covariates import Effect, design, plain_numbers
 from nlmeflow.curves import Curve
 from nlmeflow.data import LongitudinalData
 from nlmeflow.errors import EstimationError, ModelError
@@ -351,6 +351,6 @@ def _input(data: LongitudinalData, name: str) -> Tensor:
             f"LongitudinalData.from_frame(..., covariates=['{name}'])."
         )
     try:
-        return torch.tensor(data.covariates[name].astype(float).to_numpy(copy=True))
+        return torch.tensor(plain_numbers(data.covariates[name]))
     except (TypeError, ValueError):
         raise ModelError(f"The curve needs numbers in covariate '{name}'.") from None

@@ -1,8 +1,12 @@
 """nlmeflow.data.longitudinal, nlmeflow.data.checks: long tables read, sorted, masked, and refused by name."""
 
+from decimal import Decimal
+
 import numpy as np
 import pandas as pd
+import pyarrow
 import pytest
+import torch
 
 import nlmeflow as nf
 
@@ -89,6 +93,40 @@ def test_individuals_drawn_twice_stand_twice_in_the_table():
     frame = twice.to_frame()
     assert len(frame) == twice.n_observations
     assert frame["dose"].notna().all()
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ([np.bool_(True), False], "bool"),
+        ([1, np.int64(2)], "int64"),
+        ([1, np.float32(2.5)], "float64"),
+        ([Decimal("1.5"), 2], "float64"),
+        ([torch.tensor(1.5), np.array(2)], "float64"),
+        ([1, "2"], "object"),
+        ([True, 2], "object"),
+    ],
+)
+def test_objects_that_are_numbers_are_read_as_numbers(values, kind):
+    column = pd.Series([values[0]] * 3 + [values[1]] * 4, dtype=object)
+    assert read(table().assign(dose=column)).covariates["dose"].dtype == kind
+    about = pd.DataFrame({"dose": pd.Series(values, dtype=object)})
+    data = nf.LongitudinalData.regular(torch.zeros(2, 1), torch.zeros(2, 1), about)
+    assert data.covariates["dose"].dtype == kind
+    assert about["dose"].dtype == object
+
+
+def test_a_response_of_objects_with_an_empty_cell_is_read():
+    values = [torch.tensor(0.5), None, Decimal("0.25"), np.array(1), np.float32(2), 3, 4]
+    data = read(table().assign(green=pd.Series(values, dtype=object)))
+    assert sorted(data.response[data.mask].tolist()) == [0.25, 0.5, 1, 2, 3, 4]
+    assert data.n_missing == 1
+
+
+def test_a_dictionary_of_pyarrow_is_a_category():
+    kind = pd.ArrowDtype(pyarrow.dictionary(pyarrow.int32(), pyarrow.string()))
+    column = pd.Series(["a"] * 3 + ["b"] * 4, dtype=kind)
+    assert read(table().assign(dose=column)).covariates["dose"].dtype == "category"
 
 
 @pytest.mark.parametrize(

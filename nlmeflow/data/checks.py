@@ -3,7 +3,10 @@
 import re
 from collections.abc import Hashable, Mapping
 from datetime import date, timedelta
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 from warnings import warn
 
 import numpy as np
@@ -38,7 +41,32 @@ def table_of(given: object, *names: object) -> pd.DataFrame:
     if not given.columns.is_unique:
         twice = given.columns[given.columns.duplicated()][0]
         raise DataError(f"Column '{twice}' stands twice in the table; give each column a name of its own.")
-    return given
+    return plain(given)
+
+
+def plain(given: pd.DataFrame) -> pd.DataFrame:
+    """Return a table whose columns of objects are numbers, or True and False, where all of them are.
+
+    Such objects are Python's, Decimals, fractions, and scalars of numpy or torch. Dictionaries of pyarrow
+    become categories.
+    """
+    table = given.copy(deep=False)
+    for name, column in given.items():
+        if column.dtype == object and pd.api.types.infer_dtype(column) != "string":
+            values = column.map(_plain)  # pandas looks what they are
+            if pd.api.types.is_any_real_numeric_dtype(values) or pd.api.types.is_bool_dtype(values):
+                table[name] = values
+        elif str(column.dtype).startswith("dictionary"):
+            table[name] = column.astype("category")
+    return table
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Decimal | Fraction):
+        return float(value)
+    if getattr(value, "ndim", None) == 0 and not isinstance(value, np.datetime64 | np.timedelta64):
+        return value.item()
+    return np.nan if value is None or value is pd.NA else value
 
 
 def check_nested(frame: pd.DataFrame, individual: str, group: str) -> None:

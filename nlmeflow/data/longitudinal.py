@@ -22,6 +22,7 @@ from nlmeflow.data.checks import (
     check_unique,
     constant_covariates,
     numbers,
+    plain,
     positions,
     table_of,
 )
@@ -218,7 +219,11 @@ class LongitudinalData:
             raise DataError(f"covariates has {len(covariates)} rows for {n} individuals; one for each.")
         time, response = time.double(), response.double()
         mask = torch.ones_like(time, dtype=torch.bool)
-        table = pd.DataFrame(index=range(n)) if covariates is None else covariates.set_axis(range(n), axis=0)
+        table = (
+            pd.DataFrame(index=range(n))
+            if covariates is None
+            else plain(covariates.set_axis(range(n), axis=0))
+        )
         return cls(time, response, mask, tuple(range(n)), table)
 
     def __len__(self) -> int:

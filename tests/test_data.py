@@ -123,6 +123,12 @@ def test_a_response_of_objects_with_an_empty_cell_is_read():
     assert data.n_missing == 1
 
 
+def test_a_covariate_with_an_empty_cell_is_refused_in_regular_data_too():
+    about = pd.DataFrame({"kind": ["a", None]})
+    with pytest.raises(nf.DataError, match="Column 'kind' is empty in row 1"):
+        nf.LongitudinalData.regular(torch.zeros(2, 1), torch.zeros(2, 1), about)
+
+
 def test_a_dictionary_of_pyarrow_is_a_category():
     kind = pd.ArrowDtype(pyarrow.dictionary(pyarrow.int32(), pyarrow.string()))
     column = pd.Series(["a"] * 3 + ["b"] * 4, dtype=kind)

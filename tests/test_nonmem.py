@@ -337,6 +337,13 @@ def test_what_is_not_supported_is_refused_by_name(change, message):
         nf.read_nonmem(change(table([{"AMT": 100}], [1.0, 2, 3])))
 
 
+def test_no_covariates_may_be_written_as_none():
+    frame = table([{"AMT": 100}], [1.0, 2, 3])
+    assert nf.read_nonmem(frame, None) == nf.read_nonmem(frame)
+    plain = frame[frame["AMT"] == 0]
+    assert nf.LongitudinalData.from_frame(plain, "ID", "TIME", "DV", None).covariates.columns.empty
+
+
 @pytest.mark.parametrize("response", [".", 0, np.nan])
 def test_a_dose_without_an_observation_needs_no_event(response):
     frame = table([{"AMT": 100, "DV": response}], [1.0, 2, 3]).drop(columns="EVID")

@@ -66,6 +66,9 @@ def test_dates_become_days_and_the_first_is_named():
     assert "2024-05-01" in said
     plain = pd.DataFrame({"day": [1.0]})
     assert nf.in_days(plain, "day")[0] is plain
+    empty, said = nf.in_days(plain.assign(day=pd.NaT), "day")
+    assert empty["day"].isna().all()
+    assert said == ""
 
 
 def test_curves_have_names_in_a_string():

@@ -77,6 +77,8 @@ def fit():
         (np.array([3, 1], dtype=object), (3, 1)),
         (slice(1, 3), (1, 2)),
         (2, (2,)),
+        (np.int64(2), (2,)),
+        (torch.tensor(2), (2,)),
     ],
 )
 def test_masks_and_positions_select_those_individuals(index, expected):
@@ -92,6 +94,15 @@ def test_zero_and_one_once_each_are_positions_of_two_individuals():
 def test_positions_may_be_of_a_type_shorter_than_the_number_of_individuals():
     assert read(plants(200)).subset(np.array([1, -1], dtype=np.int8)).labels == (1, 199)
     assert read(plants(300)).subset(torch.tensor([1, 2], dtype=torch.uint8)).labels == (1, 2)
+
+
+def test_a_start_may_be_an_array_without_axes():
+    data = read(plants(6))
+    fit, again = (
+        MODEL.fit(data, seed=1, particles=64, start={"tau": kind(50.0)}, progress=False)
+        for kind in (float, np.array)
+    )
+    assert again.log_likelihood() == fit.log_likelihood()
 
 
 def test_names_select_individuals():
@@ -125,6 +136,10 @@ MASKS_OF_NUMBERS += [lambda x: np.array(x, dtype=object)]
         ([], "chooses nobody"),
         ([False] * 6, "chooses nobody"),
         ([[0, 1]], "one axis"),
+        ([[0], [1, 2]], "An index is a mask"),
+        (None, "An index is a mask.*got None"),
+        (slice("p0", "p2"), "a slice of them"),
+        (1.5, "No individual 1.5"),
         (pd.Series([True, None] * 3, dtype="boolean"), "empty cells"),
         (pd.Series([True] * 6, index=list("abcdef")), "other names"),
         (pd.Series([True, None] * 3, dtype=object), "empty cells"),

@@ -136,6 +136,9 @@ def test_quantiles_and_shares_have_limits(mixed):
     assert shares.loc[1, "standard error"] == pytest.approx((share * (1 - share) / 60) ** 0.5, rel=0.35)
     with pytest.raises(nf.ModelError, match="between 0 and 1"):
         found.quantiles([1.5])
+    with pytest.raises(nf.ModelError, match=r"between 0 and 1, got .'a'"):
+        found.quantiles(["a"])
+    pd.testing.assert_frame_equal(found.quantiles(0.5), quantiles)
     with pytest.raises(nf.ModelError, match="replicates"):
         fit.bootstrap(3)
 

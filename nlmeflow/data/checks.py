@@ -1,7 +1,8 @@
 """Checks of a user's table: each says the column, the row and what would be accepted."""
 
 import re
-from collections.abc import Hashable, Mapping
+import reprlib
+from collections.abc import Hashable, Iterable, Mapping
 from datetime import date, timedelta
 from decimal import Decimal
 from fractions import Fraction
@@ -69,6 +70,14 @@ def _plain(value: Any) -> Any:
     return np.nan if value is None or value is pd.NA else value
 
 
+def listed(columns: object) -> list[Any]:
+    """Return the names of columns, given as one name, several, or None, as a list."""
+    if columns is None:
+        return []
+    several = isinstance(columns, Iterable) and not isinstance(columns, str)
+    return list(columns) if several else [columns]  # type: ignore[call-overload]
+
+
 def check_nested(frame: pd.DataFrame, individual: str, group: str) -> None:
     """Raise DataError when an individual stands in two groups."""
     several = frame.groupby(individual, sort=False)[group].nunique()
@@ -113,7 +122,7 @@ def check_names(frame: pd.DataFrame, column: str) -> None:
         )
 
 
-def check_present(frame: pd.DataFrame, column: str) -> None:
+def check_present(frame: pd.DataFrame, column: Hashable) -> None:
     """Raise DataError when a cell of a column is empty."""
     missing = np.flatnonzero(frame[column].isna())
     if len(missing):
@@ -277,10 +286,16 @@ def positions(index: object, labels: tuple[Hashable, ...]) -> np.ndarray:
         if set(index.index) != set(labels):
             raise DataError("The index of the mask holds other names than those of the individuals.")
         index = index.reindex(list(labels))
-    if isinstance(index, slice):
-        index = np.arange(size)[index]
-    some = [index] if isinstance(index, str | int) else index
-    array = np.asarray(list(some)) if not hasattr(some, "__array__") else np.asarray(some)  # type: ignore[call-overload]
+    try:
+        if isinstance(index, slice):
+            index = np.arange(size)[index]
+        some = [index] if isinstance(index, str | int | float) else index
+        array = np.atleast_1d(np.asarray(some if hasattr(some, "__array__") else list(some)))  # type: ignore[call-overload]
+    except (TypeError, ValueError):
+        raise DataError(
+            f"An index is a mask, positions from 0, a slice of them, or names such as {labels[0]!r}; "
+            f"got {reprlib.repr(index)}."
+        ) from None
     if array.ndim != 1:
         raise DataError(f"An index has one axis; this one has the shape {array.shape}.")
     whole = array.dtype.kind in "fO" and all(map(_is_whole, array.tolist()))

@@ -105,6 +105,8 @@ def in_days(frame: pd.DataFrame, time: str) -> tuple[pd.DataFrame, str]:
         return frame, ""
     first = frame[time].min()
     days = (frame[time] - first).dt.total_seconds() / 86400
+    if pd.isna(first):
+        return frame.assign(**{time: days}), ""
     said = f"Column '{time}' holds dates; time is in days since {first:%Y-%m-%d}."
     return frame.assign(**{time: days}), said
 

@@ -1,6 +1,6 @@
 """Longitudinal data: repeated measures of many individuals, ragged, padded with a mask."""
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -21,8 +21,8 @@ from nlmeflow.data.checks import (
     check_roles,
     check_unique,
     constant_covariates,
+    listed,
     numbers,
-    plain,
     positions,
     table_of,
 )
@@ -102,7 +102,7 @@ class LongitudinalData:
         individual: str,
         time: str,
         response: str,
-        covariates: Sequence[str] = (),
+        covariates: Sequence[str] | None = (),
         censoring: str | None = None,
         limit: str | None = None,
         group: str | None = None,
@@ -135,8 +135,7 @@ class LongitudinalData:
             within an individual.
 
         """
-        several = isinstance(covariates, Iterable) and not isinstance(covariates, str)
-        covariates = list(covariates) if several else [covariates]  # type: ignore[list-item]
+        covariates = listed(covariates)
         roles: dict[str, str | None] = {"individual": individual, "time": time, "response": response}
         check_roles(roles | {"censoring": censoring, "limit": limit})
         check_roles(roles | {f"covariate {name}": name for name in covariates})
@@ -199,7 +198,8 @@ class LongitudinalData:
 
         Raises
         ------
-        DataError : other shapes, another number of covariates' rows, or a value that is not finite.
+        DataError : other shapes, another number of covariates' rows, or a value that is not finite; a
+            covariate with an empty cell.
 
         """
         if time.shape != response.shape or time.ndim != 2:
@@ -219,11 +219,11 @@ class LongitudinalData:
             raise DataError(f"covariates has {len(covariates)} rows for {n} individuals; one for each.")
         time, response = time.double(), response.double()
         mask = torch.ones_like(time, dtype=torch.bool)
-        table = (
-            pd.DataFrame(index=range(n))
-            if covariates is None
-            else plain(covariates.set_axis(range(n), axis=0))
-        )
+        table = pd.DataFrame(index=range(n))
+        if covariates is not None:
+            table = table_of(covariates).set_axis(range(n), axis=0)
+        for column in table:
+            check_present(table, column)
         return cls(time, response, mask, tuple(range(n)), table)
 
     def __len__(self) -> int:

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from nlmeflow.data.checks import check_present, numbers, table_of
+from nlmeflow.data.checks import check_present, listed, numbers, table_of
 from nlmeflow.data.files import check_columns, numbered, place
 from nlmeflow.data.longitudinal import Doses, LongitudinalData
 from nlmeflow.errors import DataError
@@ -30,7 +30,7 @@ REFUSED = {
 
 def read_nonmem(
     frame: pd.DataFrame | str | Path,
-    covariates: Sequence[str] = (),
+    covariates: Sequence[str] | None = (),
     replicates: Literal["refuse", "keep"] = "refuse",
 ) -> LongitudinalData:
     """Return data from a table, or a CSV file, with columns ID, TIME, DV, AMT; "." is an empty cell.
@@ -56,7 +56,7 @@ def read_nonmem(
         responses or compartments, which are not supported.
 
     """
-    covariates = [covariates] if isinstance(covariates, str) else list(covariates)
+    covariates = listed(covariates)
     table = numbered(table_of(frame, "ID").replace(".", np.nan))
     check_columns(table, [*NEEDED, *covariates])
     _check_capitals(table, covariates)

@@ -118,7 +118,7 @@ def _choices(problem: Problem, parameter: Parameter, given: float | None) -> Ten
     value = parameter.start if given is None else given
     if value is not None:
         parameter.scale.check(parameter.name, value)
-        return parameter.scale.unconstrained(torch.tensor([value], dtype=torch.float64))
+        return parameter.scale.unconstrained(torch.tensor([float(value)], dtype=torch.float64))
     lower, upper = parameter.scale.lower, parameter.scale.upper
     if lower > -torch.inf and upper < torch.inf:
         return torch.linspace(-2.5, 2.5, 7, dtype=torch.float64)

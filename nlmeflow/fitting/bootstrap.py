@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nlmeflow.arguments import column
-from nlmeflow.errors import EstimationError, ModelError, whole
+from nlmeflow.errors import EstimationError, ModelError, is_number, whole
 from nlmeflow.estimation.bootstrap import estimated_again
 from nlmeflow.estimation.em import State
 from nlmeflow.estimation.engine import broad_reference
@@ -85,7 +85,7 @@ class Bootstrap:
             own = reported_values(self.fit.problem(), self.fit.state)
             return table_of_estimates(self.fit, own, values.std(0), self.boundary)
 
-    def quantiles(self, levels: Sequence[float] = LEVELS) -> pd.DataFrame:
+    def quantiles(self, levels: float | Sequence[float] = LEVELS) -> pd.DataFrame:
         """Return quantiles of each parameter in the population on its natural scale, with limits.
 
         One row for each parameter and level: value, standard error, lower, upper. With covariates the
@@ -96,16 +96,17 @@ class Bootstrap:
         ModelError : a level is not between 0 and 1.
 
         """
-        if not all(0 < level < 1 for level in levels):
-            raise ModelError(f"levels lie between 0 and 1, got {tuple(levels)}.")
+        given = np.ravel(levels).tolist()
+        if not all(is_number(level) and 0 < level < 1 for level in given):
+            raise ModelError(f"levels lie between 0 and 1, got {tuple(given)}.")
         names = self.fit.names
 
         def found(phi: Tensor) -> Tensor:
             natural = self.fit.model.curve.natural(phi, names)
-            at = torch.tensor(levels, dtype=phi.dtype)
+            at = torch.tensor(given, dtype=phi.dtype)
             return torch.stack([natural[name].quantile(at) for name in names]).flatten()
 
-        index = pd.MultiIndex.from_product([names, levels], names=["parameter", "level"])
+        index = pd.MultiIndex.from_product([names, given], names=["parameter", "level"])
         return self._table(found, index)
 
     def shares(self) -> pd.DataFrame:

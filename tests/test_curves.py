@@ -184,6 +184,74 @@ def test_bad_curves_are_refused_by_name(make, words):
         assert word in str(error.value)
 
 
+def falls(t, p):
+    return torch.sigmoid((p["tau"] - t) / p["s"])
+
+
+def by_clamp(t, p):
+    p["s"].clamp_(min=1e-9)  # which leaves every value as it is
+    return falls(t, p)
+
+
+def by_shift(t, p):
+    t -= 1
+    return falls(t, p)
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (lambda t, p: falls(t, p | {"s": p["s"].mean()}), "mixes individuals"),
+        (lambda t, p: falls(t, p | {"s": p["s"].flatten()[0]}), "mixes individuals"),
+        (lambda t, p: falls(t, p | {"s": p["s"].amax(0, keepdim=True)}), "mixes individuals"),
+        (lambda t, p: falls(t, p | {"s": p["s"].mean(-2, keepdim=True)}), "mixes particles"),
+        (lambda t, p: falls(t, p).cumsum(-1), "mixes times"),
+        (lambda t, p: falls(t - t[..., :1], p), "mixes times"),
+        (lambda t, p: falls(t, p) + 0.02 * torch.randn((), dtype=t.dtype), "other values when it is called"),
+        (lambda t, p: torch.nn.functional.dropout(falls(t, p), 0.1), "other values when it is called"),
+        (by_clamp, r"'by_clamp' changes psi\['s'\] in place"),
+        (by_shift, "'by_shift' changes t in place"),
+    ],
+)
+def test_a_curve_depends_on_its_own_arguments_only_and_leaves_them(function, words):
+    with pytest.raises(nf.ModelError, match=words):
+        nf.Model(nf.Curve(function, [nf.Parameter("tau"), nf.Parameter("s", "log")]))
+
+
+def test_inputs_and_the_interval_of_doses_are_not_mixed_nor_changed():
+    def bolus(t, p, x):
+        return x["D"] * torch.exp(-p["k"] * t)
+
+    def model(function, steady=None):
+        nf.Model(nf.Curve(function, [nf.Parameter("k", "log")], inputs="D", dose="D", steady=steady))
+
+    def mean(t, p, x, interval):
+        return bolus(t, p, x) / -torch.expm1(-p["k"] * interval.mean())
+
+    with pytest.raises(nf.ModelError, match="mixes individuals"):
+        model(lambda t, p, x: bolus(t, p, {"D": x["D"].mean()}))
+    with pytest.raises(nf.ModelError, match=r"changes x\['D'\] in place"):
+        model(lambda t, p, x: bolus(t, p, {"D": x["D"].mul_(2)}))
+    with pytest.raises(nf.ModelError, match="'mean' mixes individuals"):
+        model(bolus, mean)
+
+
+def test_curves_without_finite_values_and_new_entries_of_psi_are_taken():
+    def ends(t, p):
+        p["end"] = p["tau"] + p["s"]
+        return torch.where(t > 1.5, torch.nan, falls(t, p) / (p["end"] > 1))
+
+    for curve, _ in CURVES.values():
+        nf.Model(curve)
+    nf.Model(nf.curves.oral("dose"))
+    nf.Model(nf.curves.infusion("dose", "length"))
+    curve = nf.Curve(ends, [nf.Parameter("tau"), nf.Parameter("s", "log")])
+    psi = {"tau": torch.tensor(1.0), "s": torch.tensor(2.0)}
+    nf.Model(curve)
+    curve(TIMES, psi)
+    assert list(psi) == ["tau", "s"]
+
+
 @pytest.mark.parametrize("kind", [np.float64, np.float32, np.int64, int, float])
 def test_bounds_of_any_kind_of_number_have_the_name_of_floats(kind):
     scale = nf.bounded(kind(-1), kind(3))

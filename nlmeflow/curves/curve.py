@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nlmeflow.arguments import check_fields, names_of
+from nlmeflow.curves.probe import probe
 from nlmeflow.errors import ModelError, is_number, number
 
 Function = Callable[..., Tensor]
@@ -226,53 +227,31 @@ class Curve:
         x: Mapping[str, Tensor] | None = None,
         interval: Tensor | None = None,
     ) -> Tensor:
-        """Return f(t; psi); the curve at steady state when the interval between doses is given."""
+        """Return f(t; psi); the curve at steady state when the interval between doses is given.
+
+        The function may enter values of its own in psi and x, which are copies.
+        """
+        psi, x = dict(psi), dict(x or {})
         if interval is not None:
             assert self.steady is not None
             return self.steady(t, psi, x, interval)
         return self.function(t, psi, x) if self.inputs else self.function(t, psi)
 
     def probe(self) -> None:
-        """Call the function, and `steady`, once as fits do, on tensors of individuals, particles and times.
+        """Call the function, and `steady`, as fits do, on tensors of individuals, particles and times.
 
         Raises
         ------
-        ModelError : it fails, or does not return a tensor of the right shape and type.
+        ModelError : it fails, does not return a tensor of the right shape and type, is random, changes its
+            arguments in place, or mixes individuals, particles or times.
 
         """
         for parameter in self.parameters:
             parameter.probe()
-        self._probe(self.title, None)
+        probe(self.title, self, self.natural, len(self.names), self.inputs, steady=False)
         if self.steady is not None:
             name = getattr(self.steady, "__name__", "steady")
-            self._probe(name, torch.ones(2, 1, 1, dtype=torch.float64))
-
-    def _probe(self, name: str, interval: Tensor | None) -> None:
-        shape, t = (2, 3, 4), torch.linspace(0.5, 2.0, 4, dtype=torch.float64).expand(2, 1, 4)
-        psi = torch.zeros(2, 3, 1, len(self.names), dtype=torch.float64)
-        x = {name: torch.ones(2, 1, 1, dtype=torch.float64) for name in self.inputs}
-        cure = (
-            "use torch functions of t and psi (torch.exp, not numpy's or math's; torch.where, not if), and "
-            "return a tensor of t's shape."
-        )
-        try:
-            value = self(t, self.natural(psi), x, interval)
-            if isinstance(value, Tensor):
-                torch.func.jvp(lambda phi: self(t, self.natural(phi), x, interval), (psi,), (psi + 1,))
-        except Exception as error:
-            first = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ModelError(f"The curve '{name}' cannot be called on tensors ({first}): {cure}") from error
-        if not isinstance(value, Tensor):
-            raise ModelError(f"The curve returned {type(value).__name__}, not a torch tensor: {cure}")
-        try:
-            fits = torch.broadcast_shapes(value.shape, shape) == shape
-        except RuntimeError:
-            fits = False
-        if not fits or value.dtype != torch.float64:
-            raise ModelError(
-                f"The curve '{name}' returned a tensor of shape {tuple(value.shape)} and type {value.dtype} "
-                f"for times of shape {shape}: {cure}"
-            )
+            probe(name, self, self.natural, len(self.names), self.inputs, steady=True)
 
     def natural(self, phi: Tensor, names: Sequence[str] | None = None) -> dict[str, Tensor]:
         """Return the natural parameters of phi (..., d), d the number of `names` (default all)."""

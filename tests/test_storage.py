@@ -176,6 +176,24 @@ def test_a_curve_of_ones_own_is_given_again(tmp_path, senescence):
     assert nf.load(tmp_path / "fit", curve=curve).log_likelihood() == fit.log_likelihood()
 
 
+@pytest.mark.parametrize(
+    ("curve", "words"),
+    [
+        (nf.curves.change_point(8.0), r"smoothness = 2.0; this one has smoothness = 8.0"),
+        (nf.curves.change_point(2.0, "h"), r"time_unit = 'days'; this one has time_unit = 'h'"),
+        (nf.Curve(lambda t, psi: t, nf.curves.change_point(2.0).parameters), "a function of its own"),
+    ],
+)
+def test_a_curve_with_other_arguments_than_the_fitted_one_is_refused(tmp_path, senescence, curve, words):
+    fitted = nf.curves.change_point(2.0)
+    fit = nf.Model(fitted, fixed=("A", "b")).fit(senescence, seed=1, particles=64, progress=False)
+    fit.save(tmp_path / "fit")
+    with pytest.raises(nf.ModelError, match=words):
+        nf.load(tmp_path / "fit", curve=curve)
+    same = nf.load(tmp_path / "fit", curve=nf.curves.change_point(smoothness=2, time_unit="days"))
+    assert same.log_likelihood() == fit.log_likelihood()
+
+
 # Files of format 3, fits of scenario L2 (design R, n 60, seed 1): class, log-likelihood, mean log-density.
 FORMER = {
     "gaussian": (GaussianLaw, 1417.020884902244, -2.772606692162095),

@@ -1,5 +1,6 @@
 """Load a fit that was saved. Nothing loaded can run code."""
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -95,13 +96,31 @@ def _read_model(header: dict[str, Any], tensors: Tensors, curve: Curve | None) -
             )
         curve = LIBRARY[recipe["name"]](**recipe["arguments"])
         curve = curve.with_transforms(**{name: named(scale) for name, scale in parameters})
-    elif recipe is not None and curve.title != recipe["name"]:
-        raise ModelError(f"The fit was made with the curve '{recipe['name']}'; this one is '{curve.title}'.")
+    elif recipe is not None:
+        _check_recipe(recipe, curve)
     names = [[p.name, p.scale.name] for p in curve.parameters]
     if names != parameters:
         raise ModelError(f"The fit was made with parameters {parameters}; this curve has {names}.")
     residual = decode(header["residual"], tensors)
     return Model(curve, residual, tuple(header["fixed"]), header["covariates"], tuple(header["within"]))
+
+
+def _check_recipe(recipe: dict[str, Any], curve: Curve) -> None:
+    """Raise ModelError unless a curve is the one of the catalogue that a fit was made with."""
+    name = recipe["name"]
+    if curve.recipe.get("name") != name:
+        own = "" if curve.recipe else ", a function of its own"
+        raise ModelError(f"The fit was made with the curve '{name}'; this one is '{curve.title}'{own}.")
+    signature = inspect.signature(LIBRARY[name]).parameters
+    for argument, about in signature.items():
+        fitted, given = (
+            part["arguments"].get(argument, about.default) for part in (recipe, dict(curve.recipe))
+        )
+        if given != fitted:
+            raise ModelError(
+                f"The fit was made with the curve '{name}' and {argument} = {fitted!r}; this one has "
+                f"{argument} = {given!r}. Without curve=..., load makes the curve again as it was."
+            )
 
 
 def upgraded(header: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:

@@ -26,6 +26,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 from scipy.integrate import cumulative_trapezoid
+from scipy.stats import chi2
 
 from nlmeflow.arguments import checked
 from nlmeflow.data import LongitudinalData
@@ -38,6 +39,8 @@ NODES = 541  # of the integral over u
 EVERY = 6  # a cut-off is tried at every so many nodes
 MOST_NOISE = 0.08  # of |f_m|^2 that may be variance
 FLOOR = 0.75  # of the penalty, times the variance that there would be without noise
+CHANCE = 1e-4  # that errors of a given sigma alone differ as little as the estimates do: it is refused
+LEAST = 1e-100  # characteristic function of an error: the square of its inverse is still a number
 MARGIN = 1.0  # of the grid beyond the estimates, in units of sd(Z)
 
 
@@ -99,7 +102,8 @@ def deconvolve(
     Raises
     ------
     DataError : fewer than three observations of an individual, or times that the noise model cannot use.
-    ModelError : an option is none of those accepted, or outside its range.
+    ModelError : an option is none of those accepted, or outside its range; a sigma that the estimates of the
+        effects, which differ by too little, rule out.
 
     """
     if sigma is not None:
@@ -162,15 +166,34 @@ def _lines(data: LongitudinalData, effect: Effect, sigma: float | None) -> Obser
         raise DataError(f"All times of individual {data.labels[int(spread.argmin())]} are the same.")
     slope = (np.where(mask, time - centre[:, None], 0.0) * y).sum(1) / spread
     intercept = y.sum(1) / counts - slope * centre
-    if sigma is None:
-        residual = np.where(mask, response - intercept[:, None] - slope[:, None] * time, 0.0)
-        sigma = _second_differences(data) or float(np.sqrt((residual**2).sum() / (counts - 2).sum()))
-    variance = sigma**2 * (1 / spread if effect == "slope" else 1 / counts + centre**2 / spread)
+    residual = np.where(mask, response - intercept[:, None] - slope[:, None] * time, 0.0)
+    scatter = _second_differences(data) or float(np.sqrt((residual**2).sum() / (counts - 2).sum()))
+    unit = 1 / spread if effect == "slope" else 1 / counts + centre**2 / spread
     z = slope if effect == "slope" else intercept
-    u = _nodes(z)
+    if sigma is not None:
+        _check_spread(z, unit, sigma, scatter, effect)
+    sigma = scatter if sigma is None else sigma
+    variance, u = sigma**2 * unit, _nodes(z)
     values, count = np.unique(variance, return_counts=True)
-    denominator = np.exp(-0.5 * u[:, None] ** 2 * values) @ (count / count.sum())
+    denominator = (np.exp(-0.5 * u[:, None] ** 2 * values) @ (count / count.sum())).clip(min=LEAST)
     return Observed(z, u, _empirical(z, u), denominator, float(np.sqrt(variance.mean())), sigma)
+
+
+def _check_spread(z: np.ndarray, unit: np.ndarray, sigma: float, scatter: float, effect: Effect) -> None:
+    """Raise ModelError when estimates z of error variance sigma^2 unit differ less than errors alone would.
+
+    sum_k (z_k - mean)^2 / (sigma^2 unit_k), the mean weighted by 1 / unit, follows the chi-square law of
+    n - 1 degrees of freedom where all effects are the same, and is larger otherwise.
+    """
+    distance = (z - np.average(z, weights=1 / unit)) ** 2 / unit
+    if 0 < distance.sum() < sigma**2 * chi2.ppf(CHANCE, len(z) - 1):
+        raise ModelError(
+            f"With sigma = {sigma:g} the estimated {effect}s have errors of standard deviation "
+            f"{sigma * np.sqrt(unit.mean()):.3g}, but their own standard deviation is {z.std():.3g}: so "
+            f"little, even if every {effect} were the same, in fewer than one of {1 / CHANCE:,.0f} samples. "
+            f"Around their lines the responses have sigma = {scatter:.3g}; give sigma in the unit of the "
+            "response, or leave it out."
+        )
 
 
 def _second_differences(data: LongitudinalData) -> float | None:

@@ -95,6 +95,24 @@ def test_bad_options_are_refused(options, message):
         nf.deconvolve(load("gaussian", 20).data, **options)
 
 
+@pytest.mark.parametrize("effect", ["slope", "intercept"])
+@pytest.mark.parametrize("sigma", [3.0, 30.0, 1000.0])
+def test_a_sigma_above_what_the_estimates_can_hold_is_refused(effect, sigma):
+    data = load("gamma", 30, 5, 0.05, 0).data
+    data = replace(data, response=data.response - data.response[:, :1] * 0.9)
+    with pytest.raises(nf.ModelError, match=f"sigma = {sigma:g} the estimated {effect}s have errors .* 0.0"):
+        nf.deconvolve(data, effect, sigma=sigma)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("n", [2, 5, 200])
+def test_a_true_sigma_is_taken_where_effects_do_not_differ(n):
+    time, random = np.arange(4.0), np.random.default_rng(0)
+    for _ in range(40):
+        found = nf.deconvolve(lines(np.ones(n), random.normal(0, 0.3, (n, 4)), time), sigma=0.3)
+        assert np.isfinite(found.density).all()
+
+
 def test_designs_that_say_too_little_are_refused():
     two = lines(np.ones(5), np.zeros((5, 2)), [0.0, 1.0])
     with pytest.raises(nf.DataError, match="has 2 observations; a line and its error need at least three"):

@@ -167,6 +167,29 @@ def test_combined_errors_are_refused():
         nf.Model(level(), nf.Combined()).fit(read(scores(), censoring="kind", limit="end"), progress=False)
 
 
+def test_advice_for_shares_of_a_curve_is_of_errors_that_take_censored_data():
+    """Codes of -1 for what was not quantified, taken for limits: no positive curve comes near them."""
+    random, t = np.random.default_rng(0), np.array([0.5, 1, 2, 4, 8, 12, 24])
+    mean = 10 * np.exp(-0.1 * t + random.normal(0, 0.2, (16, 1)))
+    y = mean * (1 + 0.1 * random.standard_normal(mean.shape))
+    seen = np.where(y < 2, "left", "").ravel()
+    frame = pd.DataFrame({"plant": np.repeat(range(16), 7), "day": np.tile(t, 16), "k": seen})
+    coded, limited = (
+        nf.LongitudinalData.from_frame(
+            frame.assign(y=np.where(y < 2, code, y).ravel()), "plant", "day", "y", censoring="k"
+        )
+        for code in (-1.0, 2.0)
+    )
+    decay = nf.Curve(
+        lambda t, p: p["A"] * torch.exp(-p["k"] * t), [nf.Parameter("A", "log"), nf.Parameter("k", "log")]
+    )
+    model = nf.Model(decay, nf.Proportional(), fixed=("k",))
+    with pytest.raises(nf.EstimationError, match=r"Take nf.Additive\(\), or .* from -1 to -1, are those"):
+        model.fit(coded, seed=1, particles=64, progress=False)
+    assert model.fit(limited, seed=1, particles=64, progress=False).law.mean[0] == pytest.approx(2.3, abs=0.1)
+    nf.Model(decay, nf.Additive(), fixed=("k",)).fit(coded, seed=1, particles=64, progress=False)
+
+
 @pytest.mark.slow
 def test_first_values_know_what_is_censored():
     """A growth of which more than half is below the limit: the fit reaches what was simulated."""

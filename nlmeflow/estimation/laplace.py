@@ -370,11 +370,19 @@ def _useless(problem: Problem, start: GaussianStart) -> str:
     response, mask = problem.data.response, problem.data.mask
     missed = (problem.nearest(found := problem.predict(start.laplace.mode, start.beta)) - found)[mask]
     if float(missed.square().sum()) < float((response[mask] - response[mask].mean()).square().sum()):
-        name = type(problem.residual).__name__
+        name, others, limits = type(problem.residual).__name__, "nf.Combined() or nf.Additive()", ""
+        if problem.data.bounds is not None:
+            ends = torch.stack(problem.data.bounds)[:, mask]
+            lowest, highest = (float(end) for end in ends[ends.isfinite()].aminmax())
+            others = "nf.Additive()"
+            limits = (
+                f" See that the limits of censored responses, from {lowest:.4g} to {highest:.4g}, are those "
+                "of the measurement."
+            )
         return (
             f"Under nf.{name}() errors are shares of the curve, and where a start was sought it comes close "
-            "to zero at times at which responses do not. Take nf.Combined() or nf.Additive(), or give first "
-            "values with fit(..., start={...})."
+            f"to zero at times at which responses do not. Take {others}, or give first values with "
+            f"fit(..., start={{...}}).{limits}"
         )
     return (
         "The curves explain nothing where a start was sought: a constant is nearer to the data. Give "

@@ -60,6 +60,21 @@ def test_snp_of_order_zero_is_the_gaussian_fit():
     assert zero.n_parameters == gaussian.n_parameters
 
 
+@pytest.mark.parametrize("law", [nf.SNP(0), nf.Transformed("box-cox"), nf.Transformed("heavy tails")])
+def test_near_a_boundary_no_relative_is_below_the_gaussian_that_it_contains(law):
+    """The time-scale does not vary: thin laws fitted the noise of draws, few of which are in them."""
+    random, days = np.random.default_rng(1), torch.arange(30.0, 75, 5, dtype=torch.float64).expand(24, -1)
+    half = torch.from_numpy(random.normal(50, 4, (24, 1)))
+    green = torch.sigmoid((half - days) / 3) + torch.from_numpy(random.normal(0, 0.04, days.shape))
+    model = nf.Model(nf.curves.logistic_senescence(), fixed=("A",))
+    data = nf.LongitudinalData.regular(days, green)
+    gaussian, other = (
+        model.fit(data, one, seed=1, progress=False).log_likelihood() for one in (nf.Gaussian(), law)
+    )
+    assert other.value > gaussian.value - 0.3
+    assert other.error < 0.03
+
+
 @pytest.mark.slow
 def test_on_two_strategies_bic_prefers_order_two():
     scenario = nf.scenarios.load("L2", "R", 200, 0)

@@ -39,7 +39,7 @@ def posterior_draws(
 def _is_thin(draws: PosteriorDraws) -> bool:
     """Return whether the Gaussian of highest likelihood on draws leaves most individuals few of them."""
     try:
-        return population(draws, Gaussian()).effective_share(draws) < ENOUGH
+        return draws.effective_share(population(draws, Gaussian())) < ENOUGH
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         return True
 

@@ -130,6 +130,10 @@ class PosteriorDraws:
         """Return posterior weights under a law and its log-likelihood relative to R."""
         return expectation(-self.log_reference, law.log_prob(self.phi))
 
+    def effective_share(self, law: Law) -> float:
+        """Return the share of most individuals' draws that count under a law: their median."""
+        return float(self.weigh(law).ess.median()) / self.phi.shape[1]
+
     def score(self, law: Law) -> Tensor:
         """Return log p_law(y_i) - log p_R(y_i) of each individual, (N,)."""
         if law.has_density:

@@ -8,6 +8,7 @@ diagonal) of Gaussian components in units of the first law seen.
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Self, TypeVar
 
 import torch
@@ -21,6 +22,8 @@ from nlmeflow.numerics import lbfgs
 LBFGS_STEPS = 100  # at most
 AGAIN = 30  # of them from where all individuals ended
 FEW_DRAWS = 12_800  # of all individuals, about, in an L-BFGS climb
+THIN = 0.125  # effective share of draws under which a law has few of them in it
+CARE = 1.0  # prior of laws that are kept off their boundary
 TRIAL = (12, 40)  # draws, steps of the first climb of several starts
 
 AnyLaw = TypeVar("AnyLaw", bound=Law)
@@ -150,6 +153,11 @@ class SmoothLaw(Law):
     def moved(self, vector: Tensor) -> Self:
         """Return the law moved by a vector (n_free,)."""
 
+    def careful(self) -> Self:
+        """Return the law with a prior that keeps it off its boundary, where it has a field for one."""
+        known = "prior" in self.__dataclass_fields__  # type: ignore[attr-defined]
+        return replace(self, prior=CARE) if known else self  # type: ignore[type-var]
+
 
 def climb_smooth(
     law: Smooth, draws: PosteriorDraws, steps: int = LBFGS_STEPS, share: Tensor | None = None
@@ -174,15 +182,31 @@ def few(draws: PosteriorDraws) -> PosteriorDraws:
     return draws.thinned(max(8, min(32, FEW_DRAWS // len(draws))))
 
 
-def best_climb(firsts: Sequence[Smooth], draws: PosteriorDraws, survivors: int = 2) -> Smooth:
-    """Return the best of several starts: short climbs on few draws, long ones for the best."""
+def best_climb(
+    firsts: Sequence[Smooth], draws: PosteriorDraws, survivors: int = 2, also: Sequence[Smooth] = ()
+) -> Smooth:
+    """Return the best of several starts: short climbs on few draws, long ones for the best.
+
+    also : laws to compare with at the end, as they are.
+    A law so thin that few draws are in it fits their noise: it is climbed to again with a prior.
+    """
+    best = _best_climb(firsts, draws, survivors)
+    if not best.prior and draws.effective_share(best) <= THIN:
+        best = _best_climb([first.careful() for first in firsts], draws, survivors)
+    return _highest([best, *also], draws)
+
+
+def _best_climb(firsts: Sequence[Smooth], draws: PosteriorDraws, survivors: int) -> Smooth:
     size, steps = TRIAL
     thin = few(draws).thinned(size)
     tried = sorted(
         (climb_smooth(first, thin, steps) for first in firsts), key=lambda law: -float(thin.score(law).sum())
     )
-    climbed = [climb_smooth(law, few(draws)) for law in tried[:survivors]]
-    return max(climbed, key=lambda law: float(draws.score(law).sum()))
+    return _highest([climb_smooth(law, few(draws)) for law in tried[:survivors]], draws)
+
+
+def _highest(laws: Sequence[Smooth], draws: PosteriorDraws) -> Smooth:
+    return max(laws, key=lambda law: float(draws.score(law).sum()))
 
 
 def reweighted(law: Law, draws: PosteriorDraws, weights: Tensor) -> list[Law]:

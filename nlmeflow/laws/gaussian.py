@@ -10,7 +10,7 @@ from nlmeflow.arguments import check_fields
 from nlmeflow.errors import EstimationError, ModelError
 from nlmeflow.laws.affine import Affine, normal_log_prob, safe_cholesky
 from nlmeflow.laws.draws import PosteriorDraws, TrainingSet
-from nlmeflow.laws.em import climb
+from nlmeflow.laws.em import CARE, THIN, climb
 from nlmeflow.laws.law import Components, Law
 from nlmeflow.laws.specification import Specification
 from nlmeflow.seeds import Seed, generator
@@ -137,10 +137,6 @@ class GaussianLaw(Law):
         """Return the law with standard deviations multiplied by `factor`."""
         return GaussianLaw(self.mean, self.factor * factor, self.structure, self.prior)
 
-    def effective_share(self, draws: PosteriorDraws) -> float:
-        """Return the share of most individuals' draws that count under the law: their median."""
-        return float(draws.weigh(self).ess.median()) / draws.phi.shape[1]
-
     @property
     def log_prior(self) -> float:
         """Return c log |Omega|."""
@@ -182,13 +178,12 @@ class Gaussian(Specification):
         """
         draws = training.draws
         law = population(draws, self)
-        if self.prior or law.effective_share(draws) > THIN:
+        if self.prior or draws.effective_share(law) > THIN:
             return law
         return population(draws, replace(self, prior=CAREFUL.prior))
 
 
-THIN = 0.125  # effective share of draws under which a law has few of them in it
-CAREFUL = Gaussian(prior=1.0)  # what starts, scales and surrounds other laws is not singular
+CAREFUL = Gaussian(prior=CARE)  # what starts, scales and surrounds other laws is not singular
 
 
 def population(draws: PosteriorDraws, law: Gaussian = CAREFUL) -> GaussianLaw:

@@ -21,7 +21,7 @@ from nlmeflow.errors import ModelError, check_whole
 from nlmeflow.laws.affine import Affine, normal_log_prob
 from nlmeflow.laws.draws import Folds, PosteriorDraws, TrainingSet
 from nlmeflow.laws.em import SmoothLaw, best_climb
-from nlmeflow.laws.gaussian import check_prior, population
+from nlmeflow.laws.gaussian import Gaussian, check_prior, population
 from nlmeflow.laws.law import Law
 from nlmeflow.laws.mixture import Mixture
 from nlmeflow.laws.specification import Specification, lowest_bic
@@ -198,8 +198,11 @@ class SNP(Specification):
             for order in self.orders:
                 training.report(f"snp of order {order}")
                 starts = self._starts(order, training.draws, Mixture().learn(training), training.seed)
-                plain = SNPLaw.gaussian(population(training.draws).normal, order, self.prior)
-                found.append(best_climb([plain, *starts], training.draws))
+                plain, best = (
+                    SNPLaw.gaussian(law.normal, order, self.prior)
+                    for law in (population(training.draws), Gaussian(prior=self.prior).learn(training))
+                )
+                found.append(best_climb([plain, *starts], training.draws, also=[best]))
             return found
 
         return training.memory.once(self, make)

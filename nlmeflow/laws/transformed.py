@@ -17,7 +17,7 @@ from nlmeflow.arguments import check_fields
 from nlmeflow.laws.affine import Affine
 from nlmeflow.laws.draws import Folds, TrainingSet
 from nlmeflow.laws.em import AGAIN, SmoothLaw, best_climb, climb_smooth, few
-from nlmeflow.laws.gaussian import check_prior, population
+from nlmeflow.laws.gaussian import Gaussian, check_prior, population
 from nlmeflow.laws.specification import Specification
 from nlmeflow.numerics import LOG_2PI
 from nlmeflow.seeds import Seed, generator
@@ -131,7 +131,9 @@ class Transformed(Specification):
                 TransformedLaw(frame, torch.full_like(frame.mean, shape), self.kind, self.prior)
                 for shape in shapes
             ]
-            return best_climb(starts, training.draws)
+            gaussian = Gaussian(prior=self.prior).learn(training).normal
+            same = replace(starts[0], frame=gaussian, shape=torch.zeros_like(frame.mean))
+            return best_climb(starts, training.draws, also=[same])
 
         return training.memory.once(self, make)
 

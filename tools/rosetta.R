@@ -2,7 +2,7 @@
 #
 #   Rscript tools/rosetta.R data/estimation/nlme.csv
 #
-# Needs the packages nlme and lme4. The lines between the marks are those that the chapter shows.
+# Needs the packages nlme and lme4. The chapter shows the calls above "the table" as they stand here.
 suppressPackageStartupMessages({
   library(nlme)
   library(lme4)

@@ -113,9 +113,7 @@ def _check_recipe(recipe: dict[str, Any], curve: Curve) -> None:
         raise ModelError(f"The fit was made with the curve '{name}'; this one is '{curve.title}'{own}.")
     signature = inspect.signature(LIBRARY[name]).parameters
     for argument, about in signature.items():
-        fitted, given = (
-            part["arguments"].get(argument, about.default) for part in (recipe, dict(curve.recipe))
-        )
+        fitted, given = (made["arguments"].get(argument, about.default) for made in (recipe, curve.recipe))
         if given != fitted:
             raise ModelError(
                 f"The fit was made with the curve '{name}' and {argument} = {fitted!r}; this one has "

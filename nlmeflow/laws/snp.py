@@ -194,15 +194,14 @@ class SNP(Specification):
         """Return the law of each order to try."""
 
         def make() -> list[SNPLaw]:
-            found = []
+            found, draws = [], training.draws
+            gaussians = population(draws).normal, Gaussian(prior=self.prior).learn(training).normal
+            mixture = Mixture().learn(training)
             for order in self.orders:
                 training.report(f"snp of order {order}")
-                starts = self._starts(order, training.draws, Mixture().learn(training), training.seed)
-                plain, best = (
-                    SNPLaw.gaussian(law.normal, order, self.prior)
-                    for law in (population(training.draws), Gaussian(prior=self.prior).learn(training))
-                )
-                found.append(best_climb([plain, *starts], training.draws, also=[best]))
+                starts = self._starts(order, draws, mixture, training.seed)
+                plain, best = (SNPLaw.gaussian(normal, order, self.prior) for normal in gaussians)
+                found.append(best_climb([plain, *starts], draws, also=[best]))
             return found
 
         return training.memory.once(self, make)

@@ -9,8 +9,8 @@ members and averages (see `members`) have the KL divergence.
 Laws made of points or of individual estimates are measured as Gaussian kernels at them, of a width that
 held-out individuals choose: the same rule for all, so that laws are compared and not widths. Each is learned
 without each of five folds, and the width is the widest whose held-out likelihood is within one standard
-error of the highest. NPML is the certified
-maximum; NPEM and NPAG are the algorithms alone, as they were published.
+error of the highest. NPML is the certified maximum; NPEM and NPAG are the algorithms alone, as they were
+published.
 """
 
 from time import process_time

@@ -20,6 +20,8 @@ from nlmeflow.laws.law import Law
 from nlmeflow.running import Memory, Report, silent
 from nlmeflow.seeds import Stream, derive, generator
 
+THIN = 0.125  # effective share of draws under which a law has few of them in it
+
 
 @dataclass(frozen=True)
 class Expectation:
@@ -133,6 +135,10 @@ class PosteriorDraws:
     def effective_share(self, law: Law) -> float:
         """Return the share of most individuals' draws that count under a law: their median."""
         return float(self.weigh(law).ess.median()) / self.phi.shape[1]
+
+    def few_in(self, law: Law) -> bool:
+        """Return whether a law is so thin that few draws are in it, which say nothing of its likelihood."""
+        return self.effective_share(law) <= THIN
 
     def score(self, law: Law) -> Tensor:
         """Return log p_law(y_i) - log p_R(y_i) of each individual, (N,)."""

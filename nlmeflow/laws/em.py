@@ -8,7 +8,6 @@ diagonal) of Gaussian components in units of the first law seen.
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Self, TypeVar
 
 import torch
@@ -22,7 +21,6 @@ from nlmeflow.numerics import lbfgs
 LBFGS_STEPS = 100  # at most
 AGAIN = 30  # of them from where all individuals ended
 FEW_DRAWS = 12_800  # of all individuals, about, in an L-BFGS climb
-THIN = 0.125  # effective share of draws under which a law has few of them in it
 CARE = 1.0  # prior of laws that are kept off their boundary
 TRIAL = (12, 40)  # draws, steps of the first climb of several starts
 
@@ -133,8 +131,8 @@ def climb(
 class SmoothLaw(Law):
     """A law with a vector of free parameters, zero where it stands, that climbs by L-BFGS.
 
-    A subclass has a field `frame`, where the law stands, and may have a field `prior`, the c of a factor
-    |Omega|^c on the likelihood (see `Gaussian`), Omega = factor factor'.
+    A subclass has a field `frame`, where the law stands. One that knows a prior has a field `prior`, the c of
+    a factor |Omega|^c on the likelihood (see `Gaussian`), Omega = factor factor', and says `careful`.
     """
 
     frame: Affine
@@ -153,10 +151,9 @@ class SmoothLaw(Law):
     def moved(self, vector: Tensor) -> Self:
         """Return the law moved by a vector (n_free,)."""
 
-    def careful(self) -> Self:
-        """Return the law with a prior that keeps it off its boundary, where it has a field for one."""
-        known = "prior" in self.__dataclass_fields__  # type: ignore[attr-defined]
-        return replace(self, prior=CARE) if known else self  # type: ignore[type-var]
+    def careful(self) -> Self | None:
+        """Return the law with a prior that keeps it off its boundary; None where it knows no prior."""
+        return None
 
 
 def climb_smooth(
@@ -191,8 +188,9 @@ def best_climb(
     A law so thin that few draws are in it fits their noise: it is climbed to again with a prior.
     """
     best = _best_climb(firsts, draws, survivors)
-    if not best.prior and draws.effective_share(best) <= THIN:
-        best = _best_climb([first.careful() for first in firsts], draws, survivors)
+    kept = [law for first in firsts if (law := first.careful()) is not None]
+    if kept and not best.prior and draws.few_in(best):
+        best = _best_climb(kept, draws, survivors)
     return _highest([best, *also], draws)
 
 

@@ -10,7 +10,7 @@ from nlmeflow.arguments import check_fields
 from nlmeflow.errors import EstimationError, ModelError
 from nlmeflow.laws.affine import Affine, normal_log_prob, safe_cholesky
 from nlmeflow.laws.draws import PosteriorDraws, TrainingSet
-from nlmeflow.laws.em import CARE, THIN, climb
+from nlmeflow.laws.em import CARE, climb
 from nlmeflow.laws.law import Components, Law
 from nlmeflow.laws.specification import Specification
 from nlmeflow.seeds import Seed, generator
@@ -178,7 +178,7 @@ class Gaussian(Specification):
         """
         draws = training.draws
         law = population(draws, self)
-        if self.prior or draws.effective_share(law) > THIN:
+        if self.prior or not draws.few_in(law):
             return law
         return population(draws, replace(self, prior=CAREFUL.prior))
 

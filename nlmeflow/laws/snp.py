@@ -20,7 +20,7 @@ from nlmeflow.arguments import check_fields
 from nlmeflow.errors import ModelError, check_whole
 from nlmeflow.laws.affine import Affine, normal_log_prob
 from nlmeflow.laws.draws import Folds, PosteriorDraws, TrainingSet
-from nlmeflow.laws.em import SmoothLaw, best_climb
+from nlmeflow.laws.em import CARE, SmoothLaw, best_climb
 from nlmeflow.laws.gaussian import Gaussian, check_prior, population
 from nlmeflow.laws.law import Law
 from nlmeflow.laws.mixture import Mixture
@@ -101,6 +101,9 @@ class SNPLaw(SmoothLaw):
         place, change = vector.split([self.frame.n_parameters, len(self.coefficients)])
         coefficients = self.coefficients + change
         return replace(self, frame=self.frame.moved(place), coefficients=coefficients / coefficients.norm())
+
+    def careful(self) -> "SNPLaw":
+        return replace(self, prior=CARE)
 
 
 def exponents(dim: int, order: int) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from nlmeflow.arguments import check_fields
 from nlmeflow.laws.affine import Affine
 from nlmeflow.laws.draws import Folds, TrainingSet
-from nlmeflow.laws.em import AGAIN, SmoothLaw, best_climb, climb_smooth, few
+from nlmeflow.laws.em import AGAIN, CARE, SmoothLaw, best_climb, climb_smooth, few
 from nlmeflow.laws.gaussian import Gaussian, check_prior, population
 from nlmeflow.laws.specification import Specification
 from nlmeflow.numerics import LOG_2PI
@@ -89,6 +89,9 @@ class TransformedLaw(SmoothLaw):
         unbounded = torch.atanh(self.shape / BOUND) + change
         shape = BOUND * torch.tanh(unbounded).clamp(-INNER, INNER)  # at the bound itself atanh is infinite
         return replace(self, frame=self.frame.moved(place), shape=shape)
+
+    def careful(self) -> "TransformedLaw":
+        return replace(self, prior=CARE)
 
 
 def _away_from_zero(shape: Tensor) -> Tensor:

@@ -146,12 +146,19 @@ WIDER = """(() => {
 })()"""
 
 
+# equations that begin left of their box, where no scrolling leads
+CUT = """[...document.querySelectorAll("div.math mjx-math")]
+  .filter((e) => e.getBoundingClientRect().left < e.closest("div.math").getBoundingClientRect().left - 1)
+  .map((e) => e.closest("div.math").outerHTML.slice(0, 200))"""
+
+
 @pytest.mark.parametrize("width", [390, 1280])
 @by_page
 def test_nothing_is_wider_than_the_screen_unless_it_scrolls_in_its_box(page, width, browser, site):
     browser.open(f"{site}/book/{page.name}", width=width)
     assert browser.ask("document.documentElement.scrollWidth") <= width
     assert browser.ask(WIDER) == []
+    assert browser.ask(CUT) == []
     assert (
         browser.ask("""[...document.querySelectorAll("article table .number")]
         .filter((e) => getComputedStyle(e).textAlign !== "right").length""")

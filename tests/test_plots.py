@@ -79,7 +79,7 @@ def test_contour_levels_enclose_what_they_say():
 def test_figures_have_labels_with_units(gaussian_fit, mixture_fit):
     figure, axes = plt.subplots(2, 2)
     ax = nf.plots.population(mixture_fit, ax=axes[0, 0])
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("tau (days)", "log s (days)")
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("tau (days)", "log s (s in days)")
     ax = nf.plots.marginals(
         {"mixture": mixture_fit.law, "gaussian": gaussian_fit.law}, mixture_fit, "tau", axes[0, 1]
     )

@@ -154,9 +154,11 @@ class Parameter:
 
     @property
     def label(self) -> str:
-        """Name on the unconstrained scale with its unit, for axes: 'log s (days)'."""
-        name = self.name if self.scale.name == "identity" else f"{self.scale.name} {self.name}"
-        return f"{name} ({self.unit})" if self.unit else name
+        """Name on the unconstrained scale with its unit, for axes: 'tau (days)', 'log s (s in days)'."""
+        plain = self.scale.name == "identity"
+        name = self.name if plain else f"{self.scale.name} {self.name}"
+        unit = self.unit if plain else f"{self.name} in {self.unit}"
+        return f"{name} ({unit})" if self.unit else name
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,9 @@ def side_by_side(
     if not laws:
         raise ModelError("Give at least one law to draw.")
     first = next(iter(laws.values()))
-    grids = (span(first, axes[0], 3.2, 90), span(first, axes[1], 4.0, 90))
+    grids = [span(first, axis, reach, 90) for axis, reach in zip(axes, (3.2, 4.0), strict=True)]
+    if points is not None:  # what is drawn over the first law lies within
+        grids = [_reaching(grid, points[:, axis]) for grid, axis in zip(grids, axes, strict=True)]
     columns = min(2, len(laws))
     rows = -(-len(laws) // columns)
     size = (3.3 * columns, 3.0 * rows + 0.3)
@@ -122,7 +124,7 @@ def side_by_side(
     for unused in panels[len(laws) :]:
         unused.set_visible(False)
     for k, (name, law) in enumerate(laws.items()):
-        density(law, grids, axes, panels[k], colour(name, k))
+        density(law, (grids[0], grids[1]), axes, panels[k], colour(name, k))
         panels[k].set_title((titles or {}).get(name, name), fontsize=10)
         if k + columns >= len(laws):  # nothing is drawn below
             panels[k].set_xlabel(labels[0])
@@ -132,6 +134,11 @@ def side_by_side(
     if points is not None:
         panels[0].plot(*points[:, list(axes)].mT.numpy(), ".", ms=2.5, color="#222222", alpha=0.7)
     return figure
+
+
+def _reaching(grid: np.ndarray, points: Tensor) -> np.ndarray:
+    """Return a grid of as many values that reaches every point."""
+    return np.linspace(min(grid[0], float(points.min())), max(grid[-1], float(points.max())), len(grid))
 
 
 @checked

@@ -38,6 +38,7 @@ export NLMEFLOW_DATA_DIR ?= $(abspath ../shared/data)
 endif
 
 # the longest first, so that no process is left waiting for one of them at the end
+LONGEST_TESTS := $(patsubst %,tests/test_%.py,varieties own_data discrete project requests)
 LONGEST := $(patsubst %,book/%.ipynb,shape your_data multimodality arabidopsis flows population_law)
 CHAPTERS := $(LONGEST) $(filter-out $(LONGEST),$(sort $(wildcard book/*.ipynb)))
 PACKAGE := $(shell find nlmeflow -name '*.py') tools/execute.py
@@ -76,9 +77,9 @@ build/quick-site/index.html: $(QUICK) $(PAGES)
 	$(BIN)/python tools/build.py build/quick build/quick-site
 
 test: $(INSTALLED)
-	$(MAKE) -j$(JOBS) check-code check-notebooks
-	$(BIN)/python -m pytest $(PARALLEL) tests --ignore-glob='tests/test_site*.py'
-	$(MAKE) -j$(JOBS) build/quick-site/index.html
+	$(MAKE) -j$(JOBS) check-code check-notebooks $(QUICK)
+	$(BIN)/python -m pytest $(PARALLEL) $(LONGEST_TESTS) tests --ignore-glob='tests/test_site*.py'
+	$(MAKE) build/quick-site/index.html
 	$(BIN)/python -m pytest $(PARALLEL) --nbval -p no:cacheprovider $(SITE_TESTS) $(QUICK)
 
 OUT ?= build/report

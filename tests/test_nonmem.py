@@ -330,6 +330,11 @@ def test_fits_at_steady_state_find_the_truth():
             "'1' is obs",
         ),
         (lambda t: t.assign(CENS=np.where(t["TIME"] > 1, 2, 0)), "'CENS' is 2"),
+        (lambda t: t.assign(AMT=np.where(t["AMT"] > 0, np.inf, 0)), "'AMT' is infinite in row 0"),
+        (lambda t: t.assign(RATE=np.where(t["AMT"] > 0, np.inf, 0)), "'RATE' is infinite in row 0"),
+        (lambda t: t.assign(SS=(t["AMT"] > 0) * 1, II=np.inf), "'II' is infinite in row 0"),
+        (lambda t: t.assign(TIME=np.where(t["AMT"] > 0, np.inf, t["TIME"])), "'TIME' is infinite in row 0"),
+        (lambda t: t.assign(CENS=(t["AMT"] == 0) * 1, LIMIT=-np.inf), "'LIMIT' is infinite in row 0"),
     ],
 )
 def test_what_is_not_supported_is_refused_by_name(change, message):
@@ -373,3 +378,22 @@ def test_a_path_is_read_and_a_wrong_one_named(tmp_path):
     assert nf.read_nonmem(path).n_observations == 9
     with pytest.raises(nf.DataError, match="No file"):
         nf.read_nonmem("x.csv")
+
+
+@pytest.mark.parametrize(
+    ("doses", "name"), [([{"AMT": 100}], "WT"), ([{"AMT": 100}, {"AMT": 50, "TIME": 2.5}], "AMT")]
+)
+def test_a_covariate_is_the_same_in_all_rows(doses, name):
+    frame = table(doses, [1.0, 2, 3]).assign(WT=lambda t: np.where(t["AMT"] > 0, 80, 70))
+    with pytest.raises(nf.DataError, match=f"'{name}' changes within individual 's0'"):
+        nf.read_nonmem(frame, [name])
+
+
+def test_a_covariate_with_points_for_empty_cells_holds_numbers():
+    frame = table([{"AMT": 100}], [1.0, 2, 3]).assign(
+        WT=lambda t: np.where(t["AMT"] > 0, ".", (60 + 10 * t["ID"].str[1:].astype(int)).astype(str)),
+        SEX=lambda t: np.where(t["AMT"] > 0, ".", "F"),
+    )
+    known = nf.read_nonmem(frame, ["WT", "SEX"]).covariates
+    assert known["WT"].tolist() == [60.0, 70.0, 80.0]
+    assert known["SEX"].tolist() == ["F", "F", "F"]

@@ -248,10 +248,17 @@ def constant_covariates(
     frame: pd.DataFrame, individual: str, labels: list[Hashable], covariates: list[str]
 ) -> pd.DataFrame:
     """Return the covariates of each individual, or raise DataError when one changes within an individual."""
-    grouped = frame.groupby(individual, sort=False, observed=True)
     for column in covariates:
         check_present(frame, column)
         check_real(frame, column)
+    check_constant(frame, individual, covariates)
+    return frame.groupby(individual, sort=False, observed=True)[covariates].first().reindex(labels)
+
+
+def check_constant(frame: pd.DataFrame, individual: str, covariates: list[str]) -> None:
+    """Raise DataError when a covariate changes within an individual; empty cells are no change."""
+    grouped = frame.groupby(individual, sort=False, observed=True)
+    for column in covariates:
         changing = grouped[column].nunique()
         changing = changing[changing > 1]
         if len(changing):
@@ -259,7 +266,6 @@ def constant_covariates(
                 f"Covariate '{column}' changes within individual '{changing.index[0]}'; "
                 "a covariate is constant within an individual."
             )
-    return grouped[covariates].first().reindex(labels)
 
 
 def _is_whole(value: object) -> bool:

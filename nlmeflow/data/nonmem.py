@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from nlmeflow.data.checks import check_present, listed, numbers, table_of
+from nlmeflow.data.checks import check_constant, check_finite, check_present, listed, numbers, table_of
 from nlmeflow.data.files import check_columns, numbered, place
 from nlmeflow.data.longitudinal import Doses, LongitudinalData
 from nlmeflow.errors import DataError
@@ -57,12 +57,14 @@ def read_nonmem(
 
     """
     covariates = listed(covariates)
-    table = numbered(table_of(frame, "ID").replace(".", np.nan))
+    table = numbered(_without_points(table_of(frame, "ID")))
     check_columns(table, [*NEEDED, *covariates])
     _check_capitals(table, covariates)
     check_present(table, "ID")
     for column in [c for c in ("TIME", "DV", "AMT", *USED, *ONE_VALUE, *ROUTES, *REFUSED) if c in table]:
         table[column] = numbers(table, column)
+        if column != "DV":  # which is used in rows of observations only
+            check_finite(table, column, table[column].to_numpy(), missing_allowed=True)
     for column in USED:
         if column not in table:
             table[column] = np.nan
@@ -87,6 +89,7 @@ def read_nonmem(
     if single:
         seen["AMT"] = seen["ID"].map(doses.set_index("ID")["AMT"])
     kept = [*(["AMT"] if single else []), *covariates]
+    check_constant(table, "ID", [name for name in covariates if not (single and name == "AMT")])
     censoring, limit = _censored(seen)
     data = LongitudinalData.from_frame(
         seen, "ID", "TIME", "DV", kept, censoring, limit, replicates=replicates
@@ -95,6 +98,16 @@ def read_nonmem(
     began = doses["ID"].map(first)
     doses = doses.assign(TIME=doses["TIME"] - began, until=doses["until"] - began)
     return data if single else data.with_doses(Doses.of(doses, data.labels))
+
+
+def _without_points(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table with empty cells for "."; what is left of such a column are numbers, where all are."""
+    found = table.replace(".", np.nan)
+    for column in found.columns[(found.isna() & table.notna()).any()]:
+        values = pd.to_numeric(found[column], errors="coerce")
+        if values.notna().equals(found[column].notna()):
+            found[column] = values
+    return found
 
 
 def _check_capitals(table: pd.DataFrame, covariates: list[str]) -> None:

@@ -191,3 +191,31 @@ def test_one_individual_has_no_density():
     frame = pd.DataFrame({"plant": 0, "day": range(5), "y": [1.0, 2.2, 2.9, 4.1, 5.0]})
     with pytest.raises(nf.DataError, match="at least two individuals, better fifty"):
         nf.deconvolve(nf.LongitudinalData.from_frame(frame, "plant", "day", "y"))
+
+
+DAYS = pd.Series([0, 1, 3, 8])
+DATES = pd.Timestamp("2024-05-01") + pd.to_timedelta(DAYS, unit="D")
+
+
+@pytest.mark.parametrize(
+    ("column", "numbers"),
+    [
+        (DATES, DAYS),
+        (DATES.dt.tz_localize("Europe/Paris"), DAYS),
+        (DATES.dt.date, DAYS),
+        (DATES.dt.to_period("D"), DAYS),
+        (pd.Series([np.datetime64(d, "D") for d in DATES], dtype=object), DAYS),
+        (DATES - DATES[0], DAYS),
+        (pd.Series([d.to_pytimedelta() for d in DATES - DATES[0]], dtype=object), DAYS),
+        (pd.Series([np.timedelta64(d, "D") for d in DAYS], dtype=object), DAYS),
+        ((pd.Timestamp(0) + pd.to_timedelta(DAYS + 0.5, unit="h")).dt.time, DAYS + 0.5),
+    ],
+)
+def test_what_is_advised_makes_numbers_of_dates_durations_and_times_of_day(column, numbers):
+    frame = pd.DataFrame({"plant": ["a", "a", "b", "b"], "day": column, "y": [1.0, 2, 3, 4]})
+    with pytest.raises(nf.DataError, match="Column 'day' holds") as error:
+        nf.LongitudinalData.from_frame(frame, "plant", "day", "y")
+    advised = str(error.value).partition(": ")[2].removesuffix(".")
+    frame["day"] = eval(advised, {"frame": frame, "pd": pd})
+    data = nf.LongitudinalData.from_frame(frame, "plant", "day", "y")
+    assert data.time.flatten().tolist() == numbers.tolist()

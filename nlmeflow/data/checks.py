@@ -3,7 +3,7 @@
 import re
 import reprlib
 from collections.abc import Hashable, Iterable, Mapping
-from datetime import date, timedelta
+from datetime import date, time, timedelta
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -146,17 +146,7 @@ def numbers(frame: pd.DataFrame, column: str) -> np.ndarray:
     if isinstance(given.dtype, pd.SparseDtype):
         given = pd.Series(np.asarray(given), given.index)
     check_real(frame, column)
-    if pd.api.types.is_timedelta64_dtype(given) or given.map(lambda x: isinstance(x, timedelta)).any():
-        raise DataError(
-            f"Column '{column}' holds durations; give a number in a unit of your choice, for example days: "
-            f"frame['{column}'].dt.total_seconds() / 86400."
-        )
-    dates = isinstance(given.dtype, pd.PeriodDtype) or given.map(lambda x: isinstance(x, date)).any()
-    if pd.api.types.is_datetime64_any_dtype(given) or dates:
-        raise DataError(
-            f"Column '{column}' holds dates; give a number, for example days since the first date: "
-            f"(frame['{column}'] - frame['{column}'].min()).dt.total_seconds() / 86400."
-        )
+    _check_no_clock(given, column)
     numbers = pd.to_numeric(given, errors="coerce")
     wrong = np.flatnonzero(numbers.isna() & given.notna())
     if len(wrong):
@@ -165,6 +155,36 @@ def numbers(frame: pd.DataFrame, column: str) -> np.ndarray:
             f"Numbers, or empty cells for missing values, are accepted.{_hint(str(given.iloc[wrong[0]]))}"
         )
     return numbers.to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+def _check_no_clock(given: pd.Series, column: str) -> None:
+    """Raise DataError when a column holds durations, dates or times of day, and say how to make numbers."""
+    if pd.api.types.is_numeric_dtype(given):
+        return
+    shown = f"frame['{column}']"
+
+    def holds(*kinds: type) -> bool:
+        return bool(given.map(lambda x: isinstance(x, kinds)).any())
+
+    if pd.api.types.is_timedelta64_dtype(given) or holds(timedelta, np.timedelta64):
+        spans = f"pd.to_timedelta({shown})" if given.dtype == object else shown
+        raise DataError(
+            f"Column '{column}' holds durations; give a number in a unit of your choice, for example days: "
+            f"{spans}.dt.total_seconds() / 86400."
+        )
+    periods = isinstance(given.dtype, pd.PeriodDtype)
+    if pd.api.types.is_datetime64_any_dtype(given) or periods or holds(date, np.datetime64):
+        dates = f"{shown}.dt.to_timestamp()" if periods else shown
+        dates = f"pd.to_datetime({shown})" if given.dtype == object else dates
+        raise DataError(
+            f"Column '{column}' holds dates; give a number, for example days since the first date: "
+            f"({dates} - {dates}.min()).dt.total_seconds() / 86400."
+        )
+    if holds(time):
+        raise DataError(
+            f"Column '{column}' holds times of day; give a number, for example hours: "
+            f"{shown}.map(lambda t: t.hour + t.minute / 60)."
+        )
 
 
 def _hint(value: str) -> str:

@@ -177,6 +177,25 @@ def test_levels_that_look_the_same_are_refused():
         nf.LongitudinalData.from_frame(frame, "plant", "day", "green", ["sex"])
 
 
+@pytest.mark.parametrize(
+    "names", [[1.0, "1"], [1, "1"], ["1.0", 1.0], ["\u00e9", "e\u0301"], ["a  b", "a b"]]
+)
+def test_names_that_look_the_same_are_refused_with_advice_that_makes_them_one(names):
+    frame = pd.DataFrame({"plant": pd.Series([*names, "c", "c"], dtype=object), "day": range(4), "y": 1.0})
+    with pytest.raises(nf.DataError, match="would be two different names") as error:
+        nf.LongitudinalData.from_frame(frame, "plant", "day", "y")
+    frame["plant"] = eval(str(error.value).partition("'] = ")[2].removesuffix("."))
+    assert nf.LongitudinalData.from_frame(frame, "plant", "day", "y").counts.tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("column", ["plant", "sex"])
+def test_a_cell_that_is_no_name_is_refused(column):
+    frame = table().assign(sex="m")
+    frame[column] = [{"name": name} for name in frame[column]]
+    with pytest.raises(nf.DataError, match=f"'{column}' is {{'name': .*}} in row 0; a name is one word"):
+        nf.LongitudinalData.from_frame(frame, "plant", "day", "green", ["sex"])
+
+
 def test_complex_numbers_are_refused_and_sparse_ones_read():
     frame = table()
     sparse = read(frame.assign(green=pd.arrays.SparseArray(frame["green"])))

@@ -8,6 +8,7 @@ from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 from warnings import warn
 
 import numpy as np
@@ -103,8 +104,8 @@ def check_roles(roles: Mapping[str, str | None]) -> None:
 
 
 def check_names(frame: pd.DataFrame, column: str) -> None:
-    """Raise DataError when a name is a tuple, or two look the same but are not: 7 and "7", "p" and "p "."""
-    several = np.flatnonzero(frame[column].map(lambda name: isinstance(name, tuple | list)))
+    """Raise DataError when a cell is no name, or two look the same but are not: 7 and "7", "p" and "p "."""
+    several = np.flatnonzero(frame[column].map(_is_no_name))
     if len(several):
         row = int(several[0])
         raise DataError(
@@ -112,14 +113,29 @@ def check_names(frame: pd.DataFrame, column: str) -> None:
             f"number, such as frame['{column}'].map(lambda parts: '/'.join(map(str, parts)))."
         )
     different = pd.Series(frame[column].unique(), dtype=object)
-    shown = different.map(str).str.strip()
+    any_number = bool(different.map(is_number).any())
+    shown = different.map(lambda name: _looks(name, any_number))
     twice = np.flatnonzero(shown.duplicated(keep=False))
     if len(twice):
-        one, other = different[shown == shown[twice[0]]].iloc[:2]
+        pair = different[shown == shown[twice[0]]].tolist()[:2]
+        one, other = map(repr if repr(pair[0]) != repr(pair[1]) else ascii, pair)
+        cure = ".str.normalize('NFC').str.split().str.join(' ')"
+        if any_number:
+            cure = ".str.strip().str.removesuffix('.0')"
         raise DataError(
-            f"Column '{column}' has {one!r} and {other!r}, which would be two different names. Make them one "
-            f"kind without blanks: frame['{column}'] = frame['{column}'].astype(str).str.strip()."
+            f"Column '{column}' has {one} and {other}, which would be two different names. Make them one "
+            f"kind without blanks: frame['{column}'] = frame['{column}'].astype(str){cure}."
         )
+
+
+def _is_no_name(value: object) -> bool:
+    return isinstance(value, tuple | list) or not isinstance(value, Hashable)
+
+
+def _looks(name: object, as_number: bool) -> str:
+    """Return what a name looks like, with accents in one form and single blanks; as a number, 7.0 as 7."""
+    text = " ".join(normalize("NFC", str(name)).split())
+    return text.removesuffix(".0") if as_number else text
 
 
 def check_present(frame: pd.DataFrame, column: Hashable) -> None:

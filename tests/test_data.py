@@ -196,6 +196,11 @@ def test_a_cell_that_is_no_name_is_refused(column):
         nf.LongitudinalData.from_frame(frame, "plant", "day", "green", ["sex"])
 
 
+def test_ends_of_intervals_without_a_column_of_censoring_are_refused():
+    with pytest.raises(nf.DataError, match="limit='end' holds the upper ends of intervals; name the column"):
+        nf.LongitudinalData.from_frame(table().assign(end=9.0), "plant", "day", "green", limit="end")
+
+
 def test_complex_numbers_are_refused_and_sparse_ones_read():
     frame = table()
     sparse = read(frame.assign(green=pd.arrays.SparseArray(frame["green"])))

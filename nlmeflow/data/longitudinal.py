@@ -130,9 +130,9 @@ class LongitudinalData:
 
         Raises
         ------
-        DataError : a column is absent, stands twice or has two roles, a value is not a finite number, two
-            names look the same and are not, an (individual, time) pair stands twice, or a covariate changes
-            within an individual.
+        DataError : a column is absent, stands twice or has two roles, `limit` without `censoring`, a value is
+            not a finite number, two names look the same and are not, an (individual, time) pair stands twice,
+            or a covariate changes within an individual.
 
         """
         covariates = listed(covariates)
@@ -142,6 +142,11 @@ class LongitudinalData:
         check_roles({"time": time, "response": response, "group": group})
         covariates = list(dict.fromkeys(covariates))
         frame = numbered(table_of(frame, individual, group))
+        if limit is not None and censoring is None:
+            raise DataError(
+                f"limit='{limit}' holds the upper ends of intervals; name the column that says which rows "
+                "are intervals, censoring=."
+            )
         if replicates not in ("refuse", "keep"):
             raise DataError(f"replicates is 'refuse' or 'keep', got {replicates!r}.")
         if group is not None:

@@ -209,6 +209,7 @@ def by_shift(t, p):
         (lambda t, p: falls(t - t[..., :1], p), "mixes times"),
         (lambda t, p: falls(t, p) + 0.02 * torch.randn((), dtype=t.dtype), "other values when it is called"),
         (lambda t, p: torch.nn.functional.dropout(falls(t, p), 0.1), "other values when it is called"),
+        (lambda t, p: p["r"] * t, "asks for 'r', which is not among its parameters and inputs"),
         (by_clamp, r"'by_clamp' changes psi\['s'\] in place"),
         (by_shift, "'by_shift' changes t in place"),
     ],

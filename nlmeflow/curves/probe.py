@@ -83,6 +83,10 @@ def probe(
 def _tried(name: str, call: Callable[[], Any]) -> Any:
     try:
         return call()
+    except KeyError as error:
+        raise ModelError(
+            f"The curve '{name}' asks for {error}, which is not among its parameters and inputs: {CURE}"
+        ) from error
     except Exception as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(f"The curve '{name}' cannot be called on tensors ({first}): {CURE}") from error

@@ -18,7 +18,8 @@ from nlmeflow.errors import DataError, ModelError
 from nlmeflow.records import Saved
 
 TERM = re.compile(
-    r"(?P<log>log\()?\s*(?P<name>[^\W\d]\w*)\s*(?:(?P<sign>[-/])\s*(?P<number>[0-9]+\.?[0-9]*|\.[0-9]+))?\s*(?P<end>\))?"
+    r"(?P<log>log\()?\s*(?P<name>[^\W\d](?:[\w. ]*\w)?)\s*"
+    r"(?:(?P<sign>[-/])\s*(?P<number>([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?))?\s*(?P<end>\))?"
 )
 Terms = str | Sequence[str]
 
@@ -139,7 +140,8 @@ def effects_of(terms: Mapping[str, Sequence[str]], covariates: pd.DataFrame) -> 
 
     Raises
     ------
-    ModelError : a term cannot be read, its covariate is absent, or a category has one level.
+    ModelError : a term cannot be read, its covariate is absent or holds durations, or a category has one
+        level.
 
     """
     return tuple(
@@ -156,7 +158,8 @@ def check_term(term: str) -> re.Match[str]:
     if found is None or bool(found["log"]) != bool(found["end"]) or found["name"] == "log":
         raise ModelError(
             f"'{term}' is not a term; accepted are a covariate's name, or with a number such as "
-            "'age - 40' or 'weight / 70', and log(...) of these."
+            "'age - 40' or 'weight / 70', and log(...) of these. Names are of letters, digits, points and "
+            "blanks; rename other columns."
         )
     return found
 
@@ -164,6 +167,11 @@ def check_term(term: str) -> re.Match[str]:
 def _read(parameter: str, term: str, covariates: pd.DataFrame) -> list[Effect]:
     found = check_term(term)
     name, column = found["name"], _check_known(found["name"], covariates)
+    if pd.api.types.is_timedelta64_dtype(column) or str(column.dtype).startswith("duration"):
+        raise ModelError(
+            f"Covariate '{name}' holds durations; give a number in a unit of your choice, for example days: "
+            f"frame['{name}'].dt.total_seconds() / 86400."
+        )
     if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column):
         if found["log"] or found["sign"]:
             raise ModelError(f"'{term}': covariate '{name}' is not a number; its name alone is accepted.")

@@ -185,6 +185,7 @@ def test_a_logarithm_needs_positive_values():
         (lambda n: [str(k / 7) for k in range(n)], "x", "holds numbers as text"),
         (lambda n: pd.date_range("2024-05-01", periods=n), "x", "it holds dates. Give the days"),
         (lambda n: [f"q{k % 25}" for k in range(n)], "x", "25 levels for 40"),
+        (lambda n: pd.to_timedelta(np.arange(n) % 5, unit="D"), "x", "holds durations; give a number"),
         (lambda n: 1.7e9 + 1e5 * np.arange(n) / n, "x", "Subtract a reference, such as 'x - 1700048750'"),
         (lambda n: -1e6 - np.arange(n) / n, "x", "Subtract a reference."),
     ],
@@ -195,6 +196,21 @@ def test_covariates_that_cannot_have_an_effect_are_refused_in_words(values, term
     data = nf.LongitudinalData.regular(time, time + torch.randn(40, 1, dtype=torch.float64), about)
     with pytest.raises(nf.ModelError, match=re.escape(words)):
         nf.Model(nf.curves.linear(), covariates={"intercept": term}).fit(data, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "term"),
+    [("body weight", "body weight - 7e1"), ("w.kg", "log(w.kg / 70)"), ("Größe in cm", "Größe in cm")],
+)
+def test_names_with_blanks_and_points_are_terms(name, term):
+    data, plain = (lines(20) for _ in range(2))
+    data.covariates[name] = plain.covariates["height"] = 50 + 2.0 * np.arange(20)
+    fits = [
+        nf.Model(nf.curves.linear(), covariates={"slope": [how]}).problem(about)
+        for how, about in ((term, data), (term.replace(name, "height"), plain))
+    ]
+    assert torch.equal(fits[0].design, fits[1].design)
+    assert fits[0].effects[0].variable == name
 
 
 @pytest.mark.slow

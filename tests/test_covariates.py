@@ -281,3 +281,10 @@ def test_dates_and_durations_are_not_taken_for_the_numbers_of_the_fit(change):
     curve = nf.curves.oral("age")
     with pytest.raises(nf.ModelError, match="needs numbers in covariate 'age'"):
         nf.Model(curve).problem(data)
+
+
+def test_an_input_of_the_curve_is_finite():
+    data = lines(6)
+    data.covariates.loc[4, "age"] = np.inf
+    with pytest.raises(nf.ModelError, match="finite numbers in covariate 'age', which is inf for '4'"):
+        nf.Model(nf.curves.oral("age")).problem(data)

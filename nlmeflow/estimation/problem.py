@@ -350,7 +350,18 @@ def _input(data: LongitudinalData, name: str) -> Tensor:
             f"The curve needs the covariate '{name}': name it when reading the table, "
             f"LongitudinalData.from_frame(..., covariates=['{name}'])."
         )
+    column = data.covariates[name]
     try:
-        return torch.tensor(plain_numbers(data.covariates[name]))
+        values = torch.tensor(plain_numbers(column))
     except (TypeError, ValueError):
-        raise ModelError(f"The curve needs numbers in covariate '{name}'.") from None
+        raise ModelError(
+            f"The curve needs numbers in covariate '{name}', which is {column.iloc[0]!r} for "
+            f"'{data.labels[0]}'."
+        ) from None
+    if len(wrong := torch.nonzero(~torch.isfinite(values))):
+        row = int(wrong[0])
+        raise ModelError(
+            f"The curve needs finite numbers in covariate '{name}', which is {column.iloc[row]} for "
+            f"'{data.labels[row]}'."
+        )
+    return values

@@ -270,6 +270,7 @@ def test_a_curve_that_is_not_torch_is_found_when_the_model_is_built(function):
         ),
         (lambda: nf.Flow(hidden=8), "hidden lists the widths"),
         (lambda: nf.Mixture(2.5), "components is a whole number"),
+        (lambda: nf.NPML("low"), "tolerance is positive, in nats; got 'low'"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(call, message):

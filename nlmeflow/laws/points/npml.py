@@ -10,7 +10,6 @@ Kryshchenko, Leary, Tatarinova, Schumitzky 2021; nonparametric on EBEs: Savic, K
 Journal of Pharmaceutical Sciences 2009.
 """
 
-import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
@@ -20,7 +19,7 @@ import torch
 from scipy.linalg import qr
 from torch import Tensor
 
-from nlmeflow.errors import EstimationError, ModelError, check_whole
+from nlmeflow.errors import EstimationError, ModelError, check_whole, is_number
 from nlmeflow.laws.draws import LikelihoodAtPoints, PosteriorDraws, TrainingSet
 from nlmeflow.laws.gaussian import population
 from nlmeflow.laws.kernels import empirical_bayes
@@ -51,7 +50,7 @@ class PointSpecification(Specification):
     tolerance: float | None
 
     def __post_init__(self) -> None:
-        if self.tolerance is not None and not 0 < self.tolerance < math.inf:
+        if self.tolerance is not None and not (is_number(self.tolerance) and self.tolerance > 0):
             raise ModelError(f"tolerance is positive, in nats; got {self.tolerance!r}.")
 
     @abstractmethod

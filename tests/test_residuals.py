@@ -73,3 +73,37 @@ def test_bad_residuals_are_refused():
         nf.ModelError, match=r"positive responses; individual '1' has response = -1 at time = 2"
     ):
         nf.Model(nf.curves.linear(), nf.LogAdditive()).problem(data)
+
+
+class Averaged(nf.Additive):
+    def error(self, response, prediction):
+        return (response - prediction).mean(-1, keepdim=True)
+
+
+class Short(nf.Additive):
+    def slope(self, response, prediction):
+        return torch.ones(3)
+
+
+class OfNumpy(nf.Additive):
+    def error(self, response, prediction):
+        return (response - prediction).numpy()
+
+
+class Shared(nf.Additive):
+    def error(self, response, prediction):
+        return (response - prediction) / response.max()
+
+
+@pytest.mark.parametrize(
+    ("residual", "words"),
+    [
+        (Averaged, "'Averaged' cannot be used: its start fails"),
+        (Short, "its working fails, or what it returns is of another shape"),
+        (OfNumpy, "Use torch functions"),
+        (Shared, "'Shared' mixes individuals"),
+    ],
+)
+def test_an_error_model_that_cannot_be_called_is_refused_when_the_model_is_built(residual, words):
+    with pytest.raises(nf.ModelError, match=words):
+        nf.Model(nf.curves.linear(), residual)

@@ -39,6 +39,8 @@ class Structure:
             object.__setattr__(self, "residual", self.residual())
         if not isinstance(self.residual, Residual):
             raise ModelError(f"residual is an error model such as nf.Additive(), got {self.residual!r}.")
+        with estimating():
+            self.residual.probe()
         names, inner = names_of("fixed", self.fixed), names_of("within", self.within)
         object.__setattr__(self, "fixed", names)
         object.__setattr__(self, "within", inner)

@@ -129,6 +129,48 @@ class Residual(Saved, ABC):
     def sample(self, prediction: Tensor, sigma: Tensor, random: torch.Generator) -> Tensor:
         """Draw responses around predictions, any shape."""
 
+    def probe(self) -> None:
+        """Call the methods on a few numbers, as fits do.
+
+        Raises
+        ------
+        ModelError : one of them fails, does not return tensors of the right shape, or mixes individuals.
+
+        """
+        n, m, times = 3, 4, 5
+        response = 1.1 + 0.8 * torch.linspace(0, 1, n * times, dtype=torch.float64).reshape(n, 1, times)
+        prediction = 1.5 + 0.4 * torch.arange(n * m * times, dtype=torch.float64).sin().reshape(n, m, times)
+        weights, mask = torch.full((n, m), 1 / m, dtype=torch.float64), torch.ones_like(response).bool()
+        sigma = self._probed("start", (len(self.names),), response[:, 0], prediction[:, 0], mask[:, 0])
+        self._probed("working", prediction.shape, response, prediction, sigma)
+        self._probed("sample", prediction.shape, prediction, sigma, torch.Generator().manual_seed(0))
+        one = self._probed("summary", None, response[1:2], prediction[1:2], mask[1:2])
+        alone = self._probed("log_likelihood", (1, m), one, sigma)
+        summary = self._probed("summary", None, response, prediction.clone(), mask)
+        whole = self._probed("log_likelihood", (n, m), summary, sigma)
+        self._probed("update", sigma.shape, summary, weights, sigma)
+        if not torch.allclose(whole[1], alone[0], rtol=1e-6, equal_nan=True):
+            raise ModelError(
+                f"The error model '{type(self).__name__}' mixes individuals: one alone has another "
+                "likelihood than among others. It may depend on its own responses and predictions only."
+            )
+
+    def _probed(self, method: str, shape: Sequence[int] | None, *arguments: Any) -> Any:
+        """Return what a method returns, of several tensors the first, or raise ModelError."""
+        try:
+            found = getattr(self, method)(*arguments)
+            parts = found if isinstance(found, tuple) else (found,)
+            for part in parts if shape is not None else ():
+                part.expand(shape)
+        except Exception as error:
+            first = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ModelError(
+                f"The error model '{type(self).__name__}' cannot be used: its {method} fails, or what it "
+                f"returns is of another shape than that of the predictions ({first}). Use torch functions of "
+                "each response and prediction by itself, without means or sums."
+            ) from error
+        return parts[0]
+
 
 def given_or_none(value: float | None, name: str) -> float | None:
     """Return a residual parameter, or None where it is left to be estimated.

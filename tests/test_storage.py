@@ -8,6 +8,7 @@ import signal
 import struct
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,10 @@ def test_a_scale_given_as_a_scalar_of_any_kind_is_saved(kind, senescence, tmp_pa
         pd.Series(pd.to_timedelta([1, 2, None], unit="h")).astype("duration[ns][pyarrow]"),
         pd.Series([np.int64(1), np.float32(2.5), np.bool_(True)], dtype=object),
         pd.Series(pd.arrays.SparseArray([0, 0, 2])),
+        pd.Series([date(2024, 5, 1), date(1999, 12, 31)], dtype=object),
+        pd.Series([date(2024, 5, 1)]).astype(pd.ArrowDtype(pyarrow.date32())),
+        pd.Series(pd.PeriodIndex(["2024-05", "2024-07", None], freq="M")),
+        pd.Series(pd.PeriodIndex(["2024-05-06"], freq="W-SUN")),
     ],
 )
 def test_columns_are_read_as_they_were_written(column):

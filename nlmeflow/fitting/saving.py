@@ -8,6 +8,7 @@ or is interrupted, leaves what was there before. Of a process that is killed mea
 import json
 import os
 import tempfile
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -135,13 +136,21 @@ def _written(column: pd.Series, name: object) -> dict[str, Any]:
         return {"dtype": "category", "codes": column.cat.codes.tolist(), "levels": levels} | {
             "ordered": bool(column.cat.ordered)
         }
+    if isinstance(column.dtype, pd.PeriodDtype):
+        return about | {"values": column.astype(str).tolist()}
     values = [None if pd.isna(value) else value for value in column.tolist()]
     values = [value.item() if isinstance(value, np.number | np.bool_) else value for value in values]
     if column.dtype.kind in "Mm":
         return about | {"values": [None if value is None else value.isoformat() for value in values]}
+    dates = [value.isoformat() for value in values if type(value) is date]
+    if dates and len(dates) == len(values):
+        return about | {"dates": dates}
     wrong = next((v for v in values if v is not None and not isinstance(v, str | int | float | bool)), None)
     if wrong is not None:
-        raise ModelError(f"Column '{name}' holds a {type(wrong).__name__}, which cannot be saved.")
+        raise ModelError(
+            f"Column '{name}' holds a {type(wrong).__name__}, which cannot be saved; read the table with it "
+            "as numbers, text or a category."
+        )
     return about | {"values": values}
 
 
@@ -156,7 +165,8 @@ def read_column(about: dict[str, Any]) -> pd.Series:
         return pd.Series(dates).astype(about["dtype"])
     if about["dtype"].startswith(("timedelta64", "duration")):
         return pd.Series(pd.to_timedelta(about["values"])).astype(about["dtype"])
-    column: pd.Series = pd.Series(about["values"], dtype=about["dtype"])
+    values = map(date.fromisoformat, about["dates"]) if "dates" in about else about["values"]
+    column: pd.Series = pd.Series(list(values), dtype=about["dtype"])
     return column
 
 

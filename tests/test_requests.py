@@ -474,6 +474,17 @@ def broken(**change):
     return str(caught.value)
 
 
+def test_responses_that_no_individual_changes_are_refused_at_once():
+    frame = plants(6).assign(y=lambda f: 2.0 * f["plant"])
+    with pytest.raises(
+        nf.ModelError, match="of every plant is the same at all its times, such as y = 0 of '0'"
+    ):
+        fitted(frame)
+    mostly = frame.assign(y=frame["y"].where(frame.index != 3, 0.5))
+    assert nf.Model(nf.curves.linear(), nf.Additive(0.1)).task(read(frame)) is not None
+    assert nf.Model(nf.curves.linear()).task(read(mostly)) is not None
+
+
 def test_a_failure_says_what_is_wrong_with_the_data():
     assert "takes two values only (0 and 1)" in broken(y=lambda f: (f["y"] > 0.5) * 1.0)
     assert "plant '2' has y = -999 at day = 35" in broken(y=lambda f: f["y"].where(f.index != 19, -999.0))

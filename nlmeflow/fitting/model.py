@@ -77,6 +77,8 @@ class Model(Structure):
             self.curve[name].scale.check(name, value)
         particles = None if particles is None else whole("particles", particles, 64)
         _check_varies(data)
+        if not self.residual.given:
+            _check_moves(data)
         problem = self.problem(data.observed)
         if len(problem) < 2:
             raise ModelError("A population needs at least two individuals (or groups); the data have one.")
@@ -197,6 +199,23 @@ def _check_varies(data: LongitudinalData) -> None:
                 )
     elif bool((seen == seen[0]).all()):
         raise ModelError(f"The response is {float(seen[0]):g} in all {len(seen)} rows: nothing varies.")
+
+
+def _check_moves(data: LongitudinalData) -> None:
+    """Raise ModelError when individuals differ from each other, and no one's response ever changes."""
+    if data.bounds is not None:
+        return
+    high = data.response.masked_fill(~data.mask, -torch.inf).amax(1)
+    low = data.response.masked_fill(~data.mask, torch.inf).amin(1)
+    repeated = data.counts > 1
+    if 2 * int(repeated.sum()) > len(data) and bool((high == low)[repeated].all()):
+        who, _, what = data.names
+        first = int(torch.nonzero(repeated)[0])
+        raise ModelError(
+            f"The response of every {who} is the same at all its times, such as {what} = "
+            f"{float(high[first]):g} of '{data.labels[first]}': there is no residual error to estimate. Give "
+            f"it, for example nf.Additive(sigma=0.1), or take the column that was measured each time."
+        )
 
 
 def _check_identifiable(problem: Problem, law: Specification) -> None:

@@ -23,6 +23,7 @@ import torch
 import nlmeflow as nf
 from nlmeflow.estimation.em import State, _ran_off
 from nlmeflow.estimation.start import reach
+from nlmeflow.fitting.bands import Bands
 from nlmeflow.fitting.doubts import n_moments
 from nlmeflow.fitting.fitted import check_finite
 from nlmeflow.fitting.suspicions import mistakes, suspicions
@@ -298,6 +299,10 @@ def simulated(model=None, law=PLANE, times=DAYS, n=5, seed=1, sigma=0.04, **fixe
     )
 
 
+def npde_of(*values):
+    return nf.diagnostics.npde_tests(pd.DataFrame({"npde": values}))
+
+
 WRONG = {
     # names that are not there
     "individual": (
@@ -396,6 +401,12 @@ WRONG = {
     "points' names": (lambda fit: POINTS.frame(("tau",)), "The law has 2 coordinates; names are 1"),
     "phi of a curve": (lambda fit: fit.predict(np.ones((3, 1)), [1.0]), r"phi is \(K, 2\): tau, s; got"),
     "times of a curve": (lambda fit: fit.predict(np.ones((3, 2)), 1.0), "times is a list, each a number"),
+    "grid of bands": (
+        lambda fit: Bands(fit.law, (fit.law,) * 2, {"tau": "tau"}, 0.9).table("tau", ["early"]),
+        "grid is a list, each a number, got",
+    ),
+    "words for errors": (lambda fit: npde_of("low", "high"), "'npde' is not a number in row 0: 'low'"),
+    "missing error": (lambda fit: npde_of(0.1, np.nan), "'npde' is missing in row 1"),
     # simulations
     "two scales": (lambda fit: simulated(sigma=[0.1, 0.2]), "sigma holds 1 values, sigma; got"),
     "one scale of two": (

@@ -1,12 +1,13 @@
 """Bands: how far the density of the population could be another, with other individuals seen."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
+from nlmeflow.arguments import taken
 from nlmeflow.errors import ModelError, number
 from nlmeflow.laws.law import Law
 from nlmeflow.laws.marginals import marginal_density, span
@@ -42,13 +43,15 @@ class Bands:
 
         Raises
         ------
-        ModelError : no random parameter of this name.
+        ModelError : no random parameter of this name; a grid that is no list of rising numbers.
 
         """
         if parameter not in self.labels:
             raise ModelError(f"'{parameter}' is not among {', '.join(self.labels)}.")
         axis = list(self.labels).index(parameter)
-        points = span(self.law, axis) if grid is None else np.asarray(grid, dtype=float)
+        points = (
+            span(self.law, axis) if grid is None else np.array(taken("grid", grid, Sequence[float]), float)
+        )
         densities = np.stack([marginal_density(law, [axis], [points]) for law in self.laws])
         tail = (1 - self.level) / 2
         low, high = np.quantile(densities, [tail, 1 - tail], axis=0)

@@ -318,7 +318,7 @@ class Fit(Fitted):
             ) from None
         if phi.dim() != 2 or phi.shape[1] != size:
             raise ModelError(f"phi is (K, {size}): {', '.join(self.names)}; got {tuple(phi.shape)}.")
-        t = torch.as_tensor(np.asarray(taken("times", times, Sequence[float])), dtype=phi.dtype)
+        t = torch.from_numpy(np.array(taken("times", times, Sequence[float]), dtype=np.float64))
         psi = {k: v[:, None] for k, v in self.model.curve.natural(phi, self.names).items()}
         psi |= {name: phi.new_tensor(value) for name, value in self.fixed.items()}
         return self.model.curve(t, psi).expand(len(phi), len(t))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nlmeflow.arguments import checked
 from nlmeflow.data import LongitudinalData
+from nlmeflow.data.checks import check_finite, numbers
 from nlmeflow.data.files import check_columns
 from nlmeflow.errors import ModelError, number, whole
 from nlmeflow.fitting.fit import Fit
@@ -210,11 +211,12 @@ def npde_tests(errors: pd.DataFrame) -> pd.Series:
 
     Raises
     ------
-    ModelError : fewer than two errors.
+    ModelError : fewer than two errors. DataError : one that is not a finite number.
 
     """
     check_columns(errors, ["npde"])
-    values = errors["npde"].to_numpy()
+    values = numbers(errors, "npde")
+    check_finite(errors, "npde", values, missing_allowed=False)
     if len(values) < 2:
         raise ModelError(f"Tests of prediction errors need at least two, got {len(values)}.")
     chi = (len(values) - 1) * values.var(ddof=1)

@@ -75,6 +75,22 @@ def test_bad_residuals_are_refused():
         nf.Model(nf.curves.linear(), nf.LogAdditive()).problem(data)
 
 
+@pytest.mark.parametrize(("power", "falls"), [(1.5, 0), (-1.0, 1)])
+def test_where_one_part_of_a_combined_error_falls_to_nothing_the_other_is_at_its_maximum(power, falls):
+    """It is the mean of squares then, of errors over f or of errors; joint steps stop before."""
+    random = torch.Generator().manual_seed(5)
+    prediction = 1 + 4 * torch.rand(6, 5, 8, generator=random, dtype=torch.float64)
+    noise = torch.randn(6, 5, 8, generator=random, dtype=torch.float64)
+    response, residual = prediction + 0.1 * prediction**power * noise, nf.Combined()
+    summary = residual.summary(response, prediction, torch.ones(6, 1, 8, dtype=torch.bool))
+    sigma, weights = torch.tensor([0.1, 0.1], dtype=torch.float64), torch.ones(6, 5, dtype=torch.float64)
+    for _ in range(20):
+        sigma = residual.update(summary, weights, sigma)
+    errors = (response - prediction) / (prediction if falls == 0 else 1.0)
+    assert float(sigma[falls]) < 1e-4
+    assert float(sigma[1 - falls]) == pytest.approx(float(errors.square().mean().sqrt()), rel=1e-5)
+
+
 class Averaged(nf.Additive):
     def error(self, response, prediction):
         return (response - prediction).mean(-1, keepdim=True)

@@ -98,7 +98,8 @@ class Combined(Residual):
     def update(self, summary: Predicted, weights: Tensor, sigma: Tensor) -> Tensor:
         """Fisher scoring in (a^2, b^2): weighted least squares of e^2 on (1, f^2), step-halved.
 
-        A few steps, each at least as likely as the last; the next M-step goes on from there.
+        A few steps, each at least as likely as the last; the next M-step goes on from there. Where one of the
+        two falls to nothing the step of the other is its own: the joint one is that to a square below zero.
         """
         if self.given:
             return sigma
@@ -117,11 +118,16 @@ class Combined(Residual):
             left = torch.stack([moments[0], moments[1], moments[1], moments[2]]).reshape(2, 2)
             right = torch.stack([(precision * squares).sum(), (precision * squares * size).sum()])
             step = torch.linalg.solve(left, right) - theta
+            falls = theta + step < theta / 16
             tried = torch.maximum(theta + step, theta / 16)
             new = loss(tried)
             while new > value and step.abs().max() > 1e-12 * theta.max():
                 step = step / 4
                 tried = torch.maximum(theta + step, theta / 16)
+                new = loss(tried)
+            if not new < value - 1e-10 * value.abs() and falls.any():
+                alone = (right - left.flip(1).diagonal() * (theta / 16).flip(0)) / left.diagonal()
+                tried = torch.where(falls, theta / 16, torch.maximum(alone, theta / 16))
                 new = loss(tried)
             if not new < value - 1e-10 * value.abs():
                 break

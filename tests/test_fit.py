@@ -254,6 +254,7 @@ def test_estimates_and_their_errors_stay_those_of_the_individuals_fitted(gaussia
             refused()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "correlation", "seed"), [(15, 0.5, 1), (15, 0.9, 3), (30, 0.9, 1)])
 def test_few_individuals_of_whom_little_is_known_are_predicted_as_well_by_one_gaussian_as_by_another(
     n, correlation, seed

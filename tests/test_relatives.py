@@ -60,6 +60,7 @@ def test_snp_of_order_zero_is_the_gaussian_fit():
     assert zero.n_parameters == gaussian.n_parameters
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", [nf.SNP(0), nf.Transformed("box-cox"), nf.Transformed("heavy tails")])
 def test_near_a_boundary_no_relative_is_below_the_gaussian_that_it_contains(law):
     """The time-scale does not vary: thin laws fitted the noise of draws, few of which are in them."""

@@ -660,6 +660,7 @@ def test_where_time_begins_does_not_matter_to_lines(law):
         assert "warning" not in early.summary().numbers
 
 
+@pytest.mark.slow
 def test_a_curve_that_ends_before_the_responses_do_is_told_from_one_that_explains_nothing():
     """Errors that are shares of a curve cannot be measured where the curve has come to its end."""
     random, day = np.random.default_rng(0), np.linspace(30, 300, 20)

@@ -216,6 +216,7 @@ def test_censored_observations_leave_standard_errors_under_every_error_model():
     np.testing.assert_allclose(by_share["standard error"], by_log["standard error"], rtol=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fixed", [(), ("h",)])
 def test_a_sigmoid_curve_is_seen_at_dose_zero(fixed):
     def sigmoid(dose, p):  # 0**h is 0, its second derivative in h 0 times infinity

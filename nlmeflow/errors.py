@@ -61,6 +61,11 @@ def is_number(value: object) -> bool:
         return False
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says, or its name where it says nothing."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
 def check_whole(owner: object, least: int, *names: str) -> None:
     """Make fields of a frozen dataclass whole numbers from `least`; None stays where it is the default.
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nlmeflow.errors import ModelError
+from nlmeflow.errors import ModelError, first_line
 
 SHAPE = (3, 4, 5)
 AXES = ("individuals", "particles", "times")
@@ -88,8 +88,8 @@ def _tried(name: str, call: Callable[[], Any]) -> Any:
             f"The curve '{name}' asks for {error}, which is not among its parameters and inputs: {CURE}"
         ) from error
     except Exception as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"The curve '{name}' cannot be called on tensors ({first}): {CURE}") from error
+        said = first_line(error)
+        raise ModelError(f"The curve '{name}' cannot be called on tensors ({said}): {CURE}") from error
 
 
 def _checked(name: str, found: Any, shape: tuple[int, ...]) -> Tensor:

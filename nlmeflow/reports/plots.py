@@ -113,9 +113,7 @@ def side_by_side(
     if not laws:
         raise ModelError("Give at least one law to draw.")
     first = next(iter(laws.values()))
-    grids = [span(first, axis, reach, 90) for axis, reach in zip(axes, (3.2, 4.0), strict=True)]
-    if points is not None:  # what is drawn over the first law lies within
-        grids = [_reaching(grid, points[:, axis]) for grid, axis in zip(grids, axes, strict=True)]
+    grids = (_grid(first, axes[0], 3.2, points), _grid(first, axes[1], 4.0, points))
     columns = min(2, len(laws))
     rows = -(-len(laws) // columns)
     size = (3.3 * columns, 3.0 * rows + 0.3)
@@ -124,7 +122,7 @@ def side_by_side(
     for unused in panels[len(laws) :]:
         unused.set_visible(False)
     for k, (name, law) in enumerate(laws.items()):
-        density(law, (grids[0], grids[1]), axes, panels[k], colour(name, k))
+        density(law, grids, axes, panels[k], colour(name, k))
         panels[k].set_title((titles or {}).get(name, name), fontsize=10)
         if k + columns >= len(laws):  # nothing is drawn below
             panels[k].set_xlabel(labels[0])
@@ -136,9 +134,13 @@ def side_by_side(
     return figure
 
 
-def _reaching(grid: np.ndarray, points: Tensor) -> np.ndarray:
-    """Return a grid of as many values that reaches every point."""
-    return np.linspace(min(grid[0], float(points.min())), max(grid[-1], float(points.max())), len(grid))
+def _grid(law: Law, axis: int, reach: float, points: Tensor | None) -> np.ndarray:
+    """Return a grid of a coordinate, `reach` standard deviations around the mean, to every point at least."""
+    grid = span(law, axis, reach, 90)
+    if points is None:
+        return grid
+    own = points[:, axis]
+    return np.linspace(min(grid[0], float(own.min())), max(grid[-1], float(own.max())), len(grid))
 
 
 @checked

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from nlmeflow.errors import ModelError, is_number
+from nlmeflow.errors import ModelError, first_line, is_number
 from nlmeflow.records import Saved
 from nlmeflow.residuals.censoring import Bounds
 
@@ -163,11 +163,10 @@ class Residual(Saved, ABC):
             for part in parts if shape is not None else ():
                 part.expand(shape)
         except Exception as error:
-            first = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ModelError(
                 f"The error model '{type(self).__name__}' cannot be used: its {method} fails, or what it "
-                f"returns is of another shape than that of the predictions ({first}). Use torch functions of "
-                "each response and prediction by itself, without means or sums."
+                f"returns is of another shape than that of the predictions ({first_line(error)}). Use torch "
+                "functions of each response and prediction by itself, without means or sums."
             ) from error
         return parts[0]
 

@@ -59,6 +59,12 @@ def headline(kl: pd.DataFrame, law: str = "stacked", against: str = "better") ->
     )
 
 
+def closer(kl: pd.DataFrame, law: str, other: str) -> tuple[float, float]:
+    """Return the mean over populations of log KL of a law over that of another, and its standard error."""
+    logs = np.log((kl[law] / kl[other]).dropna())
+    return float(logs.mean()), float(logs.std() / len(logs) ** 0.5)
+
+
 def report(rows: pd.DataFrame) -> None:
     """Print every law against the better of Gaussian and mixture, and the average by kind of population."""
     kl = divergences(rows)

@@ -103,7 +103,7 @@ def test_a_discrete_fit_is_saved_and_read(fits, tmp_path):
 @pytest.mark.slow
 def test_a_discrete_law_is_scored_beside_others(two_absorptions):
     data, model = two_absorptions
-    table = nf.compare(model, data, [nf.Gaussian(), nf.NPML()], folds=3, seed=1, progress=False)
+    table = nf.compare(model, data, [nf.Gaussian(), nf.NPML()], folds=2, seed=1, progress=False)
     assert np.isfinite(table.scores.to_numpy()).all()
 
 
@@ -137,5 +137,5 @@ def test_in_three_dimensions_all_end_at_one_certified_maximum(monkeypatch):
         bound = law.bound(training, fit.law)
         assert bound < 0.01, name
         with monkeypatch.context() as more:
-            more.setattr("nlmeflow.laws.points.certificate.POLISHED", (800, 800))
+            more.setattr("nlmeflow.laws.points.certificate.POLISHED", (480, 480))
             assert law.bound(training, fit.law) == pytest.approx(bound, abs=0.005), name

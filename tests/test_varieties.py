@@ -70,15 +70,15 @@ def test_groups_of_a_model_with_two_levels_are_characterised():
 
 @pytest.mark.slow
 def test_a_verdict_against_the_gaussian_and_one_for_it(known):
-    against = known.model.fit(known.data, seed=1, particles=512).check(seed=1)
+    against = known.model.fit(known.data, seed=1, particles=512).check(folds=3, seed=1)
     assert not against.enough
     assert "not enough" in str(against)
-    comparison = nf.compare(known.model, known.data, [nf.Gaussian(), nf.Flow()], seed=1)
+    comparison = nf.compare(known.model, known.data, [nf.Gaussian(), nf.Flow()], folds=3, seed=1)
     assert comparison.check().gain == pytest.approx(against.gain, abs=0.05)
     with pytest.raises(nf.ModelError, match="'flow' is not among"):
-        nf.compare(known.model, known.data, [nf.Gaussian(), nf.Mixture()], seed=1).check()
+        nf.compare(known.model, known.data, [nf.Gaussian(), nf.Mixture()], folds=2, seed=1).check()
     one = nf.scenarios.load("L1", "M", 100, 3)
-    check = one.model.fit(one.data, seed=1, particles=512).check(seed=1)
+    check = one.model.fit(one.data, seed=1, particles=512).check(folds=3, seed=1)
     assert check.enough
     assert "enough for these data" in check.verdict
     assert check.constant == ()
@@ -103,7 +103,7 @@ def test_a_parameter_that_does_not_vary_is_found_and_held_constant():
 def test_with_two_levels_parameters_without_variation_do_not_tell_against_a_gaussian():
     """Gaussian varieties; A and s are the same for all plants. Singular laws, held out, are noisy."""
     random, days, rows = np.random.default_rng(2), np.arange(30.0, 73, 6), []
-    for variety in range(30):
+    for variety in range(20):
         mean = 50 + 4 * random.standard_normal()
         for plant in range(2):
             onset = mean + 2 * random.standard_normal()
@@ -117,7 +117,7 @@ def test_with_two_levels_parameters_without_variation_do_not_tell_against_a_gaus
     assert fit.unseen() == ("A", "s")
     wide = nf.Model(nf.curves.logistic_senescence(), within=("A", "tau", "s"))
     assert sorted(wide.fit(data, seed=1, particles=128, progress=False).unseen()) == ["A", "s"]
-    assert fit.check(folds=3, seed=1, progress=False).enough
+    assert fit.check(folds=2, seed=1, progress=False).enough
 
 
 @pytest.mark.slow

@@ -25,7 +25,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 # the tests of a file in one process: they share fits
 PARALLEL = --numprocesses $(JOBS) --dist loadscope --no-loadscope-reorder
-SITE_TESTS := tests/test_site.py tests/test_site_interactive.py tests/test_site_print.py
 INSTALLED := $(VENV)/.installed
 
 export OMP_NUM_THREADS := 1
@@ -77,10 +76,8 @@ build/quick-site/index.html: $(QUICK) $(PAGES)
 	$(BIN)/python tools/build.py build/quick build/quick-site
 
 test: $(INSTALLED)
-	$(MAKE) -j$(JOBS) check-code check-notebooks $(QUICK)
-	$(BIN)/python -m pytest $(PARALLEL) $(LONGEST_TESTS) tests --ignore-glob='tests/test_site*.py'
-	$(MAKE) build/quick-site/index.html
-	$(BIN)/python -m pytest $(PARALLEL) --nbval -p no:cacheprovider $(SITE_TESTS) $(QUICK)
+	$(MAKE) -j$(JOBS) $(QUICK) check-code check-notebooks build/quick-site/index.html
+	$(BIN)/python -m pytest $(PARALLEL) --nbval -p no:cacheprovider $(LONGEST_TESTS) $(QUICK) tests
 
 OUT ?= build/report
 SETTINGS := INDIVIDUAL TIME RESPONSE CURVE GROUP COVARIATES FIXED RESIDUAL LOWER UPPER STEP REPLICATES PARAMETER \

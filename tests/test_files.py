@@ -1,5 +1,7 @@
 """nlmeflow.data.files: text files as people have them."""
 
+import gzip
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -184,6 +186,28 @@ def test_dates_are_read_and_percentages_are_numbers(tmp_path):
     frame = nf.read_table(tmp_path / "my.csv").frame
     assert frame["when"].diff().iloc[1] == pd.Timedelta(hours=60)
     assert list(frame["green"]) == [85, 70]
+
+
+def test_what_is_not_seen_in_names_of_columns_is_left_out(tmp_path):
+    path = tmp_path / "my.csv"
+    path.write_text("plant\u200b,day\u00a0nr,\u00a0y\n1,2,3\n", encoding="utf-8")
+    assert list(nf.read_table(path).frame) == ["plant", "day nr", "y"]
+
+
+def test_digits_and_signs_of_other_scripts(tmp_path):
+    path = tmp_path / "my.csv"
+    path.write_text("plant,day,y\n1,\u22122,3\n1,4,\u0663\n", encoding="utf-8")
+    assert nf.read_table(path).frame["day"].tolist() == [-2, 4]
+    with pytest.raises(nf.DataError, match="'y' is not a number in line 3: '\u0663'"):
+        nf.LongitudinalData.from_frame(path, "plant", "day", "y")
+
+
+def test_what_is_no_text_is_refused(tmp_path):
+    (tmp_path / "my.csv.gz").write_bytes(gzip.compress(b"plant,day,y\n1,2,3\n"))
+    (tmp_path / "my.bin").write_bytes(bytes(range(256)))
+    for name in ("my.csv.gz", "my.bin"):
+        with pytest.raises(nf.DataError, match=f"'{name}' is no text; unpack it, or save the table as CSV"):
+            nf.read_table(tmp_path / name)
 
 
 def test_a_folder_or_nothing_is_no_file(tmp_path):

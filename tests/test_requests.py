@@ -168,6 +168,12 @@ def test_other_indices_are_refused(index, message):
             lambda f: f.assign(plant=[("b", p) for p in f["plant"]]),
             r"is \('b', 0\) in row 0; a name is one word",
         ),
+        (lambda f: f.assign(plant=f["plant"].where(f.index != 5).map(str)), "is 'nan' in row 5, as empty"),
+        (
+            lambda f: f.assign(plant=f["plant"].astype(str).where(f.index != 5, " ")),
+            "is ' ' in row 5, as empty",
+        ),
+        (lambda f: f.rename(columns={"y": "y\u200b"}), r"No column 'y' .* Is it 'y\\u200b'\?"),
         (lambda f: f.assign(plant=[[1, 2]] * len(f)), r"'plant' is \[1, 2\] in row 0; a name is one word"),
         (
             lambda f: f.groupby(["plant", "day"]).agg({"y": ["mean"]}).reset_index(),
@@ -180,6 +186,24 @@ def test_other_indices_are_refused(index, message):
 def test_tables_that_mislead_are_refused(change, message):
     with pytest.raises(nf.DataError, match=message):
         read(change(plants(3)))
+
+
+@pytest.mark.parametrize("unseen", ["\u200b", "\u00ad", "\ufeff"])
+def test_names_that_differ_in_what_is_not_seen_are_made_one_by_the_advice(unseen):
+    frame = plants(3).assign(plant=lambda f: "p" + f["plant"].astype(str))
+    frame.loc[4, "plant"] = f"p{unseen}0"
+    with pytest.raises(nf.DataError, match="which would be two different names") as error:
+        read(frame)
+    frame["plant"] = eval(
+        str(error.value).partition("frame['plant'] = ")[2].removesuffix("."), {"frame": frame}
+    )
+    assert read(frame).labels == ("p0", "p1", "p2")
+
+
+def test_a_level_that_is_an_empty_cell_is_refused():
+    words = plants(4).assign(w=lambda f: np.where(f["plant"] == 2, np.nan, f["plant"] % 2))
+    with pytest.raises(nf.DataError, match="Column 'w' is 'nan' in row 18"):
+        read(words.assign(w=words["w"].map(str)), covariates=["w"])
 
 
 def test_one_column_has_one_role():

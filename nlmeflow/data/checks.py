@@ -8,14 +8,16 @@ from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
-from unicodedata import normalize
+from unicodedata import category, normalize
 from warnings import warn
 
 import numpy as np
 import pandas as pd
 
-from nlmeflow.data.files import NONE, place, read_table
+from nlmeflow.data.files import DATE, MINUS, NONE, place, read_table, without_unseen
 from nlmeflow.errors import DataError, is_number
+
+EMPTY = {"", "nan", "NaT", "<NA>"}  # what an empty cell becomes as text
 
 
 def table_of(given: object, *names: object) -> pd.DataFrame:
@@ -113,6 +115,13 @@ def check_names(frame: pd.DataFrame, column: str) -> None:
             f"number, such as frame['{column}'].map(lambda parts: '/'.join(map(str, parts)))."
         )
     different = pd.Series(frame[column].unique(), dtype=object)
+    empty = [name for name in different if isinstance(name, str) and _looks(name, False) in EMPTY]
+    if empty:
+        where = place(frame, int(np.flatnonzero(frame[column] == empty[0])[0]))
+        raise DataError(
+            f"Column '{column}' is {empty[0]!r} in {where}, as empty cells are that became text; every row "
+            "needs a name."
+        )
     any_number = bool(different.map(is_number).any())
     shown = different.map(lambda name: _looks(name, any_number))
     twice = np.flatnonzero(shown.duplicated(keep=False))
@@ -122,6 +131,9 @@ def check_names(frame: pd.DataFrame, column: str) -> None:
         cure = ".str.normalize('NFC').str.split().str.join(' ')"
         if any_number:
             cure = ".str.strip().str.removesuffix('.0')"
+        unseen = "".join(sorted({letter for letter in f"{pair[0]}{pair[1]}" if category(letter) == "Cf"}))
+        if unseen:
+            cure = f".str.replace({f'[{unseen}]'!a}, '', regex=True){cure}"
         raise DataError(
             f"Column '{column}' has {one} and {other}, which would be two different names. Make them one "
             f"kind without blanks: frame['{column}'] = frame['{column}'].astype(str){cure}."
@@ -133,8 +145,8 @@ def _is_no_name(value: object) -> bool:
 
 
 def _looks(name: object, as_number: bool) -> str:
-    """Return what a name looks like, with accents in one form and single blanks; as a number, 7.0 as 7."""
-    text = " ".join(normalize("NFC", str(name)).split())
+    """Return what is seen of a name, accents in one form and single blanks; as a number, 7.0 as 7."""
+    text = " ".join(normalize("NFC", without_unseen(str(name))).split())
     return text.removesuffix(".0") if as_number else text
 
 
@@ -166,9 +178,10 @@ def numbers(frame: pd.DataFrame, column: str) -> np.ndarray:
     numbers = pd.to_numeric(given, errors="coerce")
     wrong = np.flatnonzero(numbers.isna() & given.notna())
     if len(wrong):
+        value = given.iloc[wrong[0]]
         raise DataError(
-            f"Column '{column}' is not a number in {place(frame, wrong[0])}: {given.iloc[wrong[0]]!r}. "
-            f"Numbers, or empty cells for missing values, are accepted.{_hint(str(given.iloc[wrong[0]]))}"
+            f"Column '{column}' is not a number in {place(frame, wrong[0])}: {value!r}. "
+            f"Numbers, or empty cells for missing values, are accepted.{_hint(str(value), column)}"
         )
     return numbers.to_numpy(dtype=np.float64, na_value=np.nan)
 
@@ -203,13 +216,26 @@ def _check_no_clock(given: pd.Series, column: str) -> None:
         )
 
 
-def _hint(value: str) -> str:
+def _hint(value: str, column: str) -> str:
     """Return what a value that is no number may have been meant for."""
-    if re.fullmatch(r"[<>]\s*[\d.,]+", value):
+    if re.fullmatch(r"[<>]\s*([\d.,]+|[A-Z]*)|BLO?Q|BQL|L?LOQ|LOD", value, re.IGNORECASE):
         return (
             " A value that is only known to lie below or above a limit is given by the limit, and a column "
-            'with "left" or "right", censoring=.'
+            'with "left" or "right", censoring= (CENS 1 or -1 in the manner of NONMEM).'
         )
+    if DATE.fullmatch(value):
+        dates = f"pd.to_datetime(frame['{column}'])"
+        return (
+            " This may be a date as text; give a number, for example days since the first: "
+            f"({dates} - {dates}.min()).dt.total_seconds() / 86400."
+        )
+    if re.fullmatch(r"\d{1,2}:\d{2}", value):
+        return (
+            " This may be a time of day; give a number, for example hours: "
+            f"pd.to_timedelta(frame['{column}'] + ':00').dt.total_seconds() / 3600."
+        )
+    if value.startswith(MINUS):
+        return f" Its minus is another sign: frame['{column}'].str.replace('{MINUS}', '-')."
     if re.fullmatch(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}.*", value):
         return " This may be a date: write 2024-05-31, or give the number of days since the first date."
     if re.fullmatch(r"[\d.,\s]+", value):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from unicodedata import category
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,8 @@ MISSING = frozenset({"", ".", "-", "na", "n/a", "#n/a", "#na", "nan", "null"})
 NONE = "none"  # missing among numbers and dates, a level among words
 LINES, ROWS = "line of the file", "row of the table"  # names of an index that says where rows stand
 WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # first bytes of .xlsx and .xls
+GZIP = b"\x1f\x8b"
+MINUS = "\u2212"  # the sign that typesetters use for "-"
 DATE = re.compile(r"\d{4}-\d{2}-\d{2}([ T]\d{2}:\d{2}(:\d{2}(\.\d+)?)?)?")
 DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?")
 THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")  # may be 1234 or 1.234
@@ -86,7 +89,7 @@ def check_columns(frame: pd.DataFrame, columns: Sequence[str]) -> None:
             like = {name.casefold(): name for name in known}
             near = get_close_matches(str(column).casefold(), like, 1)
             times = [name for name in known if re.fullmatch(r"\D{0,5}\d[\d./:-]*", name)]
-            hint = f" Is it '{like[near[0]]}'?" if near else ""
+            hint = f" Is it {like[near[0]]!r}?" if near else ""
             if not near and len(times) > 1:
                 hint = (
                     f" {times[0]} and {times[1]} may be times: one row for each measurement is needed, "
@@ -125,6 +128,11 @@ def numbered(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.set_axis(pd.RangeIndex(len(frame), name=ROWS))
 
 
+def without_unseen(text: str) -> str:
+    """Return a text without characters that take no room, and with blanks for those that do not break."""
+    return "".join(letter for letter in text if category(letter) != "Cf").replace("\xa0", " ")
+
+
 def _text(path: Path, remarks: list[str]) -> str:
     if not path.is_file():
         raise DataError(f"No file '{path}'; a pandas DataFrame, or the path of a CSV file, is needed.")
@@ -136,6 +144,8 @@ def _text(path: Path, remarks: list[str]) -> str:
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         remarks.append("The text is encoded as UTF-16.")
         return content.decode("utf-16", errors="replace")
+    if content.startswith(GZIP) or b"\0" in content:
+        raise DataError(f"'{path.name}' is no text; unpack it, or save the table as CSV.")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -178,7 +188,7 @@ def _rows(
         raise DataError(_opened(path, before + 1)) from error
     if not table:
         raise DataError(f"'{path.name}' is empty; names of columns in the first line are needed.")
-    names = table[0]
+    names = [without_unseen(name).strip() for name in table[0]]
     while names and not names[-1]:
         names = names[:-1]
     if _has_row_names(names, table[1:], separator):
@@ -244,15 +254,15 @@ def _values(name: str, values: np.ndarray, remarks: list[str], is_name: bool) ->
     known = column[~missing]
     if known.empty:
         return column.mask(empty)
-    if known.str.fullmatch(r"[+-]?\d+").all():
-        named = known.str.fullmatch(r"0\d+").any()
+    if known.str.fullmatch(r"[+-]?[0-9]+").all():
+        named = known.str.fullmatch(r"0[0-9]+").any()
         return column.mask(missing) if named else _numbers(column, missing)
     if is_name:
         return column.mask(empty)
-    plain = known
+    plain = known.str.replace(MINUS, "-", regex=False)
     if known.str.endswith("%").all():
         remarks.append(f"Column '{name}' holds percentages; 85 % is read as 85.")
-        plain = known.str.rstrip("%").str.strip()
+        plain = plain.str.rstrip("%").str.strip()
     commas = plain.str.contains(",", regex=False)
     if commas.any() and plain[commas].str.fullmatch(DECIMAL_COMMA).all():
         if plain[commas].str.fullmatch(THOUSANDS).all():

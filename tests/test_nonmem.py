@@ -156,6 +156,21 @@ def test_derivatives_at_steady_state_agree_with_finite_differences():
             assert torch.allclose(slopes[..., k], (up - down) / 2e-6, rtol=1e-5, atol=1e-8)
 
 
+def test_doses_without_end_are_as_many_as_the_observations_need():
+    times = np.arange(1.0, 40, 3)
+    data = nf.read_nonmem(table([{"AMT": 100, "ADDL": 10**9, "II": 6}], times))
+    expected = sum(oral(times - 6 * k, 100) for k in range(8))
+    assert predicted(data, nf.curves.oral("AMT"), ka=KA, CL=CL, V=V) == pytest.approx(expected)
+    assert data.doses.amount.shape == (3, 8)
+
+
+def test_limits_of_quantification_that_nothing_lies_below_or_that_censoring_says_are_read():
+    frame = table([{"AMT": 100}], [1.0, 2, 3])
+    for more in ({"LLOQ": 0.5}, {"BLQ": 0}, {"BLQ": np.nan, "LLOQ": np.nan}, {"LLOQ": 1.0, "CENS": 0}):
+        assert nf.read_nonmem(frame.assign(**more)).n_observations == 9
+    assert nf.read_nonmem(frame.assign(BLQ=1), ["BLQ"]).covariates["BLQ"].tolist() == [1, 1, 1]
+
+
 def test_a_curve_that_cannot_take_the_doses_is_refused():
     data = nf.read_nonmem(table([{"AMT": 100, "RATE": 50.0}], [1.0, 2, 3]))
     with pytest.raises(nf.ModelError, match="have infusions; take"):
@@ -330,6 +345,16 @@ def test_fits_at_steady_state_find_the_truth():
             "'1' is obs",
         ),
         (lambda t: t.assign(CENS=np.where(t["TIME"] > 1, 2, 0)), "'CENS' is 2"),
+        (
+            lambda t: t.assign(BLQ=(t["TIME"] > 1) * 1),
+            "By column 'BLQ', DV may lie beyond .* in row 2: say so",
+        ),
+        (lambda t: t.assign(lloq=2.0), "By column 'lloq', DV may lie beyond .* in row 1: say so with CENS 1"),
+        (lambda t: t.assign(DATE="2024-05-31"), r"Row 0: calendar dates \(DATE\)"),
+        (
+            lambda t: t.assign(DV=t["DV"].replace(2.0, "<LOQ")),
+            "is not a number in row 2: '<LOQ'.*CENS 1 or -1",
+        ),
         (lambda t: t.assign(AMT=np.where(t["AMT"] > 0, np.inf, 0)), "'AMT' is infinite in row 0"),
         (lambda t: t.assign(RATE=np.where(t["AMT"] > 0, np.inf, 0)), "'RATE' is infinite in row 0"),
         (lambda t: t.assign(SS=(t["AMT"] > 0) * 1, II=np.inf), "'II' is infinite in row 0"),

@@ -17,6 +17,8 @@ NEEDED = ["ID", "TIME", "DV", "AMT"]
 USED = ["EVID", "MDV", "CENS", "LIMIT", "ADDL", "II", "SS", "RATE", "TINF"]
 ONE_VALUE = {"DVID": "kinds of response", "YTYPE": "kinds of response", "CMT": "compartments"}
 ROUTES = {"CMT": "compartments", "ADM": "routes of administration"}  # of doses
+FLAGS = {"BLQ", "BQL", "BLOQ", "ALQ", "AQL"}  # columns that other tables have in the place of CENS
+LIMITS = {"LLOQ", "LOQ", "LOD"}
 REFUSED = {
     "PCMT": "PCMT",
     "CALL": "CALL",
@@ -52,8 +54,8 @@ def read_nonmem(
     Raises
     ------
     DataError : a column is missing, or its name is not in capitals; an individual has no dose; a cell is not
-        a number; a dose would hide an observation; resets (EVID 3 and 4), modelled rates, several
-        responses or compartments, which are not supported.
+        a number; a dose would hide an observation; a limit of quantification that CENS does not say; resets
+        (EVID 3 and 4), modelled rates, several responses or compartments, which are not supported.
 
     """
     covariates = listed(covariates)
@@ -61,16 +63,19 @@ def read_nonmem(
     check_columns(table, [*NEEDED, *covariates])
     _check_capitals(table, covariates)
     check_present(table, "ID")
-    for column in [c for c in ("TIME", "DV", "AMT", *USED, *ONE_VALUE, *ROUTES, *REFUSED) if c in table]:
+    numeric = ("TIME", "DV", "AMT", *USED, *ONE_VALUE, *ROUTES, "PCMT", "CALL", "DUR")
+    for column in [c for c in numeric if c in table]:
         table[column] = numbers(table, column)
         if column != "DV":  # which is used in rows of observations only
             check_finite(table, column, table[column].to_numpy(), missing_allowed=True)
+    if "CENS" not in table:
+        _check_limits(table, covariates)
     for column in USED:
         if column not in table:
             table[column] = np.nan
     _check_supported(table)
     event = table["EVID"].fillna((table["AMT"].fillna(0) > 0).astype(float))
-    doses = _expanded(table[event == 1])
+    doses = table[event == 1]
     observed = (event == 0) & ~table["MDV"].eq(1)
     empty = ~table["ID"].isin(table.loc[observed, "ID"]) & ~table["ID"].duplicated()
     seen = table[observed | empty].copy()
@@ -84,6 +89,7 @@ def read_nonmem(
     if len(early):
         who, before = seen["ID"].iloc[early[0]], -seen["TIME"].iloc[early[0]]
         raise DataError(f"Individual '{who}' is observed {before:g} before its dose; leave it out.")
+    doses = _expanded(doses.assign(TIME=doses["TIME"] - doses["ID"].map(first)), seen["TIME"].max())
     counts = doses.groupby("ID").size()
     single = bool((counts == 1).all() and (doses[["duration", "interval"]] == 0).all(axis=None))
     if single:
@@ -95,8 +101,6 @@ def read_nonmem(
         seen, "ID", "TIME", "DV", kept, censoring, limit, replicates=replicates
     )
     data = replace(data, n_missing=data.n_missing - int(empty.sum()))
-    began = doses["ID"].map(first)
-    doses = doses.assign(TIME=doses["TIME"] - began, until=doses["until"] - began)
     return data if single else data.with_doses(Doses.of(doses, data.labels))
 
 
@@ -120,10 +124,29 @@ def _check_capitals(table: pd.DataFrame, covariates: list[str]) -> None:
             )
 
 
+def _check_limits(table: pd.DataFrame, covariates: list[str]) -> None:
+    """Raise DataError where another column than CENS may say that a response lies beyond a limit."""
+    observed = ~(table["AMT"] > 0) & table["DV"].notna()
+    for column in table.columns.difference(covariates, sort=False):
+        name = str(column).upper()
+        if name not in FLAGS | LIMITS:
+            continue
+        values = numbers(table, column)
+        beyond = table["DV"].le(values) if name in LIMITS else ~np.isnan(values) & (values != 0)
+        if (beyond & observed).any():
+            where = place(table, int(np.flatnonzero(beyond & observed)[0]))
+            raise DataError(
+                f"By column '{column}', DV may lie beyond a limit of quantification in {where}: say "
+                "so with CENS 1 (below) or -1 (above), and the limit for DV. If it is something else, rename "
+                "the column."
+            )
+
+
 def _check_supported(table: pd.DataFrame) -> None:
     for column, what in REFUSED.items():
-        if column in table and (table[column].fillna(0) != 0).any():
-            row = int(np.flatnonzero(table[column].fillna(0) != 0)[0])
+        given = table[column].notna() & ~table[column].isin([0, "0"]) if column in table else None
+        if given is not None and given.any():
+            row = int(np.flatnonzero(given)[0])
             raise DataError(f"{place(table, row).capitalize()}: {what} is not supported.")
     if "C" in table and (comment := table["C"].astype(str).eq("C")).any():
         row = int(np.flatnonzero(comment)[0])
@@ -186,14 +209,18 @@ def _check_supported(table: pd.DataFrame) -> None:
             raise DataError(f"{where.capitalize()} {why}.")
 
 
-def _expanded(doses: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per dose, the fields of `Doses`; SS 1 also cancels the doses that ADDL has in store."""
+def _expanded(doses: pd.DataFrame, last: float) -> pd.DataFrame:
+    """Return one row per dose, the fields of `Doses`; SS 1 also cancels the doses that ADDL has in store.
+
+    last : time after which nothing is observed, so that one dose after it stands for all that ADDL adds.
+    """
     doses = doses.sort_values(["ID", "TIME"], kind="stable")
     resets = doses["TIME"].where(doses["SS"] == 1).groupby(doses["ID"])
     until = resets.shift(-1).groupby(doses["ID"]).bfill().fillna(np.inf)
     rate = doses["RATE"].fillna(0)
     duration = (doses["AMT"] / rate.where(rate > 0)).fillna(doses["TINF"]).fillna(0)
-    again = doses["ADDL"].fillna(0).astype(int) + 1
+    needed = ((last - doses["TIME"]) / doses["II"]).where(doses["ADDL"] > 0, 0.0).clip(lower=0) + 1
+    again = np.minimum(doses["ADDL"].fillna(0), needed).astype(int) + 1
     rows = doses.assign(duration=duration, until=until).loc[doses.index.repeat(again)]
     number = rows.groupby(level=0).cumcount()
     rows["TIME"] += number * rows["II"].fillna(0)

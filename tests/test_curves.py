@@ -198,6 +198,12 @@ def by_shift(t, p):
     return falls(t, p)
 
 
+def without_gradients(t, p):
+    with torch.no_grad():
+        rate = 1 / p["s"]
+    return torch.sigmoid((p["tau"] - t) * rate)
+
+
 @pytest.mark.parametrize(
     ("function", "words"),
     [
@@ -210,6 +216,12 @@ def by_shift(t, p):
         (lambda t, p: falls(t, p) + 0.02 * torch.randn((), dtype=t.dtype), "other values when it is called"),
         (lambda t, p: torch.nn.functional.dropout(falls(t, p), 0.1), "other values when it is called"),
         (lambda t, p: p["r"] * t, "asks for 'r', which is not among its parameters and inputs"),
+        (lambda t, p: falls(t, p | {"s": p["s"].detach()}), "changes with 's' otherwise than its derivative"),
+        (
+            lambda t, p: falls(t, p) * (1 + p["tau"].detach().square()),
+            "changes with 'tau' otherwise than its",
+        ),
+        (without_gradients, "'without_gradients' changes with 's' otherwise than its derivative says: leave"),
         (by_clamp, r"'by_clamp' changes psi\['s'\] in place"),
         (by_shift, "'by_shift' changes t in place"),
     ],
@@ -242,10 +254,16 @@ def test_curves_without_finite_values_and_new_entries_of_psi_are_taken():
         p["end"] = p["tau"] + p["s"]
         return torch.where(t > 1.5, torch.nan, falls(t, p) / (p["end"] > 1))
 
+    def corners(t, p):
+        return (
+            torch.where(t < p["tau"], 1.0, p["s"] * (t - p["tau"]).round().clamp(max=1.5)) - t.relu() * p["s"]
+        )
+
     for curve, _ in CURVES.values():
         nf.Model(curve)
     nf.Model(nf.curves.oral("dose"))
     nf.Model(nf.curves.infusion("dose", "length"))
+    nf.Model(nf.Curve(corners, [nf.Parameter("tau"), nf.Parameter("s", "log")]))
     curve = nf.Curve(ends, [nf.Parameter("tau"), nf.Parameter("s", "log")])
     psi = {"tau": torch.tensor(1.0), "s": torch.tensor(2.0)}
     nf.Model(curve)

@@ -567,6 +567,19 @@ def test_a_fit_that_has_not_converged_says_along_what_it_still_rises(two):
     assert "most along the mean of 'tau'" in str(replace(two, converged=False, law=law).summary())
 
 
+@pytest.mark.parametrize("column", ["day", "y"])
+@pytest.mark.parametrize("size", [1e200, 1e-200])
+def test_numbers_whose_squares_are_none_are_refused_with_advice_on_their_unit(column, size):
+    frame = plants()
+    with pytest.raises(nf.ModelError, match=rf"plant '\d+' has y = .*: give {column} in a unit in which"):
+        fitted(frame.assign(**{column: frame[column] * size}))
+
+
+def test_a_given_error_far_too_small_is_not_advised_to_be_given():
+    with pytest.raises(nf.EstimationError, match=r"far from what the data show \(Additive\(sigma=1e-09\)\)"):
+        fitted(plants(), nf.Model(CURVE, nf.Additive(sigma=1e-9), fixed=("A", "s")))
+
+
 def test_times_far_from_their_origin_are_explained():
     found = suspicions(read(plants().assign(day=lambda f: f["day"] + 1.7e9)), nf.curves.linear())
     assert "begin at 1.7e+09 and span 40" in " ".join(found)

@@ -12,6 +12,9 @@ SHAPE = (3, 4, 5)
 AXES = ("individuals", "particles", "times")
 MIDDLE = (1, 1, 2)  # of each axis: neither the first nor the last
 SAME = 1e-6  # difference of two values of a curve, relative to its largest, that is rounding
+STEP = 1e-3  # of phi, for differences
+LITTLE = 1e-8  # derivative, relative to the largest value of a curve, that is none
+NEAR = 0.05  # relative difference between a derivative and a difference of values
 CURE = (
     "use torch functions of t and psi (torch.exp, not numpy's or math's; torch.where, not if), and return a "
     "tensor of t's shape."
@@ -30,7 +33,8 @@ def probe(
 
     t (3, 1, 5), psi (3, 4, 1) of `dim` parameters phi, inputs x (3, 1, 1) and, for the curve at `steady`
     state, the interval (3, 1, 1) have different values everywhere. f is called on all, again on all, and on
-    one individual, one particle and one time: values are the same, and arguments stay as they are.
+    one individual, one particle and one time: values are the same, and arguments stay as they are. Values
+    change with each parameter as its derivative says.
     """
     n, m, times = SHAPE
     phi = torch.arange(1, n * m * dim + 1, dtype=torch.float64).sin().reshape(n, m, 1, dim)
@@ -78,6 +82,31 @@ def probe(
                 "without means, sums or places of them, such as psi['a'].mean() or psi['a'][0]."
             )
     _tried(name, lambda: torch.func.jvp(on_all, (phi,), (torch.ones_like(phi),)))
+    wrong = _tried(name, lambda: _wrong_slopes(lambda at: on_all(at).expand(SHAPE), phi))
+    for k, is_wrong in zip(natural(phi), wrong, strict=True):
+        if is_wrong:
+            raise ModelError(
+                f"The curve '{name}' changes with '{k}' otherwise than its derivative says: leave out what "
+                "takes it away, such as .detach(), torch.tensor(psi[...]) and torch.no_grad()."
+            )
+
+
+def _wrong_slopes(f: Callable[[Tensor], Tensor], phi: Tensor) -> list[bool]:
+    """Return of each parameter whether derivatives differ from differences of values at most places.
+
+    Not at a few: there may be corners and steps.
+    """
+    with torch.enable_grad():
+        place = phi.clone().requires_grad_()
+        total = f(place).sum()
+        slopes = torch.autograd.grad(total, place)[0] if total.requires_grad else torch.zeros_like(phi)
+    least, found = LITTLE * f(phi).nan_to_num(0.0, 0.0, 0.0).abs().max(), []
+    for k, step in enumerate(STEP * torch.eye(phi.shape[-1], dtype=phi.dtype)):
+        change, slope = (f(phi + step) - f(phi - step)).sum(-1) / (2 * STEP), slopes[..., 0, k]
+        size = torch.maximum(change.abs(), slope.abs())
+        told = torch.isfinite(size) & (size > least)
+        found.append(bool(2 * (told & ((change - slope).abs() > NEAR * size)).sum() > told.sum()))
+    return found
 
 
 def _tried(name: str, call: Callable[[], Any]) -> Any:

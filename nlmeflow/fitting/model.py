@@ -23,10 +23,11 @@ from nlmeflow.running import estimating, show_progress
 from nlmeflow.seeds import check_seed
 
 BROKEN = "The estimation broke down, at a matrix that cannot be inverted."
+SIZES = 1e-70, 1e70  # of numbers whose squares, and products of these, are still numbers
 CLEAR_TREND = 0.5  # rank correlation of time and response
-CAUSES = (
-    "Usual causes: observations that lie exactly on curves, so that there is no residual error (give it, as "
-    "in nf.Additive(sigma=0.1)); a parameter that the data do not determine (name it in fixed=(...))"
+NO_ERROR = (
+    "observations that lie exactly on curves, so that there is no residual error (give it, as in "
+    "nf.Additive(sigma=0.1))"
 )
 CURES = ("sigma=", "start={", "out of the curve")  # in messages that say themselves what to do
 
@@ -77,6 +78,7 @@ class Model(Structure):
             self.curve[name].scale.check(name, value)
         particles = None if particles is None else whole("particles", particles, 64)
         _check_varies(data)
+        _check_sizes(data)
         if not self.residual.given:
             _check_moves(data)
         problem = self.problem(data.observed)
@@ -172,9 +174,11 @@ def _explained(message: str, task: Task) -> str:
         return " ".join([message, *found])
     if any(cure in message for cure in CURES):
         return message
-    way = _way(task.everyone)
+    residual, way = task.problem.individuals.residual, _way(task.everyone)
+    error = f"residual parameters far from what the data show ({residual})" if residual.given else NO_ERROR
     first = "" if task.start else "; a bad start (give first values with fit(..., start={...}))"
-    return f"{message} {CAUSES}{way}{first}."
+    none = "a parameter that the data do not determine (name it in fixed=(...))"
+    return f"{message} Usual causes: {error}; {none}{way}{first}."
 
 
 def _way(data: LongitudinalData) -> str:
@@ -199,6 +203,18 @@ def _check_varies(data: LongitudinalData) -> None:
                 )
     elif bool((seen == seen[0]).all()):
         raise ModelError(f"The response is {float(seen[0]):g} in all {len(seen)} rows: nothing varies.")
+
+
+def _check_sizes(data: LongitudinalData) -> None:
+    """Raise ModelError when times or responses are so large or small that their squares are no numbers."""
+    for name, values in zip(data.names[1:], (data.time, data.response), strict=True):
+        sizes = torch.where(data.mask, values.abs(), 0.0)
+        largest = float(sizes.max())
+        if largest and not SIZES[0] < largest < SIZES[1]:
+            raise ModelError(
+                f"{data.about(*divmod(int(sizes.argmax()), sizes.shape[1]))}: give {name} in a unit in which "
+                f"its largest size lies between {SIZES[0]:g} and {SIZES[1]:g}, or correct it."
+            )
 
 
 def _check_moves(data: LongitudinalData) -> None:

@@ -529,3 +529,12 @@ def test_components_of_a_mixture_cannot_collapse():
     phi = torch.zeros(50, 1, 2, dtype=torch.float64)
     law = mixture(2).update(phi, torch.ones(50, 1, dtype=torch.float64))
     assert math.isfinite(float(law.log_prob(phi).sum()))
+
+
+def test_laws_of_single_precision_are_held_in_double():
+    single = GaussianLaw(torch.tensor([0.5, 1.0]), torch.tensor([[2.0, 0.0], [0.5, 1.0]]))
+    double = GaussianLaw(single.mean.double(), single.factor.double())
+    assert single.mean.dtype == single.factor.dtype == torch.float64
+    assert nf.metrics.kl(single, double, n=100) == 0
+    phi = torch.tensor([[0.25, 0.5]])
+    assert torch.equal(single.log_prob(phi), double.log_prob(phi.double()))

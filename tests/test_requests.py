@@ -381,12 +381,25 @@ WRONG = {
     "parameter": (lambda fit: nf.Parameter(3), "a word such as 'tau', got 3"),
     "phi": (lambda fit: fit.law.log_prob(AN_ARRAY), r"torch tensor \(..., 2\), got ndarray"),
     "mean": (lambda fit: nf.laws.GaussianLaw([0.0], torch.eye(1)), r"mean is a Tensor, got \[0.0\]"),
+    "factor": (lambda fit: nf.laws.GaussianLaw(torch.zeros(3), torch.eye(2)), r"\(3,\) and \(2, 2\)"),
+    "factors": (
+        lambda fit: nf.laws.MixtureLaw(torch.ones(1), torch.zeros(1, 2), torch.eye(2), torch.eye(2)),
+        r"\(1, 2\) and \(2, 2\)",
+    ),
+    "covariance as factor": (
+        lambda fit: nf.laws.GaussianLaw(torch.zeros(2), torch.tensor([[1, 0.5], [0.5, 1]])),
+        "A factor is lower triangular",
+    ),
     "shapes": (lambda fit: nf.LongitudinalData.regular(torch.zeros(2, 3), torch.zeros(2, 4)), r"\(2, 4\)"),
     # numbers out of range
     "draws": (lambda fit: fit.law.sample(-1, 1), "n is a whole number from 0, got -1"),
     "draws of points": (lambda fit: LINE.sample(2.5, 1), "n is a whole number from 0, got 2.5"),
     "draws of a distance": (lambda fit: nf.metrics.total_variation(PLANE, PLANE, n=0), "n is a whole number"),
     "dimensions": (lambda fit: nf.metrics.hellinger(PLANE, LINE), "2 and of 1 dimensions"),
+    "dimensions of kl": (lambda fit: nf.metrics.kl(PLANE, LINE), "2 and of 1 dimensions"),
+    "draws of kl": (lambda fit: nf.metrics.kl(PLANE, PLANE, n=0), "n is a whole number from 1, got 0"),
+    "draws outside": (lambda fit: nf.metrics.mass_outside(PLANE, PLANE, n=0), "n is a whole number from 1"),
+    "draws of a share": (lambda fit: nf.metrics.error_of_share(PLANE, PLANE, 0, 1.0, n=0), "from 1, got 0"),
     "law of another dimension": (
         lambda fit: nf.plots.marginals({"x": LINE}, fit, "s"),
         "'x' has dimension 1",

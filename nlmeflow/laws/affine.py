@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nlmeflow.errors import ModelError
 from nlmeflow.numerics import LOG_2PI
 from nlmeflow.records import Saved
 
@@ -43,6 +44,19 @@ def normal_log_prob(phi: Tensor, mean: Tensor, factor: Tensor) -> Tensor:
     constant = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1) + 0.5 * LOG_2PI * dim
     ones = torch.ones(dim, dtype=z.dtype)  # a product is faster than a sum over a short axis
     return -0.5 * (z.square_() @ ones) - constant[..., None]
+
+
+def check_factors(means: Tensor, factors: Tensor) -> None:
+    """Raise ModelError unless means (..., d) and lower factors (..., d, d) belong together."""
+    if means.ndim == 0 or factors.shape != (*means.shape, means.shape[-1]):
+        raise ModelError(
+            f"A mean of d parameters has a factor (d, d); got shapes {tuple(means.shape)} and "
+            f"{tuple(factors.shape)}."
+        )
+    if bool(factors.triu(1).any()):
+        raise ModelError(
+            "A factor is lower triangular, L of a covariance L L': torch.linalg.cholesky(covariance)."
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nlmeflow.arguments import check_fields
 from nlmeflow.errors import EstimationError, ModelError
-from nlmeflow.laws.affine import Affine, normal_log_prob, safe_cholesky
+from nlmeflow.laws.affine import Affine, check_factors, normal_log_prob, safe_cholesky
 from nlmeflow.laws.draws import PosteriorDraws, TrainingSet
 from nlmeflow.laws.em import CARE, climb
 from nlmeflow.laws.law import Components, Law
@@ -33,6 +33,10 @@ class GaussianLaw(Law):
     factor: Tensor
     structure: Covariance = "full"
     prior: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_factors(self.mean, self.factor)
 
     @classmethod
     def of(

@@ -68,6 +68,9 @@ class Law(Saved, ABC):
 
     def __post_init__(self) -> None:
         check_fields(self)
+        for name, value in list(vars(self).items()):
+            if isinstance(value, Tensor) and value.dtype != torch.float64:
+                object.__setattr__(self, name, value.to(torch.float64))
 
     @property
     @abstractmethod
@@ -178,4 +181,4 @@ class Law(Saved, ABC):
                 f"phi has shape {tuple(phi.shape)}; its last axis must be d = {self.dim}, in the order of "
                 "the curve's random parameters."
             )
-        return phi.reshape(-1, self.dim)
+        return phi.reshape(-1, self.dim).to(torch.float64)

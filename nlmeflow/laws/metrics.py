@@ -27,6 +27,8 @@ SEGMENT = 101  # places of an ellipsoid on its way from one group to another
 @checked
 def kl(truth: Law, estimate: Law, n: int = DRAWS, seed: int = 0) -> float:
     """Return KL(truth, estimate) = E_truth[log p_truth - log p_estimate], in nats."""
+    _check_dimensions(truth, estimate)
+    n = whole("n", n, 1)
     with estimating():
         phi = truth.sample(n, seed)
         return float((truth.log_prob(phi) - estimate.log_prob(phi)).mean())
@@ -85,6 +87,8 @@ def group_mass(groups: MixtureLaw, estimate: Law, n: int = DRAWS, seed: int = 0)
     Each of n draws counts for the groups by its probabilities of belonging to them under the true mixture, so
     that the mixture itself returns its own weights.
     """
+    _check_dimensions(groups, estimate)
+    n = whole("n", n, 1)
     with estimating():
         return group_shares(groups, estimate.sample(n, seed))
 
@@ -134,6 +138,7 @@ def mass_between_groups(
 
     """
     _check_dimensions(groups, estimate)
+    n = whole("n", n, 1)
     with estimating():
         return share_between(groups, estimate.sample(n, seed), level)
 
@@ -165,6 +170,8 @@ def share_between(groups: MixtureLaw, phi: Tensor, level: float = 0.99) -> float
 @checked
 def mass_outside(truth: Law, estimate: Law, n: int = DRAWS, seed: int = 0) -> float:
     """Return the estimate's mass where the truth is under a thousandth of its maximum, tails included."""
+    _check_dimensions(truth, estimate)
+    n = whole("n", n, 1)
     with estimating():
         highest = truth.log_prob(truth.sample(n, derive(seed, 0))).max()
         return share_outside(truth.log_prob(estimate.sample(n, derive(seed, 1))), highest)
@@ -196,7 +203,7 @@ def error_of_share(
 
     """
     _check_dimensions(truth, estimate)
-    k = whole("parameter", parameter, 0, truth.dim - 1)
+    k, n = whole("parameter", parameter, 0, truth.dim - 1), whole("n", n, 1)
     with estimating():
         true, estimated = (law.sample(n, seed)[:, k] < threshold for law in (truth, estimate))
         return float(estimated.double().mean() - true.double().mean())

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nlmeflow.arguments import check_fields
 from nlmeflow.errors import ModelError, check_whole, number
-from nlmeflow.laws.affine import lower_inverse
+from nlmeflow.laws.affine import check_factors, lower_inverse
 from nlmeflow.laws.draws import Folds, PosteriorDraws, TrainingSet
 from nlmeflow.laws.em import climb
 from nlmeflow.laws.gaussian import GaussianLaw, population
@@ -51,6 +51,10 @@ class MixtureLaw(Law):
     shrinkage: float = 0.0
     prior: float = 0.0
     pooled: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_factors(self.means, self.factors)
 
     @property
     def dim(self) -> int:

@@ -51,6 +51,8 @@ def check_fields(owner: Any) -> None:
 
 def taken(name: str, value: object, hint: Any) -> Any:
     """Return an argument, or raise ModelError unless it is what an annotation says."""
+    if type(value) is hint and hint not in (int, float):  # of laws, which are made by the thousand
+        return value
     if not _fits(value, hint):
         plain = isinstance(value, str | int | float | list | tuple | None)
         shown = reprlib.repr(value) if plain else _article(value)

@@ -46,6 +46,19 @@ def fit():
     return two_levels(lines())
 
 
+@pytest.mark.parametrize("name", ["genotype", "country"])
+def test_a_covariate_with_a_level_for_each_group_is_refused(name):
+    frame = lines(groups=5).assign(country=lambda f: "in " + f["genotype"])
+    data = nf.LongitudinalData.from_frame(frame, "plant", "t", "y", [name], group="genotype")
+    model = nf.Model(nf.curves.linear(), within=["slope"], covariates={"slope": name})
+    with pytest.raises(
+        nf.ModelError, match=f"'{name}' has a level for each group of 'genotype'.* of 'slope'"
+    ):
+        model.fit(data, seed=1, progress=False)
+    fixed = nf.Model(nf.curves.linear(), fixed=["slope"], within=["intercept"], covariates={"slope": name})
+    assert len(fixed.problem(data).individuals.effects) == 4
+
+
 def test_a_linear_model_agrees_with_statsmodels(fit):
     parts = {"a": "0 + C(plant)", "b": "0 + C(plant):t"}
     exact = smf.mixedlm("y ~ t", lines(), groups="genotype", re_formula="~t", vc_formula=parts)

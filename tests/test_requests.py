@@ -421,6 +421,12 @@ WRONG = {
     "quantiles": (lambda fit: nf.diagnostics.vpc(fit, quantiles=0.5), "quantiles is a list, each a number"),
     "level": (lambda fit: nf.diagnostics.vpc(fit, level="a"), "level is a number, got 'a'"),
     "folds": (lambda fit: nf.compare(MODEL, fit.data, nf.Gaussian(), folds=2.5), "folds is a whole number"),
+    "folds of one": (
+        lambda fit: nf.compare(
+            MODEL, read(plants().assign(g="x"), covariates=["g"]), nf.Gaussian(), groups="g"
+        ),
+        "Everybody would be held out together",
+    ),
     "most folds": (lambda fit: nf.compare(MODEL, fit.data, nf.Gaussian(), folds=21), "from 2 to 20, got 21"),
     "n": (lambda fit: nf.scenarios.load("L1", n=1), "n is a whole number from 2, got 1"),
     "noise": (lambda fit: nf.linear_scenarios.load("gamma", sigma=-1), "sigma is a number above 0, got -1"),
@@ -1175,6 +1181,8 @@ def test_columns_of_ours_stand_beside_parameters_called_so():
 def test_nobody_and_one_are_looked_at_in_words(fit):
     nobody, one = fit.on(read(plants(3).assign(y=np.nan))), fit.on(read(plants(1, days=np.array([40.0]))))
     assert nobody.summary().numbers["individuals"] == "3 (0 observations)"
+    lines = nf.plots.trajectories(nobody, ax=plt.figure().gca()).lines
+    assert (lines[1].get_xdata().min(), lines[1].get_xdata().max()) == (DAYS.min(), DAYS.max())
     for refused in (nf.diagnostics.vpc, nf.diagnostics.npde):
         with pytest.raises(nf.ModelError, match="Nobody in these data has an observation"):
             refused(nobody)

@@ -178,6 +178,8 @@ def test_a_curve_of_ones_own_is_given_again(tmp_path, senescence):
         nf.load(tmp_path / "fit")
     with pytest.raises(nf.ModelError, match="was made with parameters"):
         nf.load(tmp_path / "fit", curve=nf.curves.linear())
+    with pytest.raises(nf.ModelError, match=r"not the one that the fit was made with: where that was 0\.9"):
+        nf.load(tmp_path / "fit", curve=nf.Curve(lambda t, psi: 0.9 * own(t, psi), parameters))
     assert nf.load(tmp_path / "fit", curve=curve).log_likelihood() == fit.log_likelihood()
 
 

@@ -51,10 +51,14 @@ def folds_of(labels: Sequence[Hashable], folds: int, seed: int) -> Folds:
 
     Raises
     ------
-    ModelError : folds is not a whole number from 2 to the number of labels.
+    ModelError : folds is not a whole number from 2 to the number of labels, or there is one label only.
 
     """
     code, names = pd.factorize(pd.Series(list(labels)))
+    if len(names) < 2:
+        raise ModelError(
+            "Everybody would be held out together; at least two individuals, or groups, are needed."
+        )
     folds = whole("folds (at most the number of groups)", folds, 2, len(names))
     place = np.random.default_rng(derive(seed, Stream.COMPARISON_FOLDS)).permutation(len(names)) % folds
     return Folds(torch.from_numpy(place[code]))

@@ -14,13 +14,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from safetensors.torch import save as to_bytes
+from torch import Tensor
 
 from nlmeflow.arguments import checked
 from nlmeflow.errors import DataError, ModelError
 from nlmeflow.fitting.fitted import Fitted
 from nlmeflow.fitting.structure import Structure
 from nlmeflow.records import Tensors, encode
+from nlmeflow.running import estimating
 
 FORMAT = 4
 
@@ -52,6 +55,8 @@ def save(fit: Fitted, path: str | Path) -> None:
         "data.response": fit.data.response,
         "data.mask": fit.data.mask,
     }
+    if not fit.model.curve.recipe:
+        tensors["curve"] = curve_values(fit)
     if fit.data.bounds is not None:
         tensors |= {"data.low": fit.data.bounds[0], "data.high": fit.data.bounds[1]}
     if (doses := fit.data.doses) is not None:
@@ -79,6 +84,14 @@ def save(fit: Fitted, path: str | Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     content = to_bytes(tensors, metadata={"nlmeflow": json.dumps(header, default=_number)})
     _replace(path, content)
+
+
+def curve_values(fit: Fitted) -> Tensor:
+    """Return the curve of everybody, (N, n), at one vector of parameters in the middle."""
+    with estimating():
+        people, middle = fit.problem().individuals, fit.centre.mean(0)
+        values: Tensor = people.predict(middle.expand(len(people), -1), fit.beta)
+        return torch.where(people.data.mask, values, 0.0)
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from nlmeflow.arguments import checked
 from nlmeflow.curves import LIBRARY, Curve, Transform
@@ -16,7 +17,7 @@ from nlmeflow.data.longitudinal import Doses, LongitudinalData
 from nlmeflow.errors import DataError, ModelError
 from nlmeflow.fitting.fit import Fit
 from nlmeflow.fitting.model import Model
-from nlmeflow.fitting.saving import FORMAT, read_column, read_table, write_column, write_table
+from nlmeflow.fitting.saving import FORMAT, curve_values, read_column, read_table, write_column, write_table
 from nlmeflow.records import Tensors, decode
 
 
@@ -68,7 +69,7 @@ def _read_fit(header: dict[str, Any], tensors: Tensors, model: Model) -> Fit:
         bounds=(tensors["data.low"], tensors["data.high"]) if "data.low" in tensors else None,
         doses=Doses(**doses) if doses else None,
     )
-    return Fit(
+    fit = Fit(
         model,
         data,
         decode(header["specification"], tensors),
@@ -83,6 +84,21 @@ def _read_fit(header: dict[str, Any], tensors: Tensors, model: Model) -> Fit:
         read_table(header["trace"], header["refreshes"]),
         decode(header["effects"], tensors),
     )
+    if "curve" in tensors:
+        _check_curve(fit, tensors["curve"])
+    return fit
+
+
+def _check_curve(fit: Fit, values: Tensor) -> None:
+    """Raise ModelError unless the curve given has the values of the one that the fit was made with."""
+    found, least = curve_values(fit), 1e-9 * float(values.nan_to_num(0.0, 0.0, 0.0).abs().max())
+    wrong = torch.nonzero(~torch.isclose(found, values, rtol=1e-6, atol=least, equal_nan=True))
+    if len(wrong):
+        place = tuple(wrong[0].tolist())
+        raise ModelError(
+            f"The curve given is not the one that the fit was made with: where that was "
+            f"{float(values[place]):.6g}, it is {float(found[place]):.6g}."
+        )
 
 
 def _read_model(header: dict[str, Any], tensors: Tensors, curve: Curve | None) -> Model:

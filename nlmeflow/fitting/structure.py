@@ -85,6 +85,8 @@ class Structure:
         problem = Problem.build(data, self.curve, self.residual, self.fixed, effects)
         if problem.design is not None and not given:
             check_design(problem.design, problem.effects, problem.random + problem.fixed)
+            if self.within:
+                _check_between([e for e in effects if e.parameter in self.random], data)
         return GroupedProblem.of(problem, tuple(self.within)) if self.within else problem
 
     @checked
@@ -140,6 +142,20 @@ class Structure:
         """Return f(t_i; phi_i) for phi (N, d) and time (N, n): (N, n). For curves without covariates."""
         psi = {name: value[:, None] for name, value in self.curve.natural(phi, self.random).items()}
         return self.curve(time, psi | {k: phi.new_tensor(v) for k, v in fixed.items()}).expand_as(time)
+
+
+def _check_between(effects: Sequence[Effect], data: LongitudinalData) -> None:
+    """Raise ModelError for a covariate that has another level for each group."""
+    code, groups = data.grouped()
+    for effect in effects:
+        levels = data.covariates[effect.variable].astype(str)
+        each = levels.groupby(code).nunique()
+        if effect.level is not None and bool((each == 1).all()) and levels.nunique() == len(groups):
+            raise ModelError(
+                f"Covariate '{effect.variable}' has a level for each group of '{data.group}', so that "
+                f"nothing is left of '{effect.parameter}' that varies between groups. Leave it out, or "
+                "leave out within=."
+            )
 
 
 def check_data(data: object) -> None:

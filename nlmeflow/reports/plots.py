@@ -268,6 +268,8 @@ def trajectories(
 ) -> Axes:
     """Draw the observations of some individuals and their fitted curves (conditional means).
 
+    Of individuals none of whom was observed, at the times of the individuals fitted.
+
     Raises
     ------
     ModelError : an individual that is not in the fit, or stands twice; a mask; fewer than two points.
@@ -286,7 +288,8 @@ def trajectories(
         )
     rows = [labels.index(label) for label in chosen]
     phi, weights = fit.conditional
-    observed = fit.data.time[fit.data.mask]
+    timed = fit.data if fit.data.n_observations else fit.estimated.data
+    observed = timed.time[timed.mask]
     times = np.linspace(float(observed.min()), float(observed.max()), whole("points", points, 2))
     for k, row in enumerate(rows):
         mask = fit.data.mask[row]

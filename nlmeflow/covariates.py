@@ -106,8 +106,9 @@ class Effect(Saved):
         known = column.astype(str).isin(self.levels) if self.levels else column.notna()
         wrong = np.flatnonzero(~known)
         if len(wrong):
+            value = column.tolist()[wrong[0]]
             raise DataError(
-                f"Covariate '{self.variable}' is {column.iloc[wrong[0]]!r} for '{column.index[wrong[0]]}'; "
+                f"Covariate '{self.variable}' is {value!r} for '{column.index[wrong[0]]}'; "
                 f"the model was fitted with {', '.join(map(repr, self.levels))}."
             )
 

@@ -835,6 +835,11 @@ def test_a_fit_keeps_its_levels(treated):
         fit.on(read(frame.assign(t=frame["t"].replace("h", "H")), covariates=["t"]))
 
 
+def test_a_number_where_levels_were_words_is_shown_as_it_was_written(treated):
+    with pytest.raises(nf.DataError, match="'t' is 2 for '1'; the model was fitted with"):
+        treated[1].on(read(plants(3).query("plant == 1").assign(t=2), covariates=["t"]))
+
+
 def test_one_new_individual_is_looked_at(treated, tmp_path):
     frame, fit = treated
     fit.save(tmp_path / "fit")

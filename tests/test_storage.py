@@ -8,8 +8,10 @@ import signal
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
+from uuid import UUID
 
 import numpy as np
 import pandas as pd
@@ -82,6 +84,14 @@ def test_a_column_of_a_type_that_could_not_be_read_is_not_written():
     column = pd.Series(["a", "b"], dtype=kind)
     with pytest.raises(nf.ModelError, match=r"Column 'c' is of the type dictionary.*cannot be saved"):
         write_column(column, "c")
+
+
+def test_names_of_a_kind_that_a_file_cannot_hold_are_those_of_the_users_column(gaussian_fit, tmp_path):
+    fit = gaussian_fit
+    ids = tuple(UUID(int=k) for k in range(len(fit.data)))
+    data = replace(fit.data, labels=ids, names=("animal", *fit.data.names[1:]))
+    with pytest.raises(nf.ModelError, match="Column 'animal' holds a UUID, which cannot be saved"):
+        replace(fit, data=data).save(tmp_path / "fit")
 
 
 @pytest.mark.parametrize("step", ["fdopen", "fsync", "chmod", "replace"])

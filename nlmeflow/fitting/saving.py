@@ -67,7 +67,7 @@ def save(fit: Fitted, path: str | Path) -> None:
         "law": encode(fit.law, "law", tensors),
         "specification": encode(fit.specification, "specification", tensors),
         "data": {
-            "labels": write_column(pd.Series(list(fit.data.labels)), "individual"),
+            "labels": write_column(pd.Series(list(fit.data.labels)), fit.data.names[0]),
             "names": fit.data.names,
             "covariates": write_table(fit.data.covariates),
             "n_missing": fit.data.n_missing,

@@ -106,6 +106,32 @@ def hills(heights):
     return [first + step * k for k in peaks if heights[k] > 0.1 * max(heights)]
 
 
+def test_what_shows_groups_has_a_maximum_at_each_and_thirty_plants_may_invent_them():
+    estimates = STORED["estimates"]
+    for sigma in (0.04, 0.12):
+        for sample in STORED["samples"]:
+            for law in ("mixture", "flow"):
+                assert hills(estimates[f"10/30/{sigma}/{sample}"][law]) == pytest.approx([45, 55], abs=1.5)
+    assert "mixture and flow have a maximum at each" in PAGE
+    for sample in STORED["samples"]:
+        found = estimates[f"5/300/0.04/{sample}"]
+        assert [len(hills(found[law])) for law in LAWS] == [1, 2, 1]
+    assert "the mixture has two maxima, and the flow one and a shoulder" in PAGE
+    first, _, step = STORED["grid"]
+    assert hills(STORED["truth"]["5"]) == [47.5, 52.0]
+    early, valley, late = (STORED["truth"]["5"][round((day - first) / step)] for day in (47.5, 51, 52))
+    assert early > 1.4 * late
+    assert valley > 0.99 * late  # hardly one
+    found = estimates["0/30/0.04/2"]
+    assert [len(hills(found[law])) for law in LAWS] == [1, 2, 2]
+    good, fair = ([wrong(0, (30,), (sigma,), (law,))[1] for law in LAWS] for sigma in (0.04, 0.12))
+    words = (
+        "the mixture puts {1} % and the flow {2} % in the wrong place, in two hills, and the Gaussian {0} %"
+    )
+    assert words.format(*good) in PAGE
+    assert "with σ = 0.12 it is {1} %, {2} % and {0} %".format(*fair) in PAGE
+
+
 def test_the_still_picture_shows_what_its_alternative_text_says():
     """It is drawn for what the sliders show first: ten days, 100 plants, sigma 0.04, the first sample."""
     script = (ROOT / "book" / "interactive" / "recovery.js").read_text()

@@ -14,8 +14,8 @@ Looks, d = 2, geometric mean of KL over the better of Gaussian and mixture in hi
 VALIDATION, once (tools/studies/members-validation.yml), to decide between three averages: .798 that of
     nf.Flow(), .775 with every network, .784 with the smooth NPMLE besides. nf.Flow() stays as it is: every
     network is 3 % closer at twice the cost.
-2000 to 2099, once, after that, the final set of an earlier version: .799 nf.Flow(), .434 the flow that knows the
-    true parameters of the individuals. The prior of mixtures was corrected afterwards.
+2000 to 2099, once, after that, the final set of an earlier version: .799 nf.Flow(), .434 the flow that knows
+    the true parameters of the individuals. The prior of mixtures was corrected afterwards.
 FINAL, once (tools/studies/random-final.yml):
 """
 

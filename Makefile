@@ -37,7 +37,7 @@ export NLMEFLOW_DATA_DIR ?= $(abspath ../shared/data)
 endif
 
 # the longest first, so that no process is left waiting for one of them at the end
-LONGEST_TESTS := $(patsubst %,tests/test_%.py,varieties own_data discrete project requests)
+LONGEST_TESTS := $(patsubst %,tests/test_%.py,varieties own_data discrete project requests site)
 LONGEST := $(patsubst %,book/%.ipynb,shape your_data multimodality arabidopsis flows population_law)
 CHAPTERS := $(LONGEST) $(filter-out $(LONGEST),$(sort $(wildcard book/*.ipynb)))
 PACKAGE := $(shell find nlmeflow -name '*.py') tools/execute.py

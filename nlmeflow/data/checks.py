@@ -8,13 +8,13 @@ from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
-from unicodedata import category, normalize
+from unicodedata import normalize
 from warnings import warn
 
 import numpy as np
 import pandas as pd
 
-from nlmeflow.data.files import DATE, MINUS, NONE, place, read_table, without_unseen
+from nlmeflow.data.files import DATE, MINUS, NONE, place, read_table, unseen, without_unseen
 from nlmeflow.errors import DataError, is_number
 
 EMPTY = {"", "nan", "NaT", "<NA>"}  # what an empty cell becomes as text
@@ -131,9 +131,8 @@ def check_names(frame: pd.DataFrame, column: str) -> None:
         cure = ".str.normalize('NFC').str.split().str.join(' ')"
         if any_number:
             cure = ".str.strip().str.removesuffix('.0')"
-        unseen = "".join(sorted({letter for letter in f"{pair[0]}{pair[1]}" if category(letter) == "Cf"}))
-        if unseen:
-            cure = f".str.replace({f'[{unseen}]'!a}, '', regex=True){cure}"
+        if letters := unseen(f"{pair[0]}{pair[1]}"):
+            cure = f".str.replace({f'[{letters}]'!a}, '', regex=True){cure}"
         raise DataError(
             f"Column '{column}' has {one} and {other}, which would be two different names. Make them one "
             f"kind without blanks: frame['{column}'] = frame['{column}'].astype(str){cure}."

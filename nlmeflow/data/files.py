@@ -128,9 +128,14 @@ def numbered(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.set_axis(pd.RangeIndex(len(frame), name=ROWS))
 
 
+def unseen(text: str) -> str:
+    """Return the characters of a text that take no room, each once."""
+    return "".join(sorted({letter for letter in text if category(letter) == "Cf"}))
+
+
 def without_unseen(text: str) -> str:
     """Return a text without characters that take no room, and with blanks for those that do not break."""
-    return "".join(letter for letter in text if category(letter) != "Cf").replace("\xa0", " ")
+    return text.translate(dict.fromkeys(map(ord, unseen(text)))).replace("\xa0", " ")
 
 
 def _text(path: Path, remarks: list[str]) -> str:

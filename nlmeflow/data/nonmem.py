@@ -143,10 +143,10 @@ def _check_limits(table: pd.DataFrame, covariates: list[str]) -> None:
 
 
 def _check_supported(table: pd.DataFrame) -> None:
-    for column, what in REFUSED.items():
-        given = table[column].notna() & ~table[column].isin([0, "0"]) if column in table else None
-        if given is not None and given.any():
-            row = int(np.flatnonzero(given)[0])
+    for column in [name for name in REFUSED if name in table]:
+        given = np.flatnonzero(table[column].notna() & ~table[column].isin([0, "0"]))
+        if len(given):
+            row, what = int(given[0]), REFUSED[column]
             raise DataError(f"{place(table, row).capitalize()}: {what} is not supported.")
     if "C" in table and (comment := table["C"].astype(str).eq("C")).any():
         row = int(np.flatnonzero(comment)[0])

@@ -27,8 +27,7 @@ SEGMENT = 101  # places of an ellipsoid on its way from one group to another
 @checked
 def kl(truth: Law, estimate: Law, n: int = DRAWS, seed: int = 0) -> float:
     """Return KL(truth, estimate) = E_truth[log p_truth - log p_estimate], in nats."""
-    _check_dimensions(truth, estimate)
-    n = whole("n", n, 1)
+    n = _draws(truth, estimate, n)
     with estimating():
         phi = truth.sample(n, seed)
         return float((truth.log_prob(phi) - estimate.log_prob(phi)).mean())
@@ -40,10 +39,15 @@ def _check_dimensions(truth: Law, estimate: Law) -> None:
         raise ModelError(f"Laws of {truth.dim} and of {estimate.dim} dimensions cannot be compared.")
 
 
+def _draws(truth: Law, estimate: Law, n: int, least: int = 1) -> int:
+    """Return the number of draws with which two laws are compared, or raise ModelError."""
+    _check_dimensions(truth, estimate)
+    return whole("n", n, least)
+
+
 def _balanced(truth: Law, estimate: Law, n: int, seed: int) -> Tensor:
     """Return log p_truth - log p_estimate at draws taken half from each law."""
-    _check_dimensions(truth, estimate)
-    n = whole("n", n, 2)
+    n = _draws(truth, estimate, n, least=2)
     with estimating():
         phi = torch.cat([truth.sample(n // 2, derive(seed, 0)), estimate.sample(n - n // 2, derive(seed, 1))])
         return truth.log_prob(phi) - estimate.log_prob(phi)
@@ -87,8 +91,7 @@ def group_mass(groups: MixtureLaw, estimate: Law, n: int = DRAWS, seed: int = 0)
     Each of n draws counts for the groups by its probabilities of belonging to them under the true mixture, so
     that the mixture itself returns its own weights.
     """
-    _check_dimensions(groups, estimate)
-    n = whole("n", n, 1)
+    n = _draws(groups, estimate, n)
     with estimating():
         return group_shares(groups, estimate.sample(n, seed))
 
@@ -137,8 +140,7 @@ def mass_between_groups(
     ModelError : laws of other dimensions, or a level not between 0 and 1.
 
     """
-    _check_dimensions(groups, estimate)
-    n = whole("n", n, 1)
+    n = _draws(groups, estimate, n)
     with estimating():
         return share_between(groups, estimate.sample(n, seed), level)
 
@@ -170,8 +172,7 @@ def share_between(groups: MixtureLaw, phi: Tensor, level: float = 0.99) -> float
 @checked
 def mass_outside(truth: Law, estimate: Law, n: int = DRAWS, seed: int = 0) -> float:
     """Return the estimate's mass where the truth is under a thousandth of its maximum, tails included."""
-    _check_dimensions(truth, estimate)
-    n = whole("n", n, 1)
+    n = _draws(truth, estimate, n)
     with estimating():
         highest = truth.log_prob(truth.sample(n, derive(seed, 0))).max()
         return share_outside(truth.log_prob(estimate.sample(n, derive(seed, 1))), highest)
@@ -202,8 +203,8 @@ def error_of_share(
     ModelError : laws of other dimensions, or no such parameter.
 
     """
-    _check_dimensions(truth, estimate)
-    k, n = whole("parameter", parameter, 0, truth.dim - 1), whole("n", n, 1)
+    n = _draws(truth, estimate, n)
+    k = whole("parameter", parameter, 0, truth.dim - 1)
     with estimating():
         true, estimated = (law.sample(n, seed)[:, k] < threshold for law in (truth, estimate))
         return float(estimated.double().mean() - true.double().mean())

@@ -281,10 +281,10 @@ def table(
 def ratios(rows: pd.DataFrame, law: str = "stacked") -> pd.Series:
     """Return mean KL of a law over that of the better of Gaussian and mixture, chosen in hindsight."""
     means = rows.groupby(["design", "scenario", "law"])["kl"].mean().unstack("law")
-    return _over_better(means)[law]
+    return over_better(means)[law]
 
 
-def _over_better(kl: pd.DataFrame) -> pd.DataFrame:
+def over_better(kl: pd.DataFrame) -> pd.DataFrame:
     """Return the columns of KL, one a law, over the lower of Gaussian and mixture."""
     return kl.div(kl[["gaussian", "mixture"]].min(axis=1), axis=0)
 
@@ -307,7 +307,7 @@ def _divergences(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _mean_ratios(kl: pd.DataFrame) -> pd.DataFrame:
-    logs = pd.DataFrame(np.log(_over_better(kl.groupby(["design", "scenario"]).mean())))
+    logs = pd.DataFrame(np.log(over_better(kl.groupby(["design", "scenario"]).mean())))
     return pd.DataFrame(np.exp(logs.groupby("design").mean()))
 
 

@@ -73,15 +73,29 @@ def _candidates(law: "Flow", training: TrainingSet, folds: Folds) -> list[Candid
             on_base = _mixture("mixture base", training, folds, law.stiffness, law.prior)
         found.append(on_base)
         for k, network in enumerate(law.networks(base)):
-            name = f"{network.kind} on {base}"
-            training.report(f"flow: {name}")
             seed = derive(training.seed, Stream.FLOWS, b, k)
             course = Course(network, law.settings(network), draws, gaussian)
-            trained = course.train(on_base.parts, folds, seed)
-            refit = partial(_retrained, course, on_base.refit, trained.steps, derive(seed, 1))
-            whole, penalty = StackedLaw.average(trained.laws), PENALTIES[network.kind]
-            found.append(Candidate(name, whole, trained.laws, trained.scores, refit, penalty))
-    return found + [_relative(some, training, folds) for some in law.relatives()]
+            key = ("flows", base, network, course.settings, law.stiffness, law.prior, folds, seed)
+            make = partial(_flows, course, base, on_base, training, folds, seed)
+            found.append(training.memory.once(key, make))
+    for some in law.relatives():
+        found.append(
+            training.memory.once((some, "candidate", folds), partial(_relative, some, training, folds))
+        )
+    return found
+
+
+def _flows(
+    course: Course, base: Base, on_base: Candidate, training: TrainingSet, folds: Folds, seed: int
+) -> Candidate:
+    """Return the average of the flows of one network, each trained without one of the folds."""
+    network = course.network
+    name = f"{network.kind} on {base}"
+    training.report(f"flow: {name}")
+    trained = course.train(on_base.parts, folds, seed)
+    refit = partial(_retrained, course, on_base.refit, trained.steps, derive(seed, 1))
+    whole, penalty = StackedLaw.average(trained.laws), PENALTIES[network.kind]
+    return Candidate(name, whole, trained.laws, trained.scores, refit, penalty)
 
 
 def _scored(

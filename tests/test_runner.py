@@ -38,7 +38,7 @@ def measure(n, replicate, folder):
     folder = Path(folder)
     with (folder / "calls").open("a") as calls:
         calls.write(f"{n} {replicate}\\n")
-    (folder / "trimmed").write_text(os.environ.get("MALLOC_TRIM_THRESHOLD_", "as usual"))
+    (folder / "trimmed").write_text(os.environ.get("MALLOC_TRIM_THRESHOLD_", "0"))
     hold = folder / f"hold {n} {replicate}"
     if hold.exists():
         (folder / "pid").write_text(str(os.getpid()))
@@ -250,9 +250,8 @@ def test_a_job_that_kills_each_of_its_workers_is_a_row_with_this_reason(study, t
     whole = expected().query("not (replicate == 1 and n == 0.5)").reset_index(drop=True)
     same(found.drop(failed.index).reset_index(drop=True), whole)
     assert "6 of 6 jobs on 1 workers of tcp://127.0.0.1:" in capsys.readouterr().out
-    assert (
-        tmp_path / "trimmed"
-    ).read_text() == "as usual"  # memory is not returned to the system at each turn
+    kept = int((tmp_path / "trimmed").read_text())
+    assert kept > 1e9  # bytes that a worker frees before it returns memory to the system
 
 
 @slow

@@ -10,7 +10,10 @@ import torch
 
 import nlmeflow as nf
 from nlmeflow.estimation.information import Chart, in_order, reported_slopes, scores_and_information
+from nlmeflow.fitting.bands import students
+from nlmeflow.fitting.bootstrap import Bootstrap
 from nlmeflow.laws.affine import Affine
+from nlmeflow.numerics import dirichlet_weights
 
 
 def test_theophylline_as_r_has_it(theophylline_fit):
@@ -118,6 +121,25 @@ def test_other_laws_have_standard_errors_from_the_bootstrap(mixed):
     assert table.loc["sd", "value"].to_numpy() == pytest.approx(fit.gaussian.sd.numpy())
     printed = fit.summary().parameters
     assert printed.loc["tau", "s.e."] == table.loc[("mean", "tau"), "standard error"]
+
+
+def test_the_bootstrap_of_a_mean_has_the_variance_of_a_mean():
+    """s^2 / (N - 1), s^2 with divisor N: nine numbers, whose mean is weighed at random."""
+    values = torch.tensor([3.0, -1.0, 0.5, 2.0, 7.0, 1.0, 0.0, -2.0, 4.0], dtype=torch.float64)
+    weights = dirichlet_weights(200_000, 9, 1)
+    found = Bootstrap(None, (), [], 9).scale * (weights * values).mean(1).std()
+    assert float(found) == pytest.approx(float(values.std() / 3), rel=0.01)
+
+
+def test_limits_from_few_replicates_hold_as_often_as_they_say():
+    random = np.random.default_rng(0)
+    errors = random.standard_normal((100_000, 12)).std(1, ddof=1)
+    off = np.abs(random.standard_normal(100_000))
+    assert np.mean(off < students(0.95, 12) * errors) == pytest.approx(0.95, abs=0.003)
+    assert np.mean(off < 1.96 * errors) < 0.93
+    assert students(0.95, 100) == pytest.approx(
+        1.984, abs=5e-4
+    )  # of tables of the t distribution, 99 degrees
 
 
 def test_quantiles_and_shares_have_limits(mixed):

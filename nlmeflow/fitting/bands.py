@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm
+from scipy.stats import t as student
 
 from nlmeflow.arguments import taken
 from nlmeflow.errors import ModelError, number
@@ -18,7 +18,7 @@ class Bands:
     """Laws refitted with random weights of the individuals, and pointwise bands from them.
 
     law : what they are bands of; laws : the replicates; labels : of the parameters with their units, by name;
-    level : the bands' coverage, pointwise.
+    level : the bands' coverage, pointwise; scale : standard errors over standard deviations of replicates.
 
     Raises
     ------
@@ -30,6 +30,7 @@ class Bands:
     laws: tuple[Law, ...]
     labels: Mapping[str, str]
     level: float
+    scale: float = 1.0
 
     def __post_init__(self) -> None:
         number("level", self.level, 0, 1)
@@ -38,8 +39,9 @@ class Bands:
         """Return density, lower and upper of a parameter's marginal density at points of phi's scale.
 
         Lower is the lower of two limits at each point, upper the higher: the quantile of the replicates'
-        densities, and the law's own density less or plus as many of their standard deviations as a normal
-        distribution has there. With few replicates, or where they lean to one side, either alone is narrow.
+        densities, beyond which one more of them would lie so often, and the law's own density less or plus
+        as many standard errors as Student's distribution has there. With few replicates, or where they lean
+        to one side, either alone is narrow.
 
         Raises
         ------
@@ -54,9 +56,14 @@ class Bands:
         )
         densities = np.stack([marginal_density(law, [axis], [points]) for law in self.laws])
         tail = (1 - self.level) / 2
-        low, high = np.quantile(densities, [tail, 1 - tail], axis=0)
+        low, high = np.quantile(densities, [tail, 1 - tail], axis=0, method="weibull")
         density = marginal_density(self.law, [axis], [points])
-        half = norm.isf(tail) * densities.std(0, ddof=1)
+        half = students(self.level, len(densities)) * self.scale * densities.std(0, ddof=1)
         low, high = np.minimum(low, density - half).clip(0), np.maximum(high, density + half)
         columns = {"density": density, "lower": low, "upper": high}
         return pd.DataFrame(columns, index=pd.Index(points, name=parameter))
+
+
+def students(level: float, replicates: int) -> float:
+    """Return how many standard errors, estimated from so many replicates, a limit of this level is away."""
+    return float(student.isf((1 - level) / 2, replicates - 1))

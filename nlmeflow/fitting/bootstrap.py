@@ -1,5 +1,6 @@
 """The bootstrap of a fit: estimates, quantiles, shares of groups and densities with their uncertainty."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +17,7 @@ from nlmeflow.estimation.em import State
 from nlmeflow.estimation.engine import broad_reference
 from nlmeflow.estimation.information import reported_values
 from nlmeflow.estimation.posterior import posterior_draws
-from nlmeflow.fitting.bands import Bands
+from nlmeflow.fitting.bands import Bands, students
 from nlmeflow.fitting.estimates import table_of_estimates, with_limits
 from nlmeflow.fitting.fitted import Fitted
 from nlmeflow.laws.draws import TrainingSet
@@ -35,14 +36,18 @@ LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 class Bootstrap:
     """A fit and its replicates: law, beta and sigma, estimated with random weights of the individuals.
 
-    Standard errors are standard deviations over replicates; limits are value -+ 1.96 of them, of parameters
-    as in `Fit.standard_errors`. They say what other individuals would have changed, and know nothing of the
-    bias of a law that is too simple. `boundary` has kind and name of the parameters at a boundary.
+    Standard errors are standard deviations over R replicates times sqrt((N + 1) / (N - 1)): with Dirichlet
+    weights of N individuals a mean varies by s^2 / (N + 1), s^2 with divisor N, and the variance of a mean is
+    s^2 / (N - 1). 95 % limits are as many of them away as Student's distribution of R - 1 degrees of freedom
+    has, of parameters on the scales of `Fit.standard_errors`. They say what other individuals would have
+    changed, and know nothing of the bias of a law that is too simple. `n` is N, the number of groups in a
+    model with two levels; `boundary` has kind and name of the parameters at a boundary.
     """
 
     fit: Fitted
     states: tuple[State, ...]
     boundary: list[tuple[str, str]]
+    n: int
 
     @classmethod
     def of(cls, fit: Fitted, replicates: int, seed: int, progress: bool | None = None) -> "Bootstrap":
@@ -71,7 +76,12 @@ class Bootstrap:
             training = TrainingSet(draws, derive(seed, Stream.BOOTSTRAP_LAWS), report=report)
             weights = dirichlet_weights(replicates, len(draws), derive(seed, Stream.BOOTSTRAP_WEIGHTS))
             found = estimated_again(fit.specification, problem, state, training, fit.drawn, weights)
-            return cls(fit, *found)
+            return cls(fit, *found, len(draws))
+
+    @property
+    def scale(self) -> float:
+        """Standard errors over standard deviations of the replicates, sqrt((N + 1) / (N - 1))."""
+        return math.sqrt((self.n + 1) / (self.n - 1))
 
     @property
     def laws(self) -> tuple[Law, ...]:
@@ -83,7 +93,8 @@ class Bootstrap:
         with estimating():
             values = torch.stack([reported_values(self.fit.problem(), state) for state in self.states])
             own = reported_values(self.fit.problem(), self.fit.state)
-            return table_of_estimates(self.fit, own, values.std(0), self.boundary)
+            errors = self.scale * values.std(0)
+            return table_of_estimates(self.fit, own, errors, self.boundary, students(0.95, len(values)))
 
     def quantiles(self, levels: float | Sequence[float] = LEVELS) -> pd.DataFrame:
         """Return quantiles of each parameter in the population on its natural scale, with limits.
@@ -150,14 +161,15 @@ class Bootstrap:
 
         """
         labels = {name: self.fit.model.curve[name].label for name in self.fit.names}
-        return Bands(self.fit.law, self.laws, labels, level)
+        return Bands(self.fit.law, self.laws, labels, level, self.scale)
 
     def _table(self, found: Callable[[Tensor], Tensor], index: pd.Index) -> pd.DataFrame:
         """Return a number of the population, found from draws of its law, with its uncertainty."""
         with estimating():
             value = found(self.fit.law.sample(SAMPLE, 0)).numpy()
-            errors = np.stack([found(phi).numpy() for phi in self._samples]).std(0, ddof=1)
-        return with_limits(pd.DataFrame({"value": value, "standard error": errors}, index))
+            errors = self.scale * np.stack([found(phi).numpy() for phi in self._samples]).std(0, ddof=1)
+        frame = pd.DataFrame({"value": value, "standard error": errors}, index)
+        return with_limits(frame, students(0.95, len(self.states)))
 
     @cached_property
     def _samples(self) -> list[Tensor]:

@@ -13,12 +13,16 @@ from nlmeflow.numerics import NORMAL_95
 
 
 def table_of_estimates(
-    fit: Fitted, values: Tensor, errors: Tensor, boundary: Sequence[tuple[str, str]] = ()
+    fit: Fitted,
+    values: Tensor,
+    errors: Tensor,
+    boundary: Sequence[tuple[str, str]] = (),
+    quantile: float = NORMAL_95,
 ) -> pd.DataFrame:
     """Return one row for each of `information.reported_names`, as `Fit.standard_errors` describes them.
 
     values, errors : (P,) in this order. boundary : those without standard error and limits, which
-    `attrs["boundary"]` names.
+    `attrs["boundary"]` names. quantile : how many standard errors a limit is away.
     """
     names = reported_names(Chart(fit.problem(), fit.state))
     rows = [
@@ -30,17 +34,17 @@ def table_of_estimates(
     kind = frame.index.get_level_values("kind")
     positive, correlation = frame[kind.isin(["sd", "residual"])], frame[kind == "correlation"]
     z, slope = np.arctanh(correlation["value"]), 1 / (1 - correlation["value"] ** 2)
-    limits = with_limits(frame)
-    for end, sign in (("lower", -NORMAL_95), ("upper", NORMAL_95)):
+    limits = with_limits(frame, quantile)
+    for end, sign in (("lower", -quantile), ("upper", quantile)):
         by = sign * positive["standard error"] / positive["value"]
         limits.loc[positive.index, end] = positive["value"] * np.exp(by)
         limits.loc[correlation.index, end] = np.tanh(z + sign * correlation["standard error"] * slope)
     return limits
 
 
-def with_limits(estimates: pd.DataFrame) -> pd.DataFrame:
-    """Return a table of values and standard errors with 95 % limits, value -+ 1.96 standard errors."""
-    half = NORMAL_95 * estimates["standard error"]
+def with_limits(estimates: pd.DataFrame, quantile: float) -> pd.DataFrame:
+    """Return a table of values and standard errors with limits, so many standard errors away."""
+    half = quantile * estimates["standard error"]
     return estimates.assign(lower=estimates["value"] - half, upper=estimates["value"] + half)
 
 

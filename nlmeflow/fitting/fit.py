@@ -150,10 +150,10 @@ class Fit(Fitted):
         Columns: value and standard error on the unconstrained scale (means, sds and correlations of
         phi, effects of covariates; sigma as it is); `natural` and its standard error by the delta method,
         the typical value of a parameter in its own unit; 95 % limits of `value`, which is value -+ 1.96
-        standard errors: of standard deviations and sigma on the scale of their logarithms, of a correlation r
-        on Fisher's scale atanh(r), so that they stay where they make sense. Parameters of a Gaussian law at
-        the boundary have none, and are named in `attrs["boundary"]`. Of `fit.on(...)` they are those of the
-        individuals fitted: others have estimated nothing.
+        standard errors, 1.98 where they are of 100 replicates: of standard deviations and sigma on the scale
+        of their logarithms, of a correlation r on Fisher's scale atanh(r), so that they stay where they make
+        sense. Parameters of a Gaussian law at the boundary have none, and are named in `attrs["boundary"]`.
+        Of `fit.on(...)` they are those of the individuals fitted: others have estimated nothing.
 
         Raises
         ------

@@ -183,7 +183,7 @@ def connected(study: Study, processes: int, scheduler: str | None = None) -> Ite
         "distributed.scheduler.worker-saturation": 1.0,  # no job waits on a worker: another may be free first
         "distributed.scheduler.worker-ttl": None,  # a worker may be long without a word
         "distributed.worker.profile.enabled": False,
-        # Freed memory stays with the worker: to return it at each 64 KiB takes as long as the fits themselves.
+        # Freed memory stays with the worker: to return it at each 64 KiB takes as long as the fits.
         "distributed.nanny.pre-spawn-environ": {
             "MALLOC_TRIM_THRESHOLD_": 2**30,
             "MALLOC_MMAP_THRESHOLD_": 2**25,

@@ -29,6 +29,10 @@ class EstimationError(RuntimeError):
     """The estimation could not go on: the message names the parameter and its value."""
 
 
+class NoPeakError(EstimationError):
+    """The likelihood is flat where the estimation ended, or still rises in some direction."""
+
+
 def whole(name: str, value: object, least: int, most: int | None = None) -> int:
     """Return an argument as an int, or raise ModelError unless it is a whole number from `least` to `most`.
 

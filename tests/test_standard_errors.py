@@ -9,6 +9,7 @@ import statsmodels.api as sm
 import torch
 
 import nlmeflow as nf
+from nlmeflow.estimation import information
 from nlmeflow.estimation.information import Chart, in_order, reported_slopes, scores_and_information
 from nlmeflow.fitting.bands import students
 from nlmeflow.fitting.bootstrap import Bootstrap
@@ -272,3 +273,10 @@ def test_a_covariance_that_is_all_but_singular_has_a_factor_in_any_order():
     assert torch.allclose(turned @ turned.mT, omega)
     assert float(turned[0, 1]) == 0
     assert float(turned.diagonal().min()) == pytest.approx(1e-9)
+
+
+def test_a_fit_that_ends_at_no_peak_says_so(gaussian_fit, monkeypatch):
+    monkeypatch.setattr(information, "FLAT", 2.0)  # no eigenvalue of a scaled matrix's least is above one
+    with pytest.raises(nf.EstimationError, match=r"no peak here.* most along (the mean of )?'(A|tau|s)'"):
+        gaussian_fit.standard_errors()
+    assert gaussian_fit.summary().numbers["converged"] == "to no peak of the likelihood: see standard errors"

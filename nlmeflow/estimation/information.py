@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nlmeflow.errors import EstimationError
+from nlmeflow.errors import EstimationError, NoPeakError
 from nlmeflow.estimation.em import State
 from nlmeflow.estimation.laplace import modes
 from nlmeflow.estimation.particles import Particles
@@ -320,17 +320,17 @@ def observed(problem: Problem, state: State, particles: Particles) -> Observed:
 
     Raises
     ------
-    EstimationError : a derivative is not finite; or there is no peak although all variances are held.
+    EstimationError : a derivative is not finite. NoPeakError : there is none although all variances are held.
 
     """
     chart, known = _chart_of(problem, state, particles)
     scores, information = scores_and_information(chart, particles)
     centred = chart.centring.mT @ information @ chart.centring
-    kept, held, peak = _inside(chart, centred, known)
-    if not peak:
-        raise EstimationError(
-            "The observed information is not positive definite: the likelihood has no peak here. Fewer "
-            "parameters may vary, fixed=(...)."
+    kept, held, flat = _inside(chart, centred, known)
+    if flat is not None:
+        raise NoPeakError(
+            "The observed information is not positive definite: the likelihood has no peak here. It is flat, "
+            f"or still rises, most along {chart.names[flat]}. Fewer parameters may vary, fixed=(...)."
         )
     unknown = {problem.random[k] for k in chart.order[known[0] < LITTLE].tolist()}
     return Observed(chart, scores, information, torch.tensor(kept), held, unknown)
@@ -366,8 +366,8 @@ def _chart_of(problem: Problem, state: State, particles: Particles) -> tuple[Cha
     return chart, torch.stack([known(law.sd[order], order), known(diagonal, order)])
 
 
-def _inside(chart: Chart, information: Tensor, known: Tensor) -> tuple[list[int], list[int], bool]:
-    """Return coordinates kept, coordinates held at a boundary, and whether the first have a peak.
+def _inside(chart: Chart, information: Tensor, known: Tensor) -> tuple[list[int], list[int], int | None]:
+    """Return coordinates kept, coordinates held at a boundary, and the flattest if the first have no peak.
 
     Standard deviations of which next to nothing is `known` (2, d) are held with their correlations, diagonal
     entries alone, and scales by their information; and while the information has an eigenvalue that is not
@@ -383,7 +383,7 @@ def _inside(chart: Chart, information: Tensor, known: Tensor) -> tuple[list[int]
         empty = [k for k in variances if float(part[k, k]) < LITTLE]
         peak = float(values[0]) > FLAT and not empty
         if peak or not variances:
-            return kept, held, peak
+            return kept, held, None if peak else kept[int(vectors[:, 0].abs().argmax())]
         worst = empty[0] if empty else variances[int(vectors[variances, 0].abs().argmax())]
         held.append(kept.pop(worst))
 

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from nlmeflow.errors import EstimationError, ModelError
+from nlmeflow.errors import EstimationError, ModelError, NoPeakError
 from nlmeflow.estimation.information import (
     delta_covariance,
     observed,
@@ -184,7 +184,9 @@ def _errors(fit: Fitted) -> tuple[dict[tuple[str, str], float], dict[str, str]]:
     try:
         table = standard_errors(fit)
     except EstimationError as error:
-        return {}, {"standard errors": f"none: {error}"}
+        none = {"standard errors": f"none: {error}"}
+        flat = fit.converged and isinstance(error, NoPeakError)
+        return {}, none | ({"converged": "to no peak of the likelihood: see standard errors"} if flat else {})
     errors, boundary = table["standard error"].astype(float), table.attrs["boundary"]
     said = {"at the boundary": ", ".join(boundary)} if boundary else {}
     return dict(zip(errors.index.to_flat_index(), errors, strict=True)), said

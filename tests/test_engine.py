@@ -1,6 +1,7 @@
 """nlmeflow.estimation.likelihood, .particles, .engine: the likelihood against quadrature, honest errors."""
 
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from quadrature import adaptive, brute_force
 import nlmeflow as nf
 from nlmeflow.estimation import likelihood
 from nlmeflow.estimation.em import State, evaluate
-from nlmeflow.estimation.laplace import gaussian_start
+from nlmeflow.estimation.laplace import _inverse, gaussian_start
 from nlmeflow.estimation.likelihood import averaged, locate, marginal
 from nlmeflow.estimation.particles import Proposal, _calibration, draw
 from nlmeflow.estimation.posterior import resampled
@@ -250,3 +251,16 @@ def test_the_start_takes_the_more_likely_of_two_maxima():
     problem = nf.Model(nf.curves.change_point(1.0)).problem(data)
     best = gaussian_start(problem, pooled_start(problem, {}, 0), nf.Gaussian())
     assert float(best.sigma[0]) == pytest.approx(0.01, rel=0.15)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e3, 1e6, 1e9, 1e12])
+def test_a_steep_curve_leaves_the_population_s_part_of_an_inverse(size):
+    """One observation of slope j = c (1, 3): Omega - Omega j j' Omega / (1 + j' Omega j)."""
+    factor = torch.tensor([[2.0, 0.0], [0.5, 0.25]], dtype=torch.float64)
+    law, slope = GaussianLaw(torch.zeros(2).double(), factor), size * torch.tensor([[[1.0, 3.0]]]).double()
+    found = _inverse(slope.mT @ slope + torch.cholesky_inverse(factor), slope, law)[0]
+    along = torch.tensor([3.0, -1.0]).double()  # what the observation does not see
+    omega, seen = factor @ factor.mT, slope[0, 0]
+    direct = Fraction(float(seen @ omega @ seen))
+    exact = Fraction(float(along @ omega @ along)) - Fraction(float(along @ omega @ seen)) ** 2 / (1 + direct)
+    assert float(along @ found @ along) == pytest.approx(float(exact), rel=1e-6)

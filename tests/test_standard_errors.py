@@ -11,6 +11,7 @@ import torch
 import nlmeflow as nf
 from nlmeflow.estimation import information
 from nlmeflow.estimation.information import Chart, in_order, reported_slopes, scores_and_information
+from nlmeflow.fitting import tables
 from nlmeflow.fitting.bands import students
 from nlmeflow.fitting.bootstrap import Bootstrap
 from nlmeflow.laws.affine import Affine
@@ -111,7 +112,8 @@ def test_the_bootstrap_agrees_with_the_sandwich(sparse):
     assert errors.to_numpy() == pytest.approx(exact.numpy(), rel=0.12)
 
 
-def test_other_laws_have_standard_errors_from_the_bootstrap(mixed):
+def test_other_laws_have_standard_errors_from_the_bootstrap(mixed, monkeypatch):
+    monkeypatch.setattr(tables, "REPLICATES", 100)
     fit = mixed
     table = fit.standard_errors()
     kinds = ["mean", "mean", "sd", "sd", "correlation", "fixed", "residual"]

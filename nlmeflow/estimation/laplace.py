@@ -20,6 +20,7 @@ from nlmeflow.laws.affine import safe_cholesky
 from nlmeflow.laws.gaussian import Gaussian, GaussianLaw
 
 BROKEN = (EstimationError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
+ROUNDED = 1e-10  # share of a diagonal entry that is left by the other coordinates, under which rounding rules
 LIKELIER = 1.0  # nats by which a second start is better
 WIDER = 3.0  # times the sds of the first values, where individuals are followed
 ALIKE = 1e-4  # smallest eigenvalue of slopes, as of a correlation matrix: parameters do nearly the same
@@ -92,7 +93,26 @@ def _newton(
     tried = phi + step
     better = _objective(problem, tried, law, beta, sigma) <= objective + 1e-9
     phi = torch.where(better[:, None], tried, phi)
-    return phi, torch.linalg.inv(hessian), redamped(damping, better)
+    return phi, _inverse(hessian, slope, law), redamped(damping, better)
+
+
+def _inverse(hessian: Tensor, slope: Tensor, law: GaussianLaw) -> Tensor:
+    """Return the inverses of J'J + Omega^-1 (N, d, d): slopes J (N, n, d), a law's covariance Omega = LL'.
+
+    Where J'J is so large that Omega^-1 is lost beside it, from the triangle R of (JL over I) = QR, whose
+    square is L'(J'J + Omega^-1)L: the inverse is L R^-1 R^-T L'.
+    """
+    pivots, failed = torch.linalg.cholesky_ex(hessian)
+    left = (pivots.square() / hessian).diagonal(dim1=-2, dim2=-1)
+    lost = (failed > 0) | (left < ROUNDED).any(1)
+    inverse: Tensor = torch.linalg.inv_ex(hessian).inverse
+    if bool(lost.any()):
+        factor = law.factor.expand(int(lost.sum()), -1, -1)
+        stacked = torch.cat([slope[lost] @ factor, torch.eye(law.dim).to(slope).expand_as(factor)], 1)
+        triangle = torch.linalg.qr(stacked, mode="r").R
+        half = torch.linalg.solve_triangular(triangle, factor, upper=True, left=False)
+        inverse[lost] = half @ half.mT
+    return inverse
 
 
 def redamped(damping: Tensor, better: Tensor) -> Tensor:
@@ -317,7 +337,7 @@ def _update(
     dim = problem.dim
     slope = linear.slope[..., :dim]
     precision = torch.cholesky_inverse(law.factor)
-    posterior = torch.linalg.inv(slope.mT @ slope + precision)
+    posterior = _inverse(slope.mT @ slope + precision, slope, law)
     working = linear.residual + (slope @ phi[..., None]).squeeze(-1)
     design = linear.slope.clone()
 

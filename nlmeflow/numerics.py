@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 
 import torch
+from scipy.stats import t as student
 from torch import Tensor
 
 from nlmeflow.seeds import Seed, generator
@@ -29,6 +30,11 @@ def log_mean(values: Tensor, axis: int = -1) -> Tensor:
 def median_sd(phi: Tensor, weights: Tensor) -> Tensor:
     """Return the median over individuals of their weighted standard deviations, (d,)."""
     return moments(phi, weights)[1].diagonal(dim1=-2, dim2=-1).sqrt().median(0).values
+
+
+def students(level: float, replicates: int) -> float:
+    """Return how many standard errors, estimated from so many replicates, a limit of this level is away."""
+    return float(student.isf((1 - level) / 2, replicates - 1))
 
 
 def dirichlet_weights(replicates: int, n: int, seed: Seed) -> Tensor:

@@ -12,10 +12,9 @@ import nlmeflow as nf
 from nlmeflow.estimation import information
 from nlmeflow.estimation.information import Chart, in_order, reported_slopes, scores_and_information
 from nlmeflow.fitting import tables
-from nlmeflow.fitting.bands import students
 from nlmeflow.fitting.bootstrap import Bootstrap
 from nlmeflow.laws.affine import Affine
-from nlmeflow.numerics import dirichlet_weights
+from nlmeflow.numerics import dirichlet_weights, students
 
 
 def test_theophylline_as_r_has_it(theophylline_fit):
@@ -140,9 +139,8 @@ def test_limits_from_few_replicates_hold_as_often_as_they_say():
     off = np.abs(random.standard_normal(100_000))
     assert np.mean(off < students(0.95, 12) * errors) == pytest.approx(0.95, abs=0.003)
     assert np.mean(off < 1.96 * errors) < 0.93
-    assert students(0.95, 100) == pytest.approx(
-        1.984, abs=5e-4
-    )  # of tables of the t distribution, 99 degrees
+    of_tables = 1.984  # 97.5 % quantile of the t distribution, 99 degrees of freedom
+    assert students(0.95, 100) == pytest.approx(of_tables, abs=5e-4)
 
 
 def test_quantiles_and_shares_have_limits(mixed):

@@ -81,7 +81,7 @@ def _objective(problem: Problem, phi: Tensor, law: GaussianLaw, beta: Tensor, si
 def _newton(
     problem: Problem, phi: Tensor, law: GaussianLaw, beta: Tensor, sigma: Tensor, damping: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One damped Gauss-Newton step for all individuals: phi, covariance (N, d, d), damping."""
+    """One damped Gauss-Newton step for all individuals: phi, slopes (N, n, d) where it began, damping."""
     linear = linearise(problem, phi, beta, sigma)
     objective = -linear.log_likelihood - law.log_prob(phi)
     slope = linear.slope[..., : problem.dim]
@@ -93,15 +93,16 @@ def _newton(
     tried = phi + step
     better = _objective(problem, tried, law, beta, sigma) <= objective + 1e-9
     phi = torch.where(better[:, None], tried, phi)
-    return phi, _inverse(hessian, slope, law), redamped(damping, better)
+    return phi, slope, redamped(damping, better)
 
 
-def _inverse(hessian: Tensor, slope: Tensor, law: GaussianLaw) -> Tensor:
+def _inverse(slope: Tensor, law: GaussianLaw) -> Tensor:
     """Return the inverses of J'J + Omega^-1 (N, d, d): slopes J (N, n, d), a law's covariance Omega = LL'.
 
     Where J'J is so large that Omega^-1 is lost beside it, from the triangle R of (JL over I) = QR, whose
     square is L'(J'J + Omega^-1)L: the inverse is L R^-1 R^-T L'.
     """
+    hessian = slope.mT @ slope + torch.cholesky_inverse(law.factor)
     pivots, failed = torch.linalg.cholesky_ex(hessian)
     left = (pivots.square() / hessian).diagonal(dim1=-2, dim2=-1)
     lost = (failed > 0) | (left < ROUNDED).any(1)
@@ -128,8 +129,8 @@ def modes(
     damping = start.new_full((len(start),), 1e-8)
     phi = start
     for _ in range(steps):
-        phi, covariance, damping = _newton(problem, phi, law, beta, sigma, damping)
-    return Laplace(phi, safe_cholesky(covariance))
+        phi, slope, damping = _newton(problem, phi, law, beta, sigma, damping)
+    return Laplace(phi, safe_cholesky(_inverse(slope, law)))
 
 
 @singledispatch
@@ -336,8 +337,7 @@ def _update(
     linear = linearise(problem, phi, beta, sigma)
     dim = problem.dim
     slope = linear.slope[..., :dim]
-    precision = torch.cholesky_inverse(law.factor)
-    posterior = _inverse(slope.mT @ slope + precision, slope, law)
+    posterior = _inverse(slope, law)
     working = linear.residual + (slope @ phi[..., None]).squeeze(-1)
     design = linear.slope.clone()
 

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student
 
 from nlmeflow.arguments import taken
 from nlmeflow.errors import ModelError, number
 from nlmeflow.laws.law import Law
 from nlmeflow.laws.marginals import marginal_density, span
+from nlmeflow.numerics import students
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,3 @@ class Bands:
         low, high = np.minimum(low, density - half).clip(0), np.maximum(high, density + half)
         columns = {"density": density, "lower": low, "upper": high}
         return pd.DataFrame(columns, index=pd.Index(points, name=parameter))
-
-
-def students(level: float, replicates: int) -> float:
-    """Return how many standard errors, estimated from so many replicates, a limit of this level is away."""
-    return float(student.isf((1 - level) / 2, replicates - 1))

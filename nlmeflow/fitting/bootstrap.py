@@ -17,13 +17,13 @@ from nlmeflow.estimation.em import State
 from nlmeflow.estimation.engine import broad_reference
 from nlmeflow.estimation.information import reported_values
 from nlmeflow.estimation.posterior import posterior_draws
-from nlmeflow.fitting.bands import Bands, students
+from nlmeflow.fitting.bands import Bands
 from nlmeflow.fitting.estimates import table_of_estimates, with_limits
 from nlmeflow.fitting.fitted import Fitted
 from nlmeflow.laws.draws import TrainingSet
 from nlmeflow.laws.law import Law
 from nlmeflow.laws.modes import Basins, basins, modes
-from nlmeflow.numerics import dirichlet_weights
+from nlmeflow.numerics import dirichlet_weights, students
 from nlmeflow.running import estimating, show_progress
 from nlmeflow.seeds import Stream, derive, generator
 

@@ -39,6 +39,12 @@ import logging, signal
 signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asked
 logging.getLogger("distributed.worker.state_machine").setLevel("ERROR")  # that a job was not finished
 """
+WORKERS = {  # their environment, which they inherit
+    **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
+    # Freed memory stays with them: to return it at each 64 KiB, as dask has it, takes as long as the fits.
+    "MALLOC_TRIM_THRESHOLD_": str(2**30),
+    "MALLOC_MMAP_THRESHOLD_": str(2**25),
+}
 NEEDED, MORE = {"measure", "report", "grid"}, {"replicates", "first", "options"}
 
 
@@ -177,17 +183,11 @@ def connected(study: Study, processes: int, scheduler: str | None = None) -> Ite
         import dask
         from distributed import Client, LocalCluster, UploadFile
 
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[variable] = "1"  # of the workers, which inherit it
+    os.environ.update(WORKERS)
     settings = {
         "distributed.scheduler.worker-saturation": 1.0,  # no job waits on a worker: another may be free first
         "distributed.scheduler.worker-ttl": None,  # a worker may be long without a word
         "distributed.worker.profile.enabled": False,
-        # Freed memory stays with the worker: to return it at each 64 KiB takes as long as the fits.
-        "distributed.nanny.pre-spawn-environ": {
-            "MALLOC_TRIM_THRESHOLD_": 2**30,
-            "MALLOC_MMAP_THRESHOLD_": 2**25,
-        },
     }
     nanny = logging.getLogger("distributed.nanny")
     with dask.config.set(settings), ExitStack() as stack:

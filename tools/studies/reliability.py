@@ -234,13 +234,12 @@ def measure(replicate: int) -> list[Row]:
     one = case(replicate)
     try:
         fit = fitted(one)
-        numbers = reported(fit)
-        if not np.isfinite(numbers).all() or "nan" in str(fit.summary()):
+        numbers, summary = reported(fit), fit.summary()
+        if not np.isfinite(numbers).all() or "nan" in str(summary):
             end, why = "NaN", ""
         else:
             end, why = ("converged" if fit.converged else "not converged"), ""
-        said = fit.summary().numbers
-        content = said["converged"] == "yes" and "warning" not in said
+        content = summary.numbers["converged"] == "yes" and "warning" not in summary.numbers
         if content and (lost := shortfall(one, fit)) > LOST:
             end, why = "below", f"{lost:.1f} nats less likely than what was simulated"
     except (nf.ModelError, nf.DataError) as error:

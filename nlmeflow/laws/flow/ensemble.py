@@ -80,7 +80,7 @@ def _candidates(law: "Flow", training: TrainingSet, folds: Folds) -> list[Candid
             found.append(training.memory.once(key, make))
     for some in law.relatives():
         found.append(
-            training.memory.once((some, "candidate", folds), partial(_relative, some, training, folds))
+            training.memory.once(("relative", some, folds), partial(_relative, some, training, folds))
         )
     return found
 

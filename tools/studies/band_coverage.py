@@ -6,9 +6,10 @@ Each replicate: 100 individuals, rich design; Gaussian, mixture and flow are fit
 times with random weights of the individuals. Printed: the share of points, between the 5 % and the 95 %
 quantile of the onset tau, at which the 90 % band holds the truth's marginal density, with its standard error
 over replicates; for the Gaussian also the share at which it holds the closest Gaussian, which is all that it
-can promise: bands know nothing of the bias of a law that is too simple. Then how often the 95 % limits that
-are printed hold the true parameters, quantiles of the onset, and the share of the first group: the truth's
-mass in the first of the groups that the fit found, where it found more than one.
+can promise: bands know nothing of the bias of a law that is too simple; and the share if the limits were
+moved away from the estimate by a factor. Then how often the 95 % limits that are printed hold the true
+parameters, quantiles of the onset, and the share of the first group: the truth's mass in the first of the
+groups that the fit found, where it found more than one.
 """
 
 import numpy as np
@@ -23,6 +24,7 @@ from nlmeflow.laws.specification import Specification
 from nlmeflow.studies.run import Row
 
 REFITS, LEVEL = 40, 0.9
+FACTORS = (1.1, 1.2, 1.3, 1.5, 2.0)
 QUANTILES = (0.1, 0.5, 0.9)
 LAWS: tuple[Specification, ...] = (nf.Gaussian(), nf.Mixture(), nf.Flow())
 
@@ -41,6 +43,7 @@ def measure(scenario: str, n: int, replicate: int) -> list[Row]:
         found = fit.bootstrap(REFITS, seed=replicate, progress=False)
         table = found.bands(LEVEL).table("tau", grid)
         row: Row = {"law": law, "truth": table_covers(table, truth)}
+        row |= {f"wider {factor:g}": table_covers(widened(table, factor), truth) for factor in FACTORS}
         row["width"] = float(((table["upper"] - table["lower"]) / truth).mean())
         if law == "gaussian":
             row["best of its kind"] = table_covers(table, marginal_density(best, [0], [grid]))
@@ -72,6 +75,12 @@ def share_covered(known: nf.scenarios.Scenario, found: Bootstrap) -> Row:
     return {"groups": len(table), "share of the first group": holds}
 
 
+def widened(table: pd.DataFrame, factor: float) -> pd.DataFrame:
+    """Return a band whose limits are this factor times as far from the estimate."""
+    middle, limits = table["density"], table[["lower", "upper"]]
+    return limits.sub(middle, axis=0).mul(factor).add(middle, axis=0)
+
+
 def table_covers(table: pd.DataFrame, density: np.ndarray) -> float:
     """Return the share of points at which the band holds a density."""
     return float(((table["lower"] <= density) & (density <= table["upper"])).mean())
@@ -80,7 +89,8 @@ def table_covers(table: pd.DataFrame, density: np.ndarray) -> float:
 def report(rows: pd.DataFrame) -> None:
     """Print the coverage of each law's bands and intervals."""
     grouped = rows.groupby(["scenario", "law"])
-    table = grouped[["truth", "best of its kind", "width"]].mean()
+    wider = [f"wider {factor:g}" for factor in FACTORS]
+    table = grouped[["truth", *wider, "best of its kind", "width"]].mean()
     table = table.assign(error=grouped["truth"].sem(), replicates=grouped.size())
     print(f"nominal {LEVEL}\n{table.round(3).to_string()}")
     intervals = grouped[list(rows.loc[:, "mean tau":])].mean()

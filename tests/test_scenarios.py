@@ -1,5 +1,7 @@
 """nlmeflow.studies.scenarios, nlmeflow.laws.metrics: the benchmark as described, measures as known."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -219,6 +221,16 @@ def test_regret_of_selection_is_that_of_normal_laws_and_lines():
     assert found["right"]["regret of selection"] < 1e-3
     early = stats.norm.cdf(threshold, 2.6, 0.6) - 0.2
     assert found["wrong"]["error of the early share"] == pytest.approx(early, abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["L1", "L3", "P1", "random"])
+def test_a_scenario_is_sent_to_another_process(name):
+    known = nf.scenarios.random(3, 2, 20) if name == "random" else nf.scenarios.load(name, "S", 20, 1)
+    again = pickle.loads(pickle.dumps(known))
+    assert torch.equal(again.phi, known.phi)
+    assert torch.equal(again.law.log_prob(known.phi), known.law.log_prob(known.phi))
+    assert torch.equal(again.others(5).phi, known.others(5).phi)
+    assert torch.equal(again.reliability, known.reliability)
 
 
 def test_unknown_scenarios_are_refused():

@@ -21,7 +21,7 @@ FINAL, once (tools/studies/random-final.yml), 29 November 2026: .794 nf.Flow(), 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -32,7 +32,7 @@ from nlmeflow.errors import whole
 from nlmeflow.fitting.model import Model
 from nlmeflow.seeds import Stream, check_seed, derive
 from nlmeflow.studies.random_laws import random_law
-from nlmeflow.studies.scenario import Scenario
+from nlmeflow.studies.scenario import Scenario, Truth
 
 TUNING = range(60)
 VALIDATION = range(1000, 1060)
@@ -81,7 +81,7 @@ def random(seed: int, d: int = 2, n: int = 200) -> RandomPopulation:
     design = _decline(draw) if d == 4 else _senescence(d, draw)
     found = random_law(np.random.default_rng(derive(seed, Stream.POPULATION_LAW, d)), design.mean, design.sd)
     return RandomPopulation.simulate(
-        found.law,
+        replace(found.law, made=(_law, (seed, d))),
         Model(design.curve, fixed=tuple(design.fixed)),
         design.times,
         design.sigma,
@@ -95,6 +95,10 @@ def random(seed: int, d: int = 2, n: int = 200) -> RandomPopulation:
         base=found.base,
         maps=found.maps,
     )
+
+
+def _law(seed: int, d: int) -> Truth:
+    return random(seed, d, 2).law
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,8 @@ RELIABILITY_DRAWS = 4000
 class Truth(Law):
     """A population law that is known: phi = map(u, z), u uniform (n,), z standard normal (n, d).
 
-    groups : the Gaussian mixture that it is, or None.
+    groups : the Gaussian mixture that it is, or None. made : a function and its arguments that give this law,
+        as which it is pickled.
     """
 
     d: int
@@ -35,6 +36,10 @@ class Truth(Law):
     from_noise: FromNoise
     free: int = 0
     groups: MixtureLaw | None = None
+    made: tuple[Callable[..., "Truth"], tuple[Any, ...]] | None = None
+
+    def __reduce__(self) -> tuple[Callable[..., "Truth"], tuple[Any, ...]]:
+        return self.made or (Truth, (self.d, self.log_density, self.from_noise, self.free, self.groups))
 
     @property
     def dim(self) -> int:

@@ -9,6 +9,7 @@ are pharmacokinetics with log-additive errors. Designs: "R" rich, "S" sparse, "M
 """
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -149,7 +150,11 @@ def _laws() -> dict[str, Truth]:
     }
 
 
-LAWS = _laws()
+def _named(name: str) -> Truth:
+    return LAWS[name]
+
+
+LAWS = {name: replace(law, made=(_named, (name,))) for name, law in _laws().items()}
 NAMES = {
     "L1": "control",
     "L2": "two strategies",

@@ -390,6 +390,22 @@ WRONG = {
         lambda fit: nf.laws.GaussianLaw(torch.zeros(2), torch.tensor([[1, 0.5], [0.5, 1]])),
         "A factor is lower triangular",
     ),
+    "sum of weights": (
+        lambda fit: nf.laws.MixtureLaw(torch.ones(2), torch.zeros(2, 1), torch.ones(2, 1, 1), torch.eye(1)),
+        "Weights are 0 or more and sum to 1; the least is 1, the sum 2",
+    ),
+    "negative weight": (
+        lambda fit: nf.laws.StackedLaw((LINE, LINE), torch.tensor([1.5, -0.5])),
+        "the least is -0.5, the sum 1",
+    ),
+    "weights of points": (
+        lambda fit: nf.laws.DiscreteLaw(torch.zeros(3, 1), torch.ones(2) / 2),
+        r"each of 3; got shape \(2,\)",
+    ),
+    "weights of kernels": (
+        lambda fit: nf.laws.KernelLaw(torch.ones(2), torch.zeros(2, 1), torch.eye(1)),
+        "sum 2",
+    ),
     "shapes": (lambda fit: nf.LongitudinalData.regular(torch.zeros(2, 3), torch.zeros(2, 4)), r"\(2, 4\)"),
     # numbers out of range
     "draws": (lambda fit: fit.law.sample(-1, 1), "n is a whole number from 0, got -1"),

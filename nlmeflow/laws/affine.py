@@ -59,6 +59,17 @@ def check_factors(means: Tensor, factors: Tensor) -> None:
         )
 
 
+def check_weights(weights: Tensor, count: int) -> None:
+    """Raise ModelError unless so many weights are given, none is negative and their sum is one."""
+    if weights.shape != (count,):
+        raise ModelError(f"A weight is needed for each of {count}; got shape {tuple(weights.shape)}.")
+    total = float(weights.sum())
+    if bool((weights < 0).any()) or abs(total - 1) > 1e-6:
+        raise ModelError(
+            f"Weights are 0 or more and sum to 1; the least is {weights.min():g}, the sum {total:g}."
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class Affine(Saved):
     """The map phi = mean + factor z: mean (d,), lower factor (d, d)."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nlmeflow.errors import check_whole, number
-from nlmeflow.laws.affine import lower_inverse
+from nlmeflow.laws.affine import check_factors, check_weights, lower_inverse
 from nlmeflow.laws.draws import Folds, PosteriorDraws, TrainingSet
 from nlmeflow.laws.gaussian import GaussianLaw, population
 from nlmeflow.laws.law import Components, Law, sample_components
@@ -35,6 +35,11 @@ class KernelLaw(Law):
     weights: Tensor
     points: Tensor
     factor: Tensor
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_factors(self.points[0], self.factor)
+        check_weights(self.weights, len(self.points))
 
     @classmethod
     def at(cls, points: Tensor, factor: Tensor) -> "KernelLaw":

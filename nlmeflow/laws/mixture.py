@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nlmeflow.arguments import check_fields
 from nlmeflow.errors import ModelError, check_whole, number
-from nlmeflow.laws.affine import check_factors, lower_inverse
+from nlmeflow.laws.affine import check_factors, check_weights, lower_inverse
 from nlmeflow.laws.draws import Folds, PosteriorDraws, TrainingSet
 from nlmeflow.laws.em import climb
 from nlmeflow.laws.gaussian import GaussianLaw, population
@@ -55,6 +55,7 @@ class MixtureLaw(Law):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_factors(self.means, self.factors)
+        check_weights(self.weights, len(self.means))
 
     @property
     def dim(self) -> int:

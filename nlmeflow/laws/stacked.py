@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nlmeflow.errors import ModelError
+from nlmeflow.laws.affine import check_weights
 from nlmeflow.laws.draws import Folds
 from nlmeflow.laws.law import Law
 from nlmeflow.seeds import Seed, derive, generator, integer
@@ -21,7 +22,8 @@ class StackedLaw(Law):
 
     Raises
     ------
-    ModelError : not as many weights as laws, or laws of different dimensions.
+    ModelError : not a weight for each law, weights that are negative or do not sum to 1, or laws of different
+        dimensions.
 
     """
 
@@ -31,8 +33,10 @@ class StackedLaw(Law):
     weights: Tensor
 
     def __post_init__(self) -> None:
-        if len(self.laws) != len(self.weights) or not self.laws:
-            raise ModelError(f"{len(self.laws)} laws and {len(self.weights)} weights were given.")
+        super().__post_init__()
+        if not self.laws:
+            raise ModelError("An average needs a law.")
+        check_weights(self.weights, len(self.laws))
         if len({law.dim for law in self.laws}) > 1:
             raise ModelError("The laws of a stack have the same dimension.")
 

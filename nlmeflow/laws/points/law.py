@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nlmeflow.arguments import column, names_of
 from nlmeflow.errors import ModelError, number
+from nlmeflow.laws.affine import check_weights
 from nlmeflow.laws.gaussian import GaussianLaw
 from nlmeflow.laws.kernels import KernelLaw
 from nlmeflow.laws.law import Law
@@ -29,6 +30,10 @@ class DiscreteLaw(Law):
     counted: ClassVar[bool] = False
     support: Tensor
     weights: Tensor
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_weights(self.weights, len(self.support))
 
     @property
     def dim(self) -> int:

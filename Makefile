@@ -40,7 +40,6 @@ export NLMEFLOW_DATA_DIR ?= $(abspath ../shared/data)
 endif
 
 # the longest first, so that no process is left waiting for one of them at the end
-LONGEST_TESTS := $(patsubst %,tests/test_%.py,varieties own_data discrete project requests site)
 LONGEST := $(patsubst %,book/%.ipynb,shape your_data multimodality arabidopsis flows population_law)
 CHAPTERS := $(LONGEST) $(filter-out $(LONGEST),$(sort $(wildcard book/*.ipynb)))
 PACKAGE := $(shell find nlmeflow -name '*.py') tools/execute.py
@@ -80,7 +79,7 @@ build/quick-site/index.html: $(QUICK) $(PAGES)
 
 test: $(INSTALLED)
 	$(MAKE) -j$(JOBS) $(QUICK) check-code check-notebooks build/quick-site/index.html
-	$(BIN)/python -m pytest $(PARALLEL) --nbval -p no:cacheprovider $(LONGEST_TESTS) $(QUICK) tests
+	$(BIN)/python -m pytest $(PARALLEL) --nbval -p no:cacheprovider $(QUICK) tests
 
 OUT ?= build/report
 SETTINGS := INDIVIDUAL TIME RESPONSE CURVE GROUP COVARIATES FIXED RESIDUAL LOWER UPPER STEP REPLICATES PARAMETER \

@@ -13,12 +13,17 @@ from nlmeflow.fitting import tables
 
 torch.set_num_threads(1)
 
-LONGEST = ("test_own_data", "test_varieties", "test_discrete", "test_requests")
+LONGEST = tuple(f"test_{name}" for name in "varieties own_data discrete project requests site".split())
 
 
 def pytest_collection_modifyitems(items):
-    """Put the files that take longest first, so that no process is left alone with one of them at the end."""
-    items.sort(key=lambda item: item.path.stem not in LONGEST)
+    """Put what takes longest first, so that no process is left alone with it at the end; then the chapters."""
+
+    def place(item):
+        stem = item.path.stem
+        return LONGEST.index(stem) if stem in LONGEST else len(LONGEST) + (item.path.suffix != ".ipynb")
+
+    items.sort(key=place)
 
 
 def senescence_frame(n=100, seed=0, sigma=0.04, times=None):

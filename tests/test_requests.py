@@ -430,7 +430,7 @@ WRONG = {
     "most folds": (lambda fit: nf.compare(MODEL, fit.data, nf.Gaussian(), folds=21), "from 2 to 20, got 21"),
     "n": (lambda fit: nf.scenarios.load("L1", n=1), "n is a whole number from 2, got 1"),
     "noise": (lambda fit: nf.linear_scenarios.load("gamma", sigma=-1), "sigma is a number above 0, got -1"),
-    "grid": (lambda fit: nf.deconvolve(LINES, points=0), "points is a whole number from 2, got 0"),
+    "grid": (lambda fit: nf.deconvolve(LINES, points=0), "points is a whole number from 16, got 0"),
     "sigma": (lambda fit: nf.Additive([1]), r"sigma must be positive and finite, got \[1\]"),
     "start": (lambda fit: CURVE.with_starts(tau="a"), "tau = 'a' is not a number in"),
     "bound": (lambda fit: nf.bounded(0, None), "upper is a number, got None"),

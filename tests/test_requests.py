@@ -390,6 +390,11 @@ WRONG = {
         lambda fit: nf.laws.GaussianLaw(torch.zeros(2), torch.tensor([[1, 0.5], [0.5, 1]])),
         "A factor is lower triangular",
     ),
+    "negative factor": (
+        lambda fit: nf.laws.GaussianLaw(torch.zeros(2), -torch.eye(2)),
+        "The diagonal of a factor is not negative",
+    ),
+    "no covariate": (lambda fit: nf.conditional_flow(fit.model, fit.data, []), "on names at least one covar"),
     "shapes": (lambda fit: nf.LongitudinalData.regular(torch.zeros(2, 3), torch.zeros(2, 4)), r"\(2, 4\)"),
     # numbers out of range
     "draws": (lambda fit: fit.law.sample(-1, 1), "n is a whole number from 0, got -1"),

@@ -130,9 +130,14 @@ class Problem:
 
     @cached_property
     def without_curve(self) -> Tensor:
-        """Residual parameters (r,) under a constant, the mean of all observations."""
+        """Residual parameters (r,) under a constant, the mean of what was observed.
+
+        Limits say how far the constant is from what was not; those of any size may leave it free.
+        """
         response, mask = self.data.response, self.data.mask
-        return self.residual.start(response, response[mask].mean().expand_as(response), mask)
+        known = mask & ~self.data.censored
+        constant = response[known if bool(known.any()) else mask].mean().expand_as(response)
+        return self.residual.start(self.nearest(constant), constant, mask)
 
     def near(self, law: GaussianLaw, beta: Tensor, sigma: Tensor) -> "Problem":
         """Return the problem made ready for particles near a state; the law is a Gaussian summary of its."""

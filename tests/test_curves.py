@@ -183,6 +183,7 @@ def test_conventional_twin_gives_the_same_curve():
         (lambda: nf.bounded(1, 1), ["lower < upper"]),
         (lambda: nf.Curve(lambda t, psi: t, []), ["at least one parameter"]),
         (lambda: nf.Curve(lambda t, psi: t, [nf.Parameter("a"), nf.Parameter("a")]), ["own name"]),
+        (lambda: nf.curves.infusion("AMT", "AMT"), ["another column, got AMT, AMT"]),
         (lambda: nf.curves.linear()["slop"], ["'slop'", "intercept, slope"]),
         (lambda: nf.curves.linear().with_transforms(slop="log"), ["'slop'"]),
     ],

@@ -352,8 +352,7 @@ def _check_doses(data: LongitudinalData, curve: Curve) -> None:
 def _input(data: LongitudinalData, name: str) -> Tensor:
     if name not in data.covariates.columns:
         raise ModelError(
-            f"The curve needs the covariate '{name}': name it when reading the table, "
-            f"LongitudinalData.from_frame(..., covariates=['{name}'])."
+            f"The curve needs the covariate '{name}': name it when reading the table, covariates=['{name}']."
         )
     column = data.covariates[name]
     try:

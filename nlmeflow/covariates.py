@@ -204,8 +204,7 @@ def _too_many(name: str, levels: Sequence[str], column: pd.Series) -> str:
 def _check_known(name: str, covariates: pd.DataFrame) -> pd.Series:
     if name not in covariates.columns:
         raise ModelError(
-            f"The model needs the covariate '{name}': name it when reading the table, "
-            f"LongitudinalData.from_frame(..., covariates=['{name}'])."
+            f"The model needs the covariate '{name}': name it when reading the table, covariates=['{name}']."
         )
     return covariates[name]
 

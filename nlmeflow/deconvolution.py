@@ -25,6 +25,7 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy.integrate import cumulative_trapezoid
 from scipy.stats import chi2
 
@@ -41,6 +42,8 @@ MOST_NOISE = 0.08  # of |f_m|^2 that may be variance
 FLOOR = 0.75  # of the penalty, times the variance that there would be without noise
 CHANCE = 1e-4  # that errors of a given sigma alone differ as little as the estimates do: it is refused
 LEAST = 1e-100  # characteristic function of an error: the square of its inverse is still a number
+ROUNDING = 1e-14  # share of the largest response that is no error but that of arithmetic
+FEWEST = 16  # points of the grid
 MARGIN = 1.0  # of the grid beyond the estimates, in units of sd(Z)
 
 
@@ -101,15 +104,16 @@ def deconvolve(
 
     Raises
     ------
-    DataError : fewer than three observations of an individual, or times that the noise model cannot use.
+    DataError : fewer than three observations of an individual, times that the noise model cannot use, or
+        responses without error.
     ModelError : an option is none of those accepted, or outside its range; a sigma that the estimates of the
-        effects, which differ by too little, rule out.
+        effects, which differ by too little, rule out, or of unknown noise.
 
     """
     if sigma is not None:
         number("sigma", sigma, 0)
     seen = observe(data, effect, sigma, noise)
-    points = whole("points", points, 2)
+    points = whole("points", points, FEWEST)
     if cutoff is not None and not 0 < cutoff <= seen.u[-1]:
         raise ModelError(f"cutoff lies between 0 and {LARGEST:g} / sd = {seen.u[-1]:.4g}, got {cutoff!r}.")
     criterion = contrast(seen, cutoff)
@@ -137,17 +141,18 @@ def observe(
         raise DataError(
             "A density of individuals' effects needs at least two individuals, better fifty; got one."
         )
-    if noise == "gaussian":
-        seen = _lines(data, effect, sigma)
-        if not (seen.z.std() > 0 and seen.sigma > 0):
-            raise DataError(
-                "The responses lie exactly on lines, or are all the same: there is no error to take away. "
-                "Give measured responses, or sigma=..."
-            )
-        return seen
-    if effect == "intercept":
+    if noise == "unknown" and effect == "intercept":
         raise ModelError("With unknown noise only the density of slopes is estimated.")
-    return _pairs(data)
+    if noise == "unknown" and sigma is not None:
+        raise ModelError("sigma is that of Gaussian noise; leave it out, or leave out noise='unknown'.")
+    seen = _lines(data, effect, sigma) if noise == "gaussian" else _pairs(data)
+    size = float(torch.where(data.mask, data.response, 0.0).abs().max())
+    if not (seen.z.std() > 0 and seen.sigma > ROUNDING * size):
+        raise DataError(
+            "The responses lie exactly on lines, or are all the same: there is no error to take away. "
+            "Give measured responses, or sigma=... with Gaussian noise."
+        )
+    return seen
 
 
 def _lines(data: LongitudinalData, effect: Effect, sigma: float | None) -> Observed:
@@ -207,8 +212,8 @@ def _second_differences(data: LongitudinalData) -> float | None:
 def _equally_spaced(data: LongitudinalData) -> bool:
     time = data.time.numpy()
     steps = np.diff(time, axis=1)
-    near = 1e-5 * steps[0, 0]  # in the unit of time, whatever it is
-    shared = bool(data.mask.all()) and np.allclose(time, time[0], rtol=0, atol=near)
+    near = 1e-5 * abs(steps[0, 0])  # in the unit of time, whatever it is
+    shared = bool(data.mask.all()) and near > 0 and np.allclose(time, time[0], rtol=0, atol=near)
     return shared and bool(np.allclose(steps, steps[0, 0], rtol=0, atol=near))
 
 
@@ -220,7 +225,7 @@ def _pairs(data: LongitudinalData) -> Observed:
     pair lie P times apart, so that little is lost against least squares.
     """
     pairs = data.response.shape[1] // 2
-    if not _equally_spaced(data) or pairs < 2:
+    if pairs < 2 or not _equally_spaced(data):
         raise DataError(
             "Unknown noise needs at least four equally spaced times, the same for all individuals and "
             "without missing values; use noise='gaussian'."

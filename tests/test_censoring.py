@@ -213,6 +213,17 @@ def test_first_values_know_what_is_censored():
     assert torch.equal(first.nearest(above)[~hidden], first.data.response[~hidden])
 
 
+def test_a_limit_far_beyond_all_responses_says_nothing():
+    """The residual error is measured by what was observed, not by the size of limits."""
+    observed = scores(20)
+    observed = observed[observed["kind"] == ""].assign(end=np.nan)
+    model = nf.Model(level(), nf.Additive())
+    limits = pd.DataFrame({"plant": range(20), "day": 9.0, "score": 1e9, "kind": "left"})
+    data = read(pd.concat([observed, limits]), censoring="kind")
+    plain, found = (model.fit(one, seed=1).log_likelihood() for one in (read(observed), data))
+    assert found.value == pytest.approx(plain.value, abs=0.02)
+
+
 def test_no_warning_where_nothing_is_known_to_either_side():
     frame = pd.DataFrame({"plant": [1, 1, 2, 2], "day": [0, 1, 0, 1], "green": [1.0, 0.1, 0.9, 0.2]})
     kinds = frame.assign(kind=["", "left", "", "interval"], limit=[np.nan, np.nan, np.nan, 0.4])

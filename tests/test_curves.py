@@ -151,6 +151,16 @@ def test_absorption_near_elimination_is_smooth():
     assert near[1] == pytest.approx(near[2], rel=1e-3)
 
 
+@pytest.mark.parametrize("name", ["oral", "infusion"])
+def test_before_its_dose_nobody_has_a_concentration(name):
+    assert at(*CURVES[name], [-24.0, -0.5, 0.0]).tolist() == [0.0, 0.0, 0.0]
+    curve = {"oral": nf.curves.oral("AMT"), "infusion": nf.curves.infusion("AMT", "TINF")}[name]
+    given = {"AMT": torch.tensor(100.0).double(), "TINF": torch.tensor(0.5).double()}
+    psi = {key: torch.tensor(value).double() for key, value in CURVES[name][1].items()}
+    before, after = curve(torch.tensor([-3.0, 1.0]).double(), psi, given).tolist()
+    assert before == 0 < after
+
+
 def test_conventional_twin_gives_the_same_curve():
     for name, psi in {
         "oral": {"ka": 0.05, "CL": 2.0, "V": 10.0},
@@ -173,6 +183,7 @@ def test_conventional_twin_gives_the_same_curve():
         (lambda: nf.bounded(1, 1), ["lower < upper"]),
         (lambda: nf.Curve(lambda t, psi: t, []), ["at least one parameter"]),
         (lambda: nf.Curve(lambda t, psi: t, [nf.Parameter("a"), nf.Parameter("a")]), ["own name"]),
+        (lambda: nf.curves.infusion("AMT", "AMT"), ["another column, got AMT, AMT"]),
         (lambda: nf.curves.linear()["slop"], ["'slop'", "intercept, slope"]),
         (lambda: nf.curves.linear().with_transforms(slop="log"), ["'slop'"]),
     ],

@@ -130,6 +130,20 @@ def test_a_covariate_with_an_empty_cell_is_refused_in_regular_data_too():
         nf.LongitudinalData.regular(torch.zeros(2, 1), torch.zeros(2, 1), about)
 
 
+def test_regular_data_are_copies():
+    time, response = torch.arange(3.0).double().repeat(2, 1), torch.ones(2, 3, requires_grad=True)
+    data = nf.LongitudinalData.regular(time, response)
+    time[0, 0] = 99.0
+    assert data.time[0, 0] == 0
+    assert not data.response.requires_grad
+    values = torch.ones(2, 3).double()
+    data = nf.LongitudinalData.regular(values, values)
+    values *= 2
+    assert data == nf.LongitudinalData.regular(torch.ones(2, 3), torch.ones(2, 3))
+    with pytest.raises(nf.DataError, match=r"response holds complex numbers; .* response\.real"):
+        nf.LongitudinalData.regular(values, values + 1j)
+
+
 def test_a_dictionary_of_pyarrow_is_a_category():
     kind = pd.ArrowDtype(pyarrow.dictionary(pyarrow.int32(), pyarrow.string()))
     column = pd.Series(["a"] * 3 + ["b"] * 4, dtype=kind)

@@ -133,6 +133,26 @@ def test_censored_and_constant_responses_are_refused():
         nf.deconvolve(replace(lines, response=torch.ones_like(lines.response)))
 
 
+@pytest.mark.parametrize("noise", ["gaussian", "unknown"])
+@pytest.mark.parametrize("time", [np.arange(6.0), np.array([0.0, 1, 2, 4, 8, 16])])
+def test_lines_without_error_are_refused_whatever_arithmetic_leaves_of_it(noise, time):
+    exact = lines(np.random.default_rng(1).normal(0.5, 0.3, 30), 0.0, time)
+    with pytest.raises(nf.DataError, match=r"exactly on lines|equally spaced"):
+        nf.deconvolve(exact, noise=noise)
+
+
+def test_unknown_noise_needs_times_that_differ():
+    noise = np.random.default_rng(1).normal(0, 0.3, (30, 4))
+    for times in (np.zeros(4), np.zeros(1)):
+        with pytest.raises(nf.DataError, match="four equally spaced times"):
+            nf.deconvolve(lines(np.ones(30), noise[:, : len(times)], times), noise="unknown")
+
+
+def test_a_sigma_of_unknown_noise_is_refused():
+    with pytest.raises(nf.ModelError, match="sigma is that of Gaussian noise"):
+        nf.deconvolve(load("gaussian", 20, seed=1).data, sigma=0.4, noise="unknown")
+
+
 def test_the_unit_of_time_does_not_make_times_equally_spaced():
     random, time = np.random.default_rng(0), np.array([0.0, 1, 2, 4, 8, 16])
     y = random.normal(2, 0.5, (60, 1)) + random.gamma(3, 0.3, (60, 1)) * time + random.normal(0, 0.3, (60, 6))

@@ -152,6 +152,15 @@ def test_names_that_were_read_as_one_number_are_said(tmp_path):
         nf.read_table(tmp_path / "my.csv", names=["plot"])
 
 
+def test_long_numbers_beside_an_empty_cell_keep_their_digits(tmp_path):
+    path = tmp_path / "long.csv"
+    path.write_text("plant,day,y\n20240500012345677,1,1\n20240500012345678,1,2\n,2,3\n")
+    frame = nf.read_table(path, names="plant").frame.dropna()
+    assert frame["plant"].tolist() == ["20240500012345677", "20240500012345678"]
+    path.write_text("plant,day,y\n7,1,1\n8,1,2\n,2,3\n")
+    assert nf.read_table(path, names="plant").frame["plant"].tolist()[:2] == [7, 8]
+
+
 def test_whole_numbers_that_are_names_are_numbers(tmp_path):
     assert read(tmp_path, text().replace("a,", "9,").replace("b,", "10,")).labels == (9, 10)
 

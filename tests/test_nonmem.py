@@ -414,6 +414,15 @@ def test_a_covariate_is_the_same_in_all_rows(doses, name):
         nf.read_nonmem(frame, [name])
 
 
+def test_a_covariate_that_was_not_named_is_read_as_the_message_says():
+    frame = table([{"AMT": 100.0}], [1.0, 2.0, 4.0]).assign(WT=70.0)
+    frame["WT"] += 5 * (frame["ID"] == "s1")
+    model = nf.Model(nf.curves.oral("AMT"), covariates={"CL": "log(WT / 70)"})
+    with pytest.raises(nf.ModelError, match=r"when reading the table, covariates=\['WT'\]"):
+        model.problem(nf.read_nonmem(frame))
+    assert model.problem(nf.read_nonmem(frame, covariates=["WT"])).effects[0].name == "CL: log(WT / 70)"
+
+
 def test_a_covariate_with_points_for_empty_cells_holds_numbers():
     frame = table([{"AMT": 100}], [1.0, 2, 3]).assign(
         WT=lambda t: np.where(t["AMT"] > 0, ".", (60 + 10 * t["ID"].str[1:].astype(int)).astype(str)),

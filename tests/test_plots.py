@@ -93,6 +93,13 @@ def test_figures_have_labels_with_units(gaussian_fit, mixture_fit):
     plt.close(figure)
 
 
+def test_individuals_drawn_twice_have_one_curve_each(gaussian_fit):
+    twice = gaussian_fit.on(gaussian_fit.data.subset([1, 1, 2]))
+    axes = nf.plots.trajectories(twice, ax=plt.figure().gca())
+    assert axes.get_legend_handles_labels()[1] == [str(label) for label in twice.data.labels[1:]]
+    plt.close(axes.figure)
+
+
 @pytest.mark.parametrize(("number", "shape"), [(1, (1, 1)), (3, (2, 2)), (4, (2, 2))])
 def test_laws_side_by_side_are_two_in_a_row_with_labels_where_nothing_is_drawn_below(number, shape):
     laws = {f"law {k}": law(2) for k in range(number)}

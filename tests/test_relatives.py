@@ -211,6 +211,8 @@ def test_every_relative_is_compared_saved_and_read(law, tmp_path):
         (lambda: nf.SNP(order=9), "order is at most 4, got 9"),
         (lambda: nf.Transformed("skewed"), "'box-cox' or 'heavy tails', got 'skewed'"),
         (lambda: nf.SmoothNPMLE(bandwidth=0), "between 0 and 10"),
+        (lambda: nf.TwoStage(bandwidth=-1), "between 0 and 10"),
+        (lambda: nf.EBEDensity(bandwidth="wide"), "between 0 and 10, got 'wide'"),
         (lambda: nf.DirichletProcess(sweeps=30, kept=50), "kept is a number between 0 and 21"),
         (lambda: nf.ParticleNPML(particles=1), "particles is a whole number from 2"),
     ],

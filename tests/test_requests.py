@@ -406,6 +406,11 @@ WRONG = {
         lambda fit: nf.laws.KernelLaw(torch.ones(2), torch.zeros(2, 1), torch.eye(1)),
         "sum 2",
     ),
+    "negative factor": (
+        lambda fit: nf.laws.GaussianLaw(torch.zeros(2), -torch.eye(2)),
+        "The diagonal of a factor is not negative",
+    ),
+    "no covariate": (lambda fit: nf.conditional_flow(fit.model, fit.data, []), "on names at least one covar"),
     "shapes": (lambda fit: nf.LongitudinalData.regular(torch.zeros(2, 3), torch.zeros(2, 4)), r"\(2, 4\)"),
     # numbers out of range
     "draws": (lambda fit: fit.law.sample(-1, 1), "n is a whole number from 0, got -1"),
@@ -446,7 +451,7 @@ WRONG = {
     "most folds": (lambda fit: nf.compare(MODEL, fit.data, nf.Gaussian(), folds=21), "from 2 to 20, got 21"),
     "n": (lambda fit: nf.scenarios.load("L1", n=1), "n is a whole number from 2, got 1"),
     "noise": (lambda fit: nf.linear_scenarios.load("gamma", sigma=-1), "sigma is a number above 0, got -1"),
-    "grid": (lambda fit: nf.deconvolve(LINES, points=0), "points is a whole number from 2, got 0"),
+    "grid": (lambda fit: nf.deconvolve(LINES, points=0), "points is a whole number from 16, got 0"),
     "sigma": (lambda fit: nf.Additive([1]), r"sigma must be positive and finite, got \[1\]"),
     "start": (lambda fit: CURVE.with_starts(tau="a"), "tau = 'a' is not a number in"),
     "bound": (lambda fit: nf.bounded(0, None), "upper is a number, got None"),
@@ -561,6 +566,15 @@ def test_a_failure_says_what_is_wrong_with_the_data():
     straight = plants(sd=0.0)
     with pytest.raises(nf.EstimationError, match="residual error"):
         fitted(straight)
+
+
+@pytest.mark.parametrize("starts", [{"tau": 1e6}, {"s": 1e-6, "tau": 50.0}])
+def test_first_values_from_which_a_fit_fails_are_named_beside_other_causes(starts):
+    said = re.escape(", ".join(f"{name} = {value:g}" for name, value in starts.items()))
+    with pytest.raises(nf.EstimationError, match=f"First values were given, {said}; left out"):
+        MODEL.fit(read(plants()), seed=1, start=starts)
+    with pytest.raises(nf.EstimationError, match="First values were given, "):
+        fitted(plants(), nf.Model(CURVE.with_starts(**starts), fixed=("A", "s")))
 
 
 def test_a_fixed_parameter_that_runs_off_is_named():

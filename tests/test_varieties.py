@@ -148,6 +148,8 @@ def test_sentences_follow_their_numbers(known, fit):
     assert "cannot be placed so" in nf.findings.about_varieties(nf.characterise(fit))
     with pytest.raises(nf.ModelError, match="table that"):
         nf.findings.about_checks(pd.DataFrame())
+    with pytest.raises(nf.ModelError, match="the table that"):
+        nf.findings.about_checks(check.iloc[:0])
 
 
 def test_figures_of_observations_and_of_varieties(known, fit):

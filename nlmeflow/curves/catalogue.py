@@ -172,8 +172,8 @@ def exponential_recovery(time_unit: str = "days", response_unit: str = "") -> Cu
 
 
 def _oral(t: Tensor, psi: Psi, dose: Tensor | float) -> Tensor:
-    """One-compartment concentration, exact also where ka is near k = CL / V."""
-    ka, k = psi["ka"], psi["CL"] / psi["V"]
+    """One-compartment concentration, exact also where ka is near k = CL / V; zero before the dose."""
+    t, ka, k = t.clamp(min=0), psi["ka"], psi["CL"] / psi["V"]
     return dose * ka / psi["V"] * t * torch.exp(-torch.minimum(ka, k) * t) * _expm1_ratio((ka - k).abs() * t)
 
 
@@ -220,9 +220,9 @@ def _check_amount(name: str, value: float | str) -> None:
 def oral(dose: float | str = "dose", time_unit: str = "h", volume_unit: str = "L") -> Curve:
     """One compartment, first-order absorption (bioavailability 1), a dose at time zero.
 
-    f = D ka / (V (ka - k)) (exp(-k t) - exp(-ka t)), k = CL / V. `dose` is a number, or the name
-    of the covariate column that holds each individual's dose; several doses are superposed, and may have led
-    to a steady state.
+    f = D ka / (V (ka - k)) (exp(-k t) - exp(-ka t)), k = CL / V, and zero before the dose. `dose` is a
+    number, or the name of the covariate column that holds each individual's dose; several doses are
+    superposed, and may have led to a steady state.
 
     Raises
     ------
@@ -251,8 +251,9 @@ def oral(dose: float | str = "dose", time_unit: str = "h", volume_unit: str = "L
 def infusion(dose: float | str, duration: float | str, time_unit: str = "h", volume_unit: str = "L") -> Curve:
     """One compartment, constant infusion of `dose` from time zero over `duration`.
 
-    f = D / (T ke V) (1 - exp(-ke min(t, T))) exp(-ke max(t - T, 0)), T = `duration`. Both are numbers, or the
-    names of covariate columns; several infusions are superposed, and may have led to a steady state.
+    f = D / (T ke V) (1 - exp(-ke min(t, T))) exp(-ke max(t - T, 0)), T = `duration`, and zero before. Both
+    are numbers, or the names of covariate columns; several infusions are superposed, and may have led to a
+    steady state.
 
     Raises
     ------
@@ -267,6 +268,7 @@ def infusion(dose: float | str, duration: float | str, time_unit: str = "h", vol
 
     def function(t: Tensor, psi: Psi, x: Psi) -> Tensor:
         size, length = amount_and_length(x)
+        t = t.clamp(min=0)
         during = -torch.expm1(-psi["ke"] * torch.minimum(t, torch.as_tensor(length, dtype=t.dtype)))
         after = torch.exp(-psi["ke"] * (t - length).clamp(min=0))
         return size / (length * psi["ke"] * psi["V"]) * during * after

@@ -197,6 +197,8 @@ class Curve:
             raise ModelError("A curve needs at least one parameter.")
         if len(set(names)) < len(names):
             raise ModelError(f"Each parameter of a curve has its own name, got {', '.join(names)}.")
+        if len(set(self.inputs)) < len(self.inputs):
+            raise ModelError(f"Each input of a curve is another column, got {', '.join(self.inputs)}.")
 
     def __reduce__(self) -> Any:
         """Pickle a curve of the library by how it was made; one's own as its function (see cloudpickle)."""

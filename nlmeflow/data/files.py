@@ -260,7 +260,7 @@ def _values(name: str, values: np.ndarray, remarks: list[str], is_name: bool) ->
     if known.empty:
         return column.mask(empty)
     if known.str.fullmatch(r"[+-]?[0-9]+").all():
-        named = known.str.fullmatch(r"0[0-9]+").any()
+        named = known.str.fullmatch(r"0[0-9]+").any() or (is_name and _shortened(known, missing))
         return column.mask(missing) if named else _numbers(column, missing)
     if is_name:
         return column.mask(empty)
@@ -281,6 +281,11 @@ def _values(name: str, values: np.ndarray, remarks: list[str], is_name: bool) ->
         if dates[~missing].notna().all():
             return dates
     return column.mask(empty)
+
+
+def _shortened(known: pd.Series, missing: pd.Series) -> bool:
+    """Return whether whole numbers would lose digits beside an empty cell, which makes them floats."""
+    return bool(missing.any()) and any(int(value) != float(value) for value in known.unique())
 
 
 def _merged(title: str, values: np.ndarray) -> str:

@@ -1,6 +1,7 @@
 """Longitudinal data: repeated measures of many individuals, ragged, padded with a mask."""
 
 from collections.abc import Hashable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -199,12 +200,12 @@ class LongitudinalData:
     ) -> "LongitudinalData":
         """Return data of individuals 0..N-1 all observed, time and response (N, n), covariates (N rows).
 
-        Whole numbers are accepted; both are held in double precision.
+        Whole numbers are accepted; copies of both are held, in double precision.
 
         Raises
         ------
-        DataError : other shapes, another number of covariates' rows, or a value that is not finite; a
-            covariate with an empty cell.
+        DataError : other shapes, another number of covariates' rows, complex numbers, or a value that is not
+            finite; a covariate with an empty cell.
 
         """
         if time.shape != response.shape or time.ndim != 2:
@@ -213,6 +214,8 @@ class LongitudinalData:
                 f"{tuple(response.shape)}."
             )
         for name, values in (("time", time), ("response", response)):
+            if values.is_complex():
+                raise DataError(f"{name} holds complex numbers; real numbers are accepted, {name}.real.")
             if len(wrong := torch.nonzero(~torch.isfinite(values))):
                 row, column = wrong[0].tolist()
                 raise DataError(
@@ -222,7 +225,7 @@ class LongitudinalData:
         n = len(time)
         if covariates is not None and len(covariates) != n:
             raise DataError(f"covariates has {len(covariates)} rows for {n} individuals; one for each.")
-        time, response = time.double(), response.double()
+        time, response = (deepcopy(values.detach()).double() for values in (time, response))
         mask = torch.ones_like(time, dtype=torch.bool)
         table = pd.DataFrame(index=range(n))
         if covariates is not None:

@@ -130,9 +130,14 @@ class Problem:
 
     @cached_property
     def without_curve(self) -> Tensor:
-        """Residual parameters (r,) under a constant, the mean of all observations."""
+        """Residual parameters (r,) under a constant, the mean of what was observed.
+
+        Limits say how far the constant is from what was not; those of any size may leave it free.
+        """
         response, mask = self.data.response, self.data.mask
-        return self.residual.start(response, response[mask].mean().expand_as(response), mask)
+        known = mask & ~self.data.censored
+        constant = response[known if bool(known.any()) else mask].mean().expand_as(response)
+        return self.residual.start(self.nearest(constant), constant, mask)
 
     def near(self, law: GaussianLaw, beta: Tensor, sigma: Tensor) -> "Problem":
         """Return the problem made ready for particles near a state; the law is a Gaussian summary of its."""
@@ -347,8 +352,7 @@ def _check_doses(data: LongitudinalData, curve: Curve) -> None:
 def _input(data: LongitudinalData, name: str) -> Tensor:
     if name not in data.covariates.columns:
         raise ModelError(
-            f"The curve needs the covariate '{name}': name it when reading the table, "
-            f"LongitudinalData.from_frame(..., covariates=['{name}'])."
+            f"The curve needs the covariate '{name}': name it when reading the table, covariates=['{name}']."
         )
     column = data.covariates[name]
     try:

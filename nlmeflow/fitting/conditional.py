@@ -104,14 +104,17 @@ def conditional_flow(
 
     Raises
     ------
-    ModelError : a term cannot be read, or a covariate is not in the data or constant; folds are out of range;
-        the model has two levels.
+    ModelError : no term, or one that cannot be read; a covariate is not in the data or constant; folds are
+        out of range; the model has two levels.
 
     """
     if model.within:
         raise ModelError("Conditional flows are learned of models with one level.")
     data = data.observed
-    effects = effects_of({"phi": read_terms(on)}, data.covariates)
+    terms = read_terms(on)
+    if not terms:
+        raise ModelError("on names at least one covariate, such as 'treatment'.")
+    effects = effects_of({"phi": terms}, data.covariates)
     raw = _matrix(effects, data.covariates)
     centre, scale = raw.mean(0), raw.std(0)
     if bool((scale == 0).any()):

@@ -40,8 +40,7 @@ def held_out_with(data: LongitudinalData, groups: str | None) -> list[Hashable]:
         return list(data.labels)
     if groups not in data.covariates:
         raise ModelError(
-            f"No covariate '{groups}' in the data; name it when reading the table, "
-            f"LongitudinalData.from_frame(..., covariates=['{groups}'])."
+            f"No covariate '{groups}' in the data; name it when reading the table, covariates=['{groups}']."
         )
     return list(data.covariates[groups])
 

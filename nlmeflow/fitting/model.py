@@ -169,16 +169,20 @@ class Model(Structure):
 def _explained(message: str, task: Task) -> str:
     """Return an error's message with what is striking in the data, or else with the usual causes."""
     assert task.everyone is not None
-    found = suspicions(task.everyone, task.problem.individuals.curve)
+    curve = task.problem.individuals.curve
+    found = suspicions(task.everyone, curve)
     if found:
         return " ".join([message, *found])
+    starts = {one.name: one.start for one in curve.parameters if one.start is not None} | task.start
+    values = ", ".join(f"{name} = {float(value):g}" for name, value in starts.items())
+    given = f" First values were given, {values}; left out, they are found from the data." if starts else ""
     if any(cure in message for cure in CURES):
-        return message
+        return f"{message}{given}"
     residual, way = task.problem.individuals.residual, _way(task.everyone)
     error = f"residual parameters far from what the data show ({residual})" if residual.given else NO_ERROR
-    first = "" if task.start else "; a bad start (give first values with fit(..., start={...}))"
+    first = "" if starts else "; a bad start (give first values with fit(..., start={...}))"
     none = "a parameter that the data do not determine (name it in fixed=(...))"
-    return f"{message} Usual causes: {error}; {none}{way}{first}."
+    return f"{message} Usual causes: {error}; {none}{way}{first}.{given}"
 
 
 def _way(data: LongitudinalData) -> str:

@@ -57,6 +57,8 @@ def check_factors(means: Tensor, factors: Tensor) -> None:
         raise ModelError(
             "A factor is lower triangular, L of a covariance L L': torch.linalg.cholesky(covariance)."
         )
+    if bool((factors.diagonal(dim1=-2, dim2=-1) < 0).any()):
+        raise ModelError("The diagonal of a factor is not negative; see torch.linalg.cholesky(covariance).")
 
 
 def check_weights(weights: Tensor, count: int) -> None:

@@ -120,8 +120,7 @@ class SmoothNPMLE(Specification):
     folds: int = 5
 
     def __post_init__(self) -> None:
-        if self.bandwidth is not None:
-            number("bandwidth", self.bandwidth, 0, 10)
+        _check_bandwidth(self.bandwidth)
         check_whole(self, 1, "points")
         check_whole(self, 2, "folds")
 
@@ -188,6 +187,9 @@ class TwoStage(Specification):
     levels: ClassVar[bool] = False
     bandwidth: float | None = None
 
+    def __post_init__(self) -> None:
+        _check_bandwidth(self.bandwidth)
+
     def learn(self, training: TrainingSet) -> Law:
         draws = training.draws
         return KernelLaw.of_estimates(draws.data.alone(population(draws)), self.bandwidth)
@@ -205,8 +207,16 @@ class EBEDensity(Specification):
     levels: ClassVar[bool] = False
     bandwidth: float | None = None
 
+    def __post_init__(self) -> None:
+        _check_bandwidth(self.bandwidth)
+
     def learn(self, training: TrainingSet) -> Law:
         return KernelLaw.of_estimates(empirical_bayes(training.draws), self.bandwidth)
+
+
+def _check_bandwidth(bandwidth: float | None) -> None:
+    if bandwidth is not None:
+        number("bandwidth", bandwidth, 0, 10)
 
 
 def empirical_bayes(draws: PosteriorDraws) -> Tensor:

@@ -100,7 +100,7 @@ def about_checks(check: pd.DataFrame, level: float = 0.9) -> str:
     ModelError : a table that `diagnostics.vpc` did not make.
 
     """
-    if not {"observed", "lower", "upper", "time"} <= set(check.columns):
+    if not {"observed", "lower", "upper", "time"} <= set(check.columns) or check.empty:
         raise ModelError("check is the table that nlmeflow.diagnostics.vpc returns.")
     within = check["observed"].between(check["lower"], check["upper"])
     gap = (check["lower"] - check["observed"]).combine(check["observed"] - check["upper"], max)

@@ -277,7 +277,7 @@ def trajectories(
     """
     ax = plt.gca() if ax is None else ax
     labels = list(fit.data.labels)
-    chosen = labels[:6] if individuals is None else list(individuals)
+    chosen = list(dict.fromkeys(labels))[:6] if individuals is None else list(individuals)
     for label in chosen:
         if label not in labels:
             raise ModelError(f"No individual {label!r} in the fit; it has {reprlib.repr(labels)}.")

@@ -13,11 +13,11 @@ from nlmeflow.fitting import tables
 
 torch.set_num_threads(1)
 
-LONGEST = tuple(f"test_{name}" for name in "varieties own_data discrete project requests site".split())
+LONGEST = ["test_varieties", "test_own_data", "test_discrete", "test_project", "test_requests", "test_site"]
 
 
 def pytest_collection_modifyitems(items):
-    """Put what takes longest first, so that no process is left alone with it at the end; then the chapters."""
+    """Put the longest first, so that no process is left alone with one of them at the end; then chapters."""
 
     def place(item):
         stem = item.path.stem

@@ -794,6 +794,18 @@ def test_a_parameter_that_the_data_cannot_place_is_named(curve, fixed, said):
         fitted(plants(20), nf.Model(curve, fixed=fixed))
 
 
+@pytest.mark.parametrize(("upper", "doubted"), [(49.0, True), (75.0, False)])
+def test_a_population_at_an_end_of_its_scale_is_doubted(upper, doubted):
+    """Onsets are near day 50: within limits under it the fit ends at the limit, and converges there."""
+    model = nf.Model(CURVE.with_transforms(tau=nf.bounded(30.0, upper)), fixed=("A", "s"))
+    fit = model.fit(read(plants()), nf.Gaussian(), particles=128, progress=False)
+    assert fit.converged
+    warning = fit.summary().numbers.get("warning", "")
+    assert (
+        "'tau' is typically 48.97" in warning and "at the end of its scale from 30 to 49" in warning
+    ) == doubted
+
+
 def test_a_scale_whose_functions_are_not_inverse_is_refused():
     wrong = nf.Transform("wrong", torch.exp, lambda psi: psi, lower=0.0)
     with pytest.raises(nf.ModelError, match="scale 'wrong' of 'tau' are not inverse to each other"):

@@ -18,6 +18,7 @@ FEW = 20.0  # effective particles of an individual under which its likelihood is
 FINE, STEP = 200, 10  # parts of the time between two dates, and in how many of them a curve jumps
 JUMP = 0.9  # share of a curve's range that lies in a jump
 SAME = 0.9999  # cosine of what two parameters do to the curve, from which they do the same
+AT_END = 0.002  # share of a scale between two ends within which its typical value is at one of them
 LOOKED_AT = 50  # individuals whose curves are looked at, and dates between which they are
 
 
@@ -28,7 +29,7 @@ def doubts(fit: Fitted) -> list[str]:
     """
     made = fit.estimated
     about_data = mistakes(made.data.observed)
-    about_fit = (*_few(made), *_moments(made), *_jumps(made), *_alike(made), *_elsewhere(made))
+    about_fit = (*_few(made), *_moments(made), *_jumps(made), *_alike(made), *_elsewhere(made), *_ends(made))
     return [*_uncertain(fit), *about_data, *about_fit]
 
 
@@ -58,6 +59,21 @@ def _moments(fit: Fitted) -> Iterator[str]:
             "are estimated: only the shape of the curve tells them apart; fix some, or give the residual "
             "parameters"
         )
+
+
+def _ends(fit: Fitted) -> Iterator[str]:
+    """A population at an end of a scale that has two: it may lie beyond."""
+    mean = GaussianLaw.like(fit.law).mean
+    natural = {name: float(value) for name, value in fit.model.curve.natural(mean, fit.names).items()}
+    for name, value in (natural | fit.fixed).items():
+        scale = fit.model.curve[name].scale
+        for end in (scale.lower, scale.upper):
+            if scale.has_ends and abs(value - end) < AT_END * (scale.upper - scale.lower):
+                yield (
+                    f"'{name}' is typically {value:.6g}, at the end of its scale from {scale.lower:g} to "
+                    f"{scale.upper:g}: the population may lie beyond; give it other limits, "
+                    "nf.bounded(lower, upper)"
+                )
 
 
 def _elsewhere(fit: Fitted) -> Iterator[str]:

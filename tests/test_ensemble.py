@@ -14,8 +14,12 @@ from nlmeflow.fitting.comparison import compare_task
 from nlmeflow.laws import GaussianLaw, MixtureLaw, TransformedLaw
 from nlmeflow.laws.averaging import prior_weights, stacking_weights
 from nlmeflow.laws.draws import Folds, PosteriorDraws, TrainingSet
+from nlmeflow.laws.flow import ensemble
+from nlmeflow.laws.flow.law import FlowLaw
+from nlmeflow.laws.flow.network import Network
 from nlmeflow.laws.stacked import CrossFittedLaw
 from nlmeflow.numerics import dirichlet_weights
+from nlmeflow.seeds import generator
 from nlmeflow.studies.scenarios import LAWS
 
 SMALL = nf.Flow(steps=30, hidden=(8,), folds=3)
@@ -180,6 +184,26 @@ def test_a_flow_fitted_without_folds_does_not_tell_a_comparison_with_folds():
     pd.testing.assert_frame_equal(after.scores, alone.scores, check_exact=True)
     assert after.weights == alone.weights
     assert (differently.scores - after.scores).abs().max().min() > 0.01
+
+
+def test_a_flow_whose_own_draws_go_astray_takes_no_part(monkeypatch):
+    """Two layers in four coordinates make powers of a draw up to the 64th: no individual was ever there."""
+    phi = torch.randn(60, 1, 4, generator=generator(1), dtype=torch.float64)
+    training = TrainingSet(PosteriorDraws(phi, torch.zeros(60, 1, dtype=torch.float64)), 1)
+    standard = GaussianLaw(torch.zeros(4).double(), torch.eye(4).double())
+    flow = FlowLaw.start(Network("quadratic"), standard, None, 1)
+    for layer in flow.transport.layers:
+        layer.shift[:, 5:] = 0.3
+    assert float(flow.sample(4096, 0).std(0).max()) > 1e6
+    laws = {"quadratic": flow, "spline": standard}
+
+    def trained(course, base, on_base, *rest):
+        return replace(on_base, name=course.network.kind, law=laws[course.network.kind])
+
+    monkeypatch.setattr(ensemble, "_flows", trained)
+    average = nf.Flow(base="gaussian", folds=2, with_relatives=False)
+    assert [c.name for c in candidates_of(average, training)] == ["gaussian base", "spline"]
+    assert float(average.learn(training).sample(4096, 0).std(0).max()) < 2
 
 
 def test_tasks_and_training_sets_cannot_be_changed():

@@ -27,6 +27,8 @@ from nlmeflow.seeds import Stream, derive, generator
 
 Refit = Callable[[Tensor], Sequence[Law]]
 Base = Literal["gaussian", "mixture"]
+ASTRAY = 10.0  # times the spread of the draws: a law whose own draws spread so far is none of the average
+TRIED = 4096  # draws of it
 PENALTIES: dict[Kind, float] = {"quadratic": 2.0, "spline": 4.0, "autoregressive": 4.0, "realnvp": 4.0}
 
 
@@ -77,12 +79,22 @@ def _candidates(law: "Flow", training: TrainingSet, folds: Folds) -> list[Candid
             course = Course(network, law.settings(network), draws, gaussian)
             key = ("flows", base, network, course.settings, law.stiffness, law.prior, folds, seed)
             make = partial(_flows, course, base, on_base, training, folds, seed)
-            found.append(training.memory.once(key, make))
+            flow = training.memory.once(key, make)
+            found += [flow] if _stays(flow.law, gaussian) else []
     for some in law.relatives():
         found.append(
             training.memory.once(("relative", some, folds), partial(_relative, some, training, folds))
         )
     return found
+
+
+def _stays(law: Law, gaussian: GaussianLaw) -> bool:
+    """Return whether a law's own draws spread about as the posterior draws do, whose Gaussian is given.
+
+    Squares of squares, of several coordinates and layers, can take one draw in a thousand anywhere: held-out
+    scores do not see it, and means and standard deviations of the population are lost.
+    """
+    return bool((law.sample(TRIED, 0).std(0) < ASTRAY * gaussian.sd).all())
 
 
 def _flows(
@@ -150,9 +162,10 @@ class Flow(Specification):
         part; False averages flows and their bases only.
 
     The bases themselves are flows at the identity and always take part, and so does the mixture of
-    usual shrinkage. All are averaged with weights by held-out log-likelihood. Residual parameters and fixed
-    effects are those most likely with each individual under the laws that have not seen its fold: a law that
-    has seen it fits part of its noise, and sigma would be too small.
+    usual shrinkage. A flow whose own draws spread ten times as far as the posterior draws takes no part.
+    All are averaged with weights by held-out log-likelihood. Residual parameters and fixed effects are
+    those most likely with each individual under the laws that have not seen its fold: a law that has seen
+    it fits part of its noise, and sigma would be too small.
 
     Raises
     ------

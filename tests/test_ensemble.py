@@ -14,9 +14,9 @@ from nlmeflow.fitting.comparison import compare_task
 from nlmeflow.laws import GaussianLaw, MixtureLaw, TransformedLaw
 from nlmeflow.laws.averaging import prior_weights, stacking_weights
 from nlmeflow.laws.draws import Folds, PosteriorDraws, TrainingSet
-from nlmeflow.laws.flow import ensemble
 from nlmeflow.laws.flow.law import FlowLaw
 from nlmeflow.laws.flow.network import Network
+from nlmeflow.laws.flow.training import Course, Trained
 from nlmeflow.laws.stacked import CrossFittedLaw
 from nlmeflow.numerics import dirichlet_weights
 from nlmeflow.seeds import generator
@@ -195,14 +195,14 @@ def test_a_flow_whose_own_draws_go_astray_takes_no_part(monkeypatch):
     for layer in flow.transport.layers:
         layer.shift[:, 5:] = 0.3
     assert float(flow.sample(4096, 0).std(0).max()) > 1e6
-    laws = {"quadratic": flow, "spline": standard}
-
-    def trained(course, base, on_base, *rest):
-        return replace(on_base, name=course.network.kind, law=laws[course.network.kind])
-
-    monkeypatch.setattr(ensemble, "_flows", trained)
+    flat = FlowLaw.start(Network("quadratic"), standard, None, 1)
+    laws = {"quadratic": (flow, flow), "spline": (flow, flat)}
+    scores = torch.zeros(60, dtype=torch.float64)
+    monkeypatch.setattr(Course, "train", lambda self, *_: Trained(laws[self.network.kind], scores, 5))
     average = nf.Flow(base="gaussian", folds=2, with_relatives=False)
-    assert [c.name for c in candidates_of(average, training)] == ["gaussian base", "spline"]
+    base, spline = candidates_of(average, training)
+    assert (base.name, spline.name) == ("gaussian base", "spline on gaussian")
+    assert spline.law.laws == (flat,)
     assert float(average.learn(training).sample(4096, 0).std(0).max()) < 2
 
 

@@ -204,6 +204,10 @@ def test_a_flow_whose_own_draws_go_astray_takes_no_part(monkeypatch):
     assert (base.name, spline.name) == ("gaussian base", "spline on gaussian")
     assert spline.law.laws == (flat,)
     assert float(average.learn(training).sample(4096, 0).std(0).max()) < 2
+    monkeypatch.setattr(Course, "retrain", lambda *_: (flow, flat))
+    again = spline.refit(torch.ones(2, 60, dtype=torch.float64))
+    assert again[0].normal is not None  # the Gaussian of its base in its place
+    assert again[1] is flat
 
 
 def test_tasks_and_training_sets_cannot_be_changed():

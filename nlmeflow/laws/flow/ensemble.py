@@ -144,7 +144,9 @@ def _climbed(law: Law, draws: PosteriorDraws, share: Tensor) -> list[Law]:
 
 
 def _retrained(course: Course, bases: Refit, steps: int, seed: int, share: Tensor) -> Sequence[Law]:
-    return course.retrain(bases(share), share, steps, seed)
+    starts = bases(share)
+    flows = course.retrain(starts, share, steps, seed)
+    return [flow if _stays(flow) else start for flow, start in zip(flows, starts, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,10 @@ class MixtureLaw(Law):
         """Return K - 1 weights, K d means and K d (d + 1) / 2 covariances."""
         return self.n_components * (1 + self.dim + self.dim * (self.dim + 1) // 2) - 1
 
+    def inflated(self, factor: float) -> "MixtureLaw":
+        """Return the law with standard deviations of the components multiplied by `factor`."""
+        return replace(self, factors=self.factors * factor)
+
     @classmethod
     def of_one(cls, law: Law) -> "MixtureLaw":
         """Return a law with Gaussian components as a mixture: a Gaussian law is one of a single component."""

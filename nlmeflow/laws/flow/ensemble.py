@@ -23,12 +23,13 @@ from nlmeflow.laws.snp import SNP
 from nlmeflow.laws.specification import Specification
 from nlmeflow.laws.stacked import CrossFittedLaw, StackedLaw
 from nlmeflow.laws.transformed import Transformed
-from nlmeflow.numerics import LOST
+from nlmeflow.numerics import LOST, moments
 from nlmeflow.seeds import Stream, derive, generator
 
 Refit = Callable[[Tensor], Sequence[Law]]
 Base = Literal["gaussian", "mixture"]
-ASTRAY, WIDER, TRIED = 10.0, 1.5, 2000  # a flow that spreads points of a wider base so far is left out
+ASTRAY = 3.0  # times the standard deviation of the draws, from which on a flow is left out
+WIDER, TRIED = 1.5, 4000  # how many draws of how wide a base show it
 PENALTIES: dict[Kind, float] = {"quadratic": 2.0, "spline": 4.0, "autoregressive": 4.0, "realnvp": 4.0}
 
 
@@ -88,15 +89,17 @@ def _candidates(law: "Flow", training: TrainingSet, folds: Folds) -> list[Candid
 
 
 def _stays(flow: FlowLaw) -> bool:
-    """Return whether a flow takes what lies a little farther out than its draws to places near them.
+    """Return whether a flow has standard deviations like the draws from which it was learned.
 
-    In units of the posterior draws' standard deviations: points of the base 1.5 times as far out spread by
-    1.5 under a linear map; by 1.3 to 6 under flows of two parameters, and by 40 to 1e36 under one in ten of
-    four, whose squares of squares take one draw in a thousand, or in a million, anywhere. Held-out scores do
-    not see it, and means and standard deviations of the population are lost.
+    Squares of squares, in several coordinates and layers, take one draw in a thousand, or in a million,
+    anywhere. Held-out scores do not see it, and the population's means and standard deviations are lost. So
+    the flow's are found from draws of a base 1.5 times as wide, weighed as importance sampling weighs them.
     """
-    far = flow.transport.inverse(WIDER * flow.base.sample(TRIED, 0))
-    return bool((far.std(0) < ASTRAY).all())
+    wide = flow.base.inflated(WIDER)
+    u = wide.sample(TRIED, 0)
+    weights = (flow.base.log_prob(u) - wide.log_prob(u)).softmax(0)
+    variances = moments(flow.transport.inverse(u), weights)[1].diagonal()
+    return bool((variances < ASTRAY**2).all())  # of standardised draws, whose variances are one
 
 
 def _flows(
@@ -168,7 +171,7 @@ class Flow(Specification):
         part; False averages flows and their bases only.
 
     The bases themselves are flows at the identity and always take part, and so does the mixture of
-    usual shrinkage. A fold's flow that goes astray a little farther out than its draws is left out.
+    usual shrinkage. A fold's flow with three times the standard deviation of the draws is left out.
     All are averaged with weights by held-out log-likelihood. Residual parameters and fixed effects are
     those most likely with each individual under the laws that have not seen its fold: a law that has seen
     it fits part of its noise, and sigma would be too small.

@@ -89,7 +89,7 @@ def table_covers(table: pd.DataFrame, density: np.ndarray) -> float:
 def report(rows: pd.DataFrame) -> None:
     """Print the coverage of each law's bands and intervals."""
     grouped = rows.groupby(["scenario", "law"])
-    wider = [name for name in rows if name.startswith("wider ")]
+    wider = [name for name in map(str, rows) if name.startswith("wider ")]
     table = grouped[["truth", *wider, "best of its kind", "width"]].mean()
     table = table.assign(error=grouped["truth"].sem(), replicates=grouped.size())
     print(f"nominal {LEVEL}\n{table.round(3).to_string()}")

@@ -39,6 +39,12 @@ class Transform:
         """Whether the natural range has two ends."""
         return -float("inf") < self.lower < self.upper < float("inf")
 
+    def end_near(self, value: float, share: float) -> float | None:
+        """Return the end of a range with two ends from which a value is less than this share of it away."""
+        near = share * (self.upper - self.lower)
+        ends = (self.lower, self.upper) if self.has_ends else ()
+        return next((end for end in ends if abs(value - end) < near), None)
+
     def check(self, parameter: str, value: float) -> None:
         """Raise ModelError when `value` lies outside the natural range."""
         if not is_number(value) or not self.lower < value < self.upper:

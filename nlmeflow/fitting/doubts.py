@@ -67,13 +67,12 @@ def _ends(fit: Fitted) -> Iterator[str]:
     natural = {name: float(value) for name, value in fit.model.curve.natural(mean, fit.names).items()}
     for name, value in (natural | fit.fixed).items():
         scale = fit.model.curve[name].scale
-        for end in (scale.lower, scale.upper):
-            if scale.has_ends and abs(value - end) < AT_END * (scale.upper - scale.lower):
-                yield (
-                    f"'{name}' is typically {value:.6g}, at the end of its scale from {scale.lower:g} to "
-                    f"{scale.upper:g}: the population may lie beyond; give it other limits, "
-                    "nf.bounded(lower, upper)"
-                )
+        if scale.end_near(value, AT_END) is not None:
+            yield (
+                f"'{name}' is typically {value:.6g}, at the end of its scale from {scale.lower:g} to "
+                f"{scale.upper:g}: the population may lie beyond; give it other limits, "
+                "nf.bounded(lower, upper)"
+            )
 
 
 def _elsewhere(fit: Fitted) -> Iterator[str]:

@@ -246,10 +246,8 @@ def check_finite(model: Structure, state: State, farthest: float) -> None:
     wide = torch.stack([mean - 3 * sd, mean, mean + 3 * sd])
     for k, (name, values) in enumerate(model.curve.natural(wide, names).items()):
         scale = model.curve[name].scale
-        width = scale.upper - scale.lower
-        for end in (scale.lower, scale.upper):
-            if scale.has_ends and abs(float(values[1]) - end) < NEAR_END * width:
-                raise EstimationError(model.curve[name].at_end(end))
+        if (end := scale.end_near(float(values[1]), NEAR_END)) is not None:
+            raise EstimationError(model.curve[name].at_end(end))
         near = scale.lower > -torch.inf and bool((values - scale.lower < 1 / FARTHEST).any())
         far = scale.upper == torch.inf and not abs(float(values[1])) < farthest
         if near or far or not bool((values.abs() < FARTHEST).all()):

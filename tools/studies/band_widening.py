@@ -9,13 +9,13 @@ points between the 5 % and the 95 % quantile of the onset tau at which it then h
 
 import numpy as np
 import pandas as pd
+from band_coverage import LEVEL, REFITS, table_covers, widened
 
 import nlmeflow as nf
 from nlmeflow.laws.marginals import marginal_density
 from nlmeflow.studies.run import Row
 
 FACTORS = (1.0, 1.1, 1.2, 1.3, 1.5, 1.75, 2.0)
-REFITS, LEVEL = 40, 0.9
 
 
 def measure(scenario: str, replicate: int) -> list[Row]:
@@ -27,11 +27,9 @@ def measure(scenario: str, replicate: int) -> list[Row]:
     truth = marginal_density(known.law, [0], [grid])
     fit = known.model.fit(known.data, nf.Mixture(), seed=replicate, progress=False)
     band = fit.bootstrap(REFITS, seed=replicate, progress=False).bands(LEVEL).table("tau", grid)
-    middle = band["density"]
     rows: list[Row] = []
     for factor in FACTORS:
-        low, high = (middle + factor * (band[end] - middle) for end in ("lower", "upper"))
-        held = float(((low <= truth) & (truth <= high)).mean())
+        held = table_covers(widened(band, factor), truth)
         rows.append({"factor": factor, "held": held, "components": fit.law.n_components})
     return rows
 

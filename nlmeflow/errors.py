@@ -15,6 +15,9 @@ EXTRAS = {  # which extra has a package
     "pyreadr": "data",
     "yaml": "studies",
 }
+MOST = 10_000_000  # of anything that is counted
+SETTING = 1_000_000  # the most of a setting of a law
+NUMBERS = 400_000_000  # kept in memory at once: 3.2 GB
 
 
 class DataError(ValueError):
@@ -33,15 +36,24 @@ class NoPeakError(EstimationError):
     """The likelihood is flat where the estimation ended, or still rises in some direction."""
 
 
-def whole(name: str, value: object, least: int, most: int | None = None) -> int:
+def whole(name: str, value: object, least: int, most: int = MOST) -> int:
     """Return an argument as an int, or raise ModelError unless it is a whole number from `least` to `most`.
 
     Numpy's integers and floats without a fraction, such as 1e3, are whole numbers.
     """
-    if not is_number(value) or value != int(value) or value < least or (most is not None and value > most):  # type: ignore[call-overload, operator]
-        end = "" if most is None else f" to {most}"
+    if not is_number(value) or not least <= value <= most or value != int(value):  # type: ignore[call-overload, operator]
+        end = f" to {most}" if most not in (MOST, SETTING) or (is_number(value) and value > most) else ""  # type: ignore[operator]
         raise ModelError(f"{name} is a whole number from {least}{end}, got {value!r}.")
     return int(value)  # type: ignore[call-overload, no-any-return]
+
+
+def check_memory(name: str, value: int, each: int, numbers: str) -> None:
+    """Raise ModelError where `value` times `each` numbers are too many to be kept in memory at once."""
+    if value * each > NUMBERS:
+        raise ModelError(
+            f"{name}={value:,} would keep {value * each:,} {numbers} in memory, "
+            f"{8e-9 * value * each:,.0f} GB; at most {NUMBERS // each:,} are accepted here."
+        )
 
 
 def number(name: str, value: object, low: float = -math.inf, high: float = math.inf) -> float:
@@ -81,7 +93,7 @@ def check_whole(owner: object, least: int, *names: str) -> None:
     for name in names:
         value, default = getattr(owner, name), owner.__dataclass_fields__[name].default  # type: ignore[attr-defined]
         if value is not None or default is not None:
-            object.__setattr__(owner, name, whole(name, value, least))
+            object.__setattr__(owner, name, whole(name, value, least, SETTING))
 
 
 @contextmanager

@@ -11,6 +11,9 @@ from typing import Any, TypeVar
 import torch
 from tqdm.auto import tqdm
 
+from nlmeflow.errors import EstimationError, ModelError
+
+FULL = "The computer's memory does not suffice; fewer draws, replicates, particles or points need less."
 T = TypeVar("T")
 Report = Callable[[str], None]
 _TURN = threading.RLock()
@@ -27,14 +30,31 @@ def one_thread() -> Iterator[None]:
     One computation at a time: torch's forward differentiation is not safe in several Python threads, which
     wait for one another here. What is computed can be differentiated, also within torch.inference_mode().
     """
+    _check_defaults()
     with _TURN, torch.inference_mode(False):
         _prepare()
         threads = torch.get_num_threads()
         try:
             torch.set_num_threads(1)
             yield
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, MemoryError) or "allocate memory" in str(error):
+                raise EstimationError(FULL) from error
+            raise
         finally:
             torch.set_num_threads(threads)
+
+
+def _check_defaults() -> None:
+    if (
+        torch.get_default_dtype() not in (torch.float32, torch.float64)
+        or torch.get_default_device().type != "cpu"
+    ):
+        raise ModelError(
+            f"Fits are computed on the CPU in double precision; torch's defaults are "
+            f"{torch.get_default_dtype()} on {torch.get_default_device()}. Set "
+            "torch.set_default_dtype(torch.float32) and torch.set_default_device('cpu') before."
+        )
 
 
 @functools.cache

@@ -29,6 +29,7 @@ from nlmeflow.fitting.fitted import check_finite
 from nlmeflow.fitting.suspicions import mistakes, suspicions
 from nlmeflow.laws.gaussian import GaussianLaw
 from nlmeflow.laws.mixture import MixtureLaw
+from nlmeflow.running import estimating
 
 DAYS = np.arange(30.0, 75, 5)
 CURVE = nf.curves.logistic_senescence()
@@ -486,6 +487,18 @@ WRONG = {
     "table of times": (lambda fit: simulated(times=AN_ARRAY), "times is a list, each a number"),
     "doses": (lambda fit: simulated(nf.Model(nf.curves.oral())), "without doses and covariates"),
     "levels": (lambda fit: simulated(nf.Model(CURVE, fixed=["A"], within=["s"])), "models with one level"),
+    # more than the memory holds
+    "particles": (
+        lambda fit: fit.model.fit(fit.data, particles=5_000_000),
+        "particles=5,000,000 would keep 900,000,000 predictions in memory, 7 GB; at most 2,222,222 are",
+    ),
+    "a population": (lambda fit: fit.population(10**12), "n is a whole number from 1 to 10000000, got 10000"),
+    "replicates of npde": (lambda fit: nf.diagnostics.npde(fit, 4_000_000), "at most 2,222,222 are accepted"),
+    "replicates of vpc": (lambda fit: nf.diagnostics.vpc(fit, 4_000_000), "at most 2,222,222 are accepted"),
+    "points of a law": (
+        lambda fit: nf.NPML(points=10**7),
+        "points is a whole number from 1 to 1000000, got 10000000",
+    ),
 }
 
 
@@ -493,6 +506,45 @@ WRONG = {
 def test_a_wrong_argument_is_answered_with_what_would_be_accepted(two, call, message):
     with pytest.raises((nf.ModelError, nf.DataError), match=message):
         call(two)
+
+
+def test_memory_that_does_not_suffice_is_named():
+    with pytest.raises(nf.EstimationError, match="memory does not suffice; fewer draws"), estimating():
+        torch.zeros(10**13)
+
+
+NO_NUMBER = torch.full((2,), float("nan")).double()
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda: nf.metrics.kl(PLANE, GaussianLaw(NO_NUMBER, torch.eye(2).double())),
+        lambda: nf.metrics.hellinger(PLANE, GaussianLaw(NO_NUMBER, torch.eye(2).double())),
+        lambda: simulated(law=GaussianLaw(PLANE.mean, NO_NUMBER.diag())),
+    ],
+)
+def test_a_law_whose_values_are_no_numbers_gives_none(use):
+    with pytest.raises(nf.EstimationError, match="is not a number"):
+        use()
+
+
+def test_weights_that_are_no_numbers_are_refused():
+    with pytest.raises(nf.ModelError, match="sum to 1; the least is nan"):
+        nf.laws.DiscreteLaw(torch.eye(2).double(), NO_NUMBER)
+
+
+def test_torch_set_to_compute_otherwise_is_refused(fit):
+    try:
+        torch.set_default_dtype(torch.float16)
+        with pytest.raises(
+            nf.ModelError, match=r"defaults are torch.float16 on cpu. Set torch.set_default_d"
+        ):
+            fit.summary()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.device("meta"), pytest.raises(nf.ModelError, match=r"defaults are torch.float32 on meta"):
+        fit.population(10)
 
 
 USES_OF_SEEDS = {

@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 
 from nlmeflow.data import LongitudinalData
-from nlmeflow.errors import EstimationError, ModelError, whole
+from nlmeflow.errors import EstimationError, ModelError, check_memory, whole
 from nlmeflow.estimation.engine import Task, fit_law
 from nlmeflow.estimation.groups import GroupedProblem
 from nlmeflow.estimation.particles import default_particles
@@ -76,7 +76,9 @@ class Model(Structure):
         start = dict(start or {})
         for name, value in start.items():
             self.curve[name].scale.check(name, value)
-        particles = None if particles is None else whole("particles", particles, 64)
+        if particles is not None:
+            particles = whole("particles", particles, 64)
+            check_memory("particles", particles, data.n_observations, "predictions")
         _check_varies(data)
         _check_sizes(data)
         if not self.residual.given:

@@ -66,7 +66,7 @@ def check_weights(weights: Tensor, count: int) -> None:
     if weights.shape != (count,):
         raise ModelError(f"A weight is needed for each of {count}; got shape {tuple(weights.shape)}.")
     total = float(weights.sum())
-    if bool((weights < 0).any()) or abs(total - 1) > 1e-6:
+    if bool((weights < 0).any()) or not abs(total - 1) <= 1e-6:
         raise ModelError(
             f"Weights are 0 or more and sum to 1; the least is {weights.min():g}, the sum {total:g}."
         )

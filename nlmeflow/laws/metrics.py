@@ -9,7 +9,7 @@ from scipy.stats import chi2
 from torch import Tensor
 
 from nlmeflow.arguments import checked
-from nlmeflow.errors import ModelError, number, whole
+from nlmeflow.errors import EstimationError, ModelError, number, whole
 from nlmeflow.laws.affine import Affine
 from nlmeflow.laws.gaussian import GaussianLaw
 from nlmeflow.laws.law import Law
@@ -26,11 +26,23 @@ SEGMENT = 101  # places of an ellipsoid on its way from one group to another
 
 @checked
 def kl(truth: Law, estimate: Law, n: int = DRAWS, seed: int = 0) -> float:
-    """Return KL(truth, estimate) = E_truth[log p_truth - log p_estimate], in nats."""
+    """Return KL(truth, estimate) = E_truth[log p_truth - log p_estimate], in nats.
+
+    Raises
+    ------
+    ModelError : laws of other dimensions, or n out of range.
+    EstimationError : a law with a parameter that is not a number.
+
+    """
     n = _draws(truth, estimate, n)
     with estimating():
         phi = truth.sample(n, seed)
-        return float((truth.log_prob(phi) - estimate.log_prob(phi)).mean())
+        divergence = float((truth.log_prob(phi) - estimate.log_prob(phi)).mean())
+    if math.isnan(divergence):
+        raise EstimationError(
+            "One of the two laws has a density that is not a number where the first has draws."
+        )
+    return divergence
 
 
 def _check_dimensions(truth: Law, estimate: Law) -> None:

@@ -6,7 +6,7 @@ import arviz
 import numpy as np
 
 from nlmeflow.arguments import checked, column
-from nlmeflow.errors import ModelError, whole
+from nlmeflow.errors import ModelError, check_memory, whole
 from nlmeflow.fitting.fit import Fit
 from nlmeflow.laws.draws import resample, shuffled
 from nlmeflow.seeds import Stream, derive, generator
@@ -31,6 +31,7 @@ def to_arviz(fit: Fit, draws: int = 500, seed: int = 0) -> Any:
         raise ModelError(f"arviz has a dimension '{taken.pop()}'; give this parameter another name.")
     draws = whole("draws", draws, 1)
     phi, weights = fit.conditional
+    check_memory("draws", draws, phi[:, 0].numel(), "parameters")
     drawn = resample(phi, weights, draws, generator(derive(seed, Stream.EXPORTED_DRAWS)))
     drawn = shuffled(drawn, generator(derive(seed, Stream.EXPORTED_ORDER)))
     natural = fit.model.curve.natural(drawn, fit.names)

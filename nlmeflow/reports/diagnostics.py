@@ -16,7 +16,7 @@ from nlmeflow.arguments import checked
 from nlmeflow.data import LongitudinalData
 from nlmeflow.data.checks import check_finite, numbers
 from nlmeflow.data.files import check_columns
-from nlmeflow.errors import ModelError, number, whole
+from nlmeflow.errors import ModelError, check_memory, number, whole
 from nlmeflow.fitting.fit import Fit
 from nlmeflow.laws.affine import safe_cholesky
 from nlmeflow.laws.draws import heaviest
@@ -43,6 +43,7 @@ def simulate(fit: Fit, replicates: int = 200, seed: int = 0) -> Tensor:
     replicates = whole("replicates", replicates, 1)
     problem = fit.problem()
     size, times = problem.data.time.shape
+    check_memory("replicates", replicates, size * times, "responses")
     parts = []
     with estimating():
         each = max(1, HELD // (size * times))

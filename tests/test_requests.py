@@ -1069,6 +1069,21 @@ def test_every_kind_of_covariate_comes_back_from_a_file(tmp_path):
         fit.save(tmp_path)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no pipes in folders")
+def test_a_fit_replaces_no_pipe_and_no_device(fit, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(nf.DataError, match="is a device; give the name of a file"):
+        fit.save(tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_fit_is_saved_where_a_link_points_to(fit, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    fit.save(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert nf.load(tmp_path / "elsewhere").data == fit.data
+
+
 # summaries
 
 
@@ -1290,6 +1305,30 @@ def test_nobody_and_one_are_looked_at_in_words(fit):
     assert one.summary().parameters["shrinkage"].isna().all()
     with pytest.raises(nf.ModelError, match="at least two individuals"):
         one.shrinkage()
+
+
+@pytest.mark.parametrize(
+    ("phi", "message"),
+    [
+        (np.array([[50 + 1j]]), r"an array of numbers, \(K, 1\): tau; got a ndarray"),
+        (torch.tensor([[50 + 1j]]), "an array of numbers"),
+        ([["late"]], "an array of numbers"),
+        (np.array([[50.0], [np.nan]]), "'tau' is nan in row 1 of phi"),
+        ([[None]], "'tau' is nan in row 0 of phi"),
+    ],
+)
+def test_parameters_of_a_prediction_are_numbers(fit, phi, message):
+    with pytest.raises(nf.ModelError, match=message):
+        fit.predict(phi, [30.0])
+
+
+def test_a_prediction_can_be_differentiated(fit):
+    phi = torch.full((1, 1), 50.0, requires_grad=True)
+    with torch.no_grad():
+        before, after = (fit.predict([[50.0 + step]], [50.0]) for step in (-1e-4, 1e-4))
+    assert torch.autograd.grad(fit.predict(phi, [50.0]).sum(), phi)[0].item() == pytest.approx(
+        float(after - before) / 2e-4, rel=1e-4
+    )
 
 
 def test_a_table_is_no_array_of_parameters(fit):

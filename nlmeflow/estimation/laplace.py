@@ -317,7 +317,7 @@ def _check_slopes(problem: Problem, slopes: Tensor) -> None:
         if not size > 0:
             cure = f" Take it out of the curve, or give it a first value: fit(..., start={{'{name}': ...}})."
             raise EstimationError(
-                f"Parameter '{name}' does not move the curve at the data's times, at the first values found."
+                f"Parameter '{name}' does not move the curve at the data's times, at its first value."
                 f"{cure if name in problem.fixed else ''}"
             )
     unit = slopes / sizes

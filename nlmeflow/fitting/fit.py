@@ -309,7 +309,12 @@ class Fit(Fitted):
         size = len(self.names)
         try:
             if not isinstance(phi, Tensor):
-                phi = torch.from_numpy(np.array(taken("phi", phi, np.ndarray | Sequence), dtype=np.float64))
+                values = np.asarray(taken("phi", phi, np.ndarray | Sequence))
+                phi = torch.from_numpy(
+                    values.astype(values.dtype if values.dtype.kind == "c" else np.float64)
+                )
+            if phi.is_complex():
+                raise TypeError
             phi = phi.to(torch.float64)
         except (TypeError, ValueError, RuntimeError):
             raise ModelError(
@@ -318,6 +323,9 @@ class Fit(Fitted):
             ) from None
         if phi.dim() != 2 or phi.shape[1] != size:
             raise ModelError(f"phi is (K, {size}): {', '.join(self.names)}; got {tuple(phi.shape)}.")
+        if len(wrong := torch.nonzero(~phi.isfinite())):
+            row, column = wrong[0].tolist()
+            raise ModelError(f"'{self.names[column]}' is {phi[row, column]:g} in row {row} of phi.")
         t = torch.from_numpy(np.array(taken("times", times, Sequence[float]), dtype=np.float64))
         psi = {k: v[:, None] for k, v in self.model.curve.natural(phi, self.names).items()}
         psi |= {name: phi.new_tensor(value) for name, value in self.fixed.items()}

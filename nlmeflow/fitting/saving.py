@@ -34,16 +34,18 @@ def save(fit: Fitted, path: str | Path) -> None:
 
     Raises
     ------
-    DataError : the path is that of a folder.
+    DataError : the path is that of a folder or of a device.
     ModelError : the fit holds something that a file cannot, or looks at other data than those fitted.
 
     """
-    path = Path(path)
+    path = Path(path).resolve() if Path(path).is_symlink() else Path(path)  # the file that a link stands for
     if fit.origin is not None:
         raise ModelError(
             "A fit that looks at other data is not saved: save the one that was fitted, and look at them "
             "with nf.load(path).on(data)."
         )
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise DataError(f"'{path}' is a device; give the name of a file, such as 'fit'.")
     if path.is_dir():
         raise DataError(f"'{path}' is a folder; give the name of a file, such as '{path / 'fit'}'.")
     tensors: Tensors = {

@@ -296,7 +296,7 @@ class Fit(Fitted):
         Raises
         ------
         ModelError : the curve takes covariates, or they move a fixed parameter; phi of other parameters than
-            the law's; times that are no numbers.
+            the law's, or not of finite numbers; times that are no numbers.
 
         """
         if inputs := self.model.curve.inputs:
@@ -306,26 +306,7 @@ class Fit(Fitted):
                 f"Covariates move '{min(moved)}', which differs between individuals and is not in phi; "
                 "nf.diagnostics.predictions(fit) has each individual's curve."
             )
-        size = len(self.names)
-        try:
-            if not isinstance(phi, Tensor):
-                values = np.asarray(taken("phi", phi, np.ndarray | Sequence))
-                phi = torch.from_numpy(
-                    values.astype(values.dtype if values.dtype.kind == "c" else np.float64)
-                )
-            if phi.is_complex():
-                raise TypeError
-            phi = phi.to(torch.float64)
-        except (TypeError, ValueError, RuntimeError):
-            raise ModelError(
-                f"phi is a tensor or an array of numbers, (K, {size}): {', '.join(self.names)}; got "
-                f"a {type(phi).__name__}. Of a table take these columns, frame[...].to_numpy()."
-            ) from None
-        if phi.dim() != 2 or phi.shape[1] != size:
-            raise ModelError(f"phi is (K, {size}): {', '.join(self.names)}; got {tuple(phi.shape)}.")
-        if len(wrong := torch.nonzero(~phi.isfinite())):
-            row, column = wrong[0].tolist()
-            raise ModelError(f"'{self.names[column]}' is {phi[row, column]:g} in row {row} of phi.")
+        phi = _parameters(phi, self.names)
         t = torch.from_numpy(np.array(taken("times", times, Sequence[float]), dtype=np.float64))
         psi = {k: v[:, None] for k, v in self.model.curve.natural(phi, self.names).items()}
         psi |= {name: phi.new_tensor(value) for name, value in self.fixed.items()}
@@ -345,3 +326,27 @@ class Fit(Fitted):
 
         """
         save(self, path)
+
+
+def _parameters(given: object, names: Sequence[str]) -> Tensor:
+    """Return individual parameters as (K, d), or raise ModelError unless they are finite numbers."""
+    size = len(names)
+    try:
+        phi = given
+        if not isinstance(phi, Tensor):
+            values = np.asarray(taken("phi", given, np.ndarray | Sequence))
+            phi = torch.from_numpy(values.astype(complex if np.iscomplexobj(values) else float))
+        if phi.is_complex():
+            raise TypeError
+        phi = phi.to(torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise ModelError(
+            f"phi is a tensor or an array of numbers, (K, {size}): {', '.join(names)}; got "
+            f"a {type(given).__name__}. Of a table take these columns, frame[...].to_numpy()."
+        ) from None
+    if phi.dim() != 2 or phi.shape[1] != size:
+        raise ModelError(f"phi is (K, {size}): {', '.join(names)}; got {tuple(phi.shape)}.")
+    if len(wrong := torch.nonzero(~phi.isfinite())):
+        row, column = wrong[0].tolist()
+        raise ModelError(f"'{names[column]}' is {phi[row, column]:g} in row {row} of phi.")
+    return phi

@@ -117,6 +117,10 @@ def test_what_shows_groups_has_a_maximum_at_each_and_thirty_plants_may_invent_th
         found = estimates[f"5/300/0.04/{sample}"]
         assert [len(hills(found[law])) for law in LAWS] == [1, 2, 1]
     assert "the mixture has two maxima, and the flow one and a shoulder" in PAGE
+    of_hundred = [estimates[f"5/100/0.04/{sample}"] for sample in STORED["samples"]]
+    both = [len(hills(found["mixture"])) == len(hills(found["flow"])) == 2 for found in of_hundred]
+    assert (len(both), sum(both)) == (2, 1)
+    assert "with a hundred plants both have two in one of two samples" in PAGE
     first, _, step = STORED["grid"]
     assert hills(STORED["truth"]["5"]) == [47.5, 52.0]
     early, valley, late = (STORED["truth"]["5"][round((day - first) / step)] for day in (47.5, 51, 52))

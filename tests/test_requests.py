@@ -654,6 +654,16 @@ def test_a_start_does_not_go_to_where_a_parameter_moves_nothing():
     assert fit.log_likelihood().value > replace(fit, law=state.law, sigma=state.sigma).log_likelihood().value
 
 
+def test_a_start_does_not_stay_where_a_fixed_parameter_moves_nothing():
+    """Eight times, noise of half the signal: linearised steps lead to s = 1e-14 days, where curves jump."""
+    known = nf.scenarios.random(35, 1)
+    assert known.model.fixed == ("A", "s")
+    fit = known.model.fit(known.data, seed=35, particles=256, progress=False)
+    assert fit.converged
+    assert 1 < fit.fixed["s"] < 9
+    assert abs(float(fit.law.mean) - 50) < 1
+
+
 def test_a_likelihood_that_is_no_number_names_the_parameter_that_moved(two):
     away = replace(two.law, factor=torch.diag(torch.tensor([1.0, 1e-36]).double()) @ two.law.factor)
     assert "Parameter 's' ran off until the log-likelihood became NaN" in _ran_off(

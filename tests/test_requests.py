@@ -525,7 +525,7 @@ NO_NUMBER = torch.full((2,), float("nan")).double()
     ],
 )
 def test_a_law_whose_values_are_no_numbers_gives_none(use):
-    with pytest.raises(nf.EstimationError, match="is not a number"):
+    with pytest.raises(nf.ModelError, match=r"not a number at draws|not finite numbers"):
         use()
 
 
@@ -1082,7 +1082,7 @@ def test_every_kind_of_covariate_comes_back_from_a_file(tmp_path):
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no pipes in folders")
 def test_a_fit_replaces_no_pipe_and_no_device(fit, tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(nf.DataError, match="is a device; give the name of a file"):
+    with pytest.raises(nf.DataError, match="is a device or a pipe; give the name of a file"):
         fit.save(tmp_path / "pipe")
     assert (tmp_path / "pipe").is_fifo()
 

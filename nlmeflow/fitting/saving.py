@@ -45,7 +45,7 @@ def save(fit: Fitted, path: str | Path) -> None:
             "with nf.load(path).on(data)."
         )
     if path.exists() and not path.is_file() and not path.is_dir():
-        raise DataError(f"'{path}' is a device; give the name of a file, such as 'fit'.")
+        raise DataError(f"'{path}' is a device or a pipe; give the name of a file, such as 'fit'.")
     if path.is_dir():
         raise DataError(f"'{path}' is a folder; give the name of a file, such as '{path / 'fit'}'.")
     tensors: Tensors = {

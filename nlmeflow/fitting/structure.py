@@ -109,7 +109,8 @@ class Structure:
         Raises
         ------
         ModelError : fixed parameters other than the model's, a law of another dimension, n not a whole number
-            from 1, residual parameters that are not positive or not as many as the error model has.
+            from 1, a law whose draws are not finite, residual parameters that are not positive or not as many
+            as the error model has.
 
         """
         if self.curve.inputs or self.covariates or self.within:
@@ -131,6 +132,8 @@ class Structure:
         for name, value in zip(wanted, scales, strict=True):
             number(name, value, 0)
         phi = law.sample(n, derive(seed, Stream.SIMULATED_LAW))
+        if not bool(phi.isfinite().all()):
+            raise ModelError(f"The {type(law).__name__} has draws that are not finite numbers.")
         each = taken("times", np.asarray(times), Sequence[float])
         time = torch.as_tensor(each, dtype=phi.dtype).expand(n, -1)
         mean = self.mean_response(phi, time, **values)

@@ -9,7 +9,7 @@ from scipy.stats import chi2
 from torch import Tensor
 
 from nlmeflow.arguments import checked
-from nlmeflow.errors import EstimationError, ModelError, number, whole
+from nlmeflow.errors import ModelError, number, whole
 from nlmeflow.laws.affine import Affine
 from nlmeflow.laws.gaussian import GaussianLaw
 from nlmeflow.laws.law import Law
@@ -30,19 +30,13 @@ def kl(truth: Law, estimate: Law, n: int = DRAWS, seed: int = 0) -> float:
 
     Raises
     ------
-    ModelError : laws of other dimensions, or n out of range.
-    EstimationError : a law with a parameter that is not a number.
+    ModelError : laws of other dimensions, or with values that are not numbers; n out of range.
 
     """
     n = _draws(truth, estimate, n)
     with estimating():
         phi = truth.sample(n, seed)
-        divergence = float((truth.log_prob(phi) - estimate.log_prob(phi)).mean())
-    if math.isnan(divergence):
-        raise EstimationError(
-            "One of the two laws has a density that is not a number where the first has draws."
-        )
-    return divergence
+        return float(_difference(truth, estimate, phi).mean())
 
 
 def _check_dimensions(truth: Law, estimate: Law) -> None:
@@ -62,7 +56,15 @@ def _balanced(truth: Law, estimate: Law, n: int, seed: int) -> Tensor:
     n = _draws(truth, estimate, n, least=2)
     with estimating():
         phi = torch.cat([truth.sample(n // 2, derive(seed, 0)), estimate.sample(n - n // 2, derive(seed, 1))])
-        return truth.log_prob(phi) - estimate.log_prob(phi)
+        return _difference(truth, estimate, phi)
+
+
+def _difference(truth: Law, estimate: Law, phi: Tensor) -> Tensor:
+    """Return log p_truth - log p_estimate at phi, or raise ModelError where it is not a number."""
+    difference = truth.log_prob(phi) - estimate.log_prob(phi)
+    if bool(difference.isnan().any()):
+        raise ModelError("A density is not a number at draws: a value in one of the two laws is none.")
+    return difference
 
 
 @checked

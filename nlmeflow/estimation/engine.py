@@ -17,7 +17,7 @@ import torch
 from nlmeflow.data import LongitudinalData
 from nlmeflow.errors import EstimationError
 from nlmeflow.estimation.em import Result, Schedule, State, em
-from nlmeflow.estimation.laplace import gaussian_start
+from nlmeflow.estimation.laplace import GaussianStart, gaussian_start, unclimbed_start
 from nlmeflow.estimation.particles import Proposal, draw
 from nlmeflow.estimation.points import Placing, settle_points
 from nlmeflow.estimation.posterior import posterior_draws
@@ -96,9 +96,19 @@ def gaussian_em(law: Gaussian, task: Task, schedule: Schedule) -> Result:
         start = gaussian_start(problem, first_values(task), law)
     except (EstimationError, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
         start = gaussian_start(problem, first_values(task, thorough=True), law)
+    try:
+        return _em_from(start, task, schedule)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        if problem.individuals is not problem:
+            raise
+        # steps in much noise may end where a fixed parameter moves the curve no more, and nothing leads back
+        return _em_from(unclimbed_start(problem, first_values(task), law), task, schedule)
+
+
+def _em_from(start: GaussianStart, task: Task, schedule: Schedule) -> Result:
     proposal = Proposal(start.laplace.mode, start.laplace.factor, start.law, start.law.inflated(2.0))
-    state = State(start.law, start.beta, start.sigma)
-    return em(problem, state, proposal, schedule, generator(derive(task.seed, Stream.GAUSSIAN)), task.report)
+    state, random = State(start.law, start.beta, start.sigma), generator(derive(task.seed, Stream.GAUSSIAN))
+    return em(task.problem, state, proposal, schedule, random, task.report)
 
 
 def first_values(task: Task, thorough: bool = False) -> dict[str, float]:

@@ -27,7 +27,6 @@ ALIKE = 1e-4  # smallest eigenvalue of slopes, as of a correlation matrix: param
 EXACTLY = 1e-12  # distance between slopes of length one, of parameters that do the same
 LEAST = 1e-14  # what it counts as at least
 FAR = 100.0  # times the residual error of the first values that a start does not exceed
-STILL = 1e-6  # share of its first slope under which a fixed parameter no longer moves the curve
 USELESS = 1.1  # times the error of a constant, by which curves that explain nothing miss the data
 
 
@@ -246,8 +245,7 @@ def _climb(
             break
     assert best is not None
     found = best[1]
-    good = _is_useful(problem, found) and _all_move(problem, found, begun)
-    return found if good else _unclimbed(problem, begun)
+    return found if _is_useful(problem, found) else _unclimbed(problem, begun)
 
 
 def _shortened(before: GaussianLaw, after: GaussianLaw, longest: float) -> GaussianLaw:
@@ -263,6 +261,11 @@ def first_gaussian(
 ) -> tuple[GaussianLaw, Tensor, Tensor]:
     """Return a first Gaussian, beta and sigma: spreads are what moves predictions by one residual."""
     return _first_gaussians(problem, first, specification)[0]
+
+
+def unclimbed_start(problem: Problem, first: dict[str, float], specification: Gaussian) -> GaussianStart:
+    """Return the first values themselves as a start, for where the steps from them led to a dead end."""
+    return _unclimbed(problem, first_gaussian(problem, first, specification))
 
 
 def _first_gaussians(
@@ -375,20 +378,6 @@ def _is_useful(problem: Problem, start: GaussianStart) -> bool:
     prediction = problem.predict(start.laplace.mode, start.beta)
     error = problem.residual.start(problem.nearest(prediction), prediction, problem.data.mask)
     return bool((error <= USELESS * problem.without_curve).any())
-
-
-def _all_move(problem: Problem, start: GaussianStart, begun: tuple[GaussianLaw, Tensor, Tensor]) -> bool:
-    """Return whether every fixed parameter moves the curve where a start ended, as it did where it began.
-
-    In much noise steps may lead to a curve without slope, a jump between two dates, where nothing leads back.
-    """
-    law, beta, sigma = begun
-    phi = law.mean.expand(len(problem), -1)
-    first, last = (
-        linearise(problem, *place).slope[..., problem.dim :].flatten(0, 1).norm(dim=0)
-        for place in ((phi, beta, sigma), (start.laplace.mode, start.beta, sigma))
-    )
-    return bool((last > STILL * first)[: len(problem.fixed)].all())
 
 
 def _unclimbed(problem: Problem, begun: tuple[GaussianLaw, Tensor, Tensor]) -> GaussianStart:

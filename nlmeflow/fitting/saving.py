@@ -38,16 +38,16 @@ def save(fit: Fitted, path: str | Path) -> None:
     ModelError : the fit holds something that a file cannot, or looks at other data than those fitted.
 
     """
-    path = Path(path).resolve() if Path(path).is_symlink() else Path(path)  # the file that a link stands for
+    path = Path(path)
     if fit.origin is not None:
         raise ModelError(
             "A fit that looks at other data is not saved: save the one that was fitted, and look at them "
             "with nf.load(path).on(data)."
         )
-    if path.exists() and not path.is_file() and not path.is_dir():
-        raise DataError(f"'{path}' is a device or a pipe; give the name of a file, such as 'fit'.")
     if path.is_dir():
         raise DataError(f"'{path}' is a folder; give the name of a file, such as '{path / 'fit'}'.")
+    if path.exists() and not path.is_file():
+        raise DataError(f"'{path}' is a device or a pipe; give the name of a file, such as 'fit'.")
     tensors: Tensors = {
         "beta": fit.beta,
         "sigma": fit.sigma,
@@ -83,7 +83,6 @@ def save(fit: Fitted, path: str | Path) -> None:
         "refreshes": len(fit.trace),
     }
     tensors = {key: value.detach().clone().contiguous() for key, value in tensors.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
     content = to_bytes(tensors, metadata={"nlmeflow": json.dumps(header, default=_number)})
     _replace(path, content)
 
@@ -97,7 +96,12 @@ def curve_values(fit: Fitted) -> Tensor:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Write a file under another name, and give it its own when it is complete and on the disk."""
+    """Write a file under another name, and give it its own when it is complete and on the disk.
+
+    Where the path is a link, the file is the one that it stands for.
+    """
+    path = path.resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".unfinished")
     try:
         with os.fdopen(handle, "wb") as file:

@@ -1,5 +1,6 @@
 """Arguments of public functions: each is what its annotation says, or it is refused in words."""
 
+import contextlib
 import functools
 import inspect
 import reprlib
@@ -33,7 +34,12 @@ def checked(function: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        bound, hints = signature.bind(*args, **kwargs), _hints(function)
+        bound = None
+        with contextlib.suppress(TypeError):  # Python's own words, below, have the function's name
+            bound = signature.bind(*args, **kwargs)
+        if bound is None:
+            return function(*args, **kwargs)
+        hints = _hints(function)
         for name in single:
             if name in bound.arguments and name in hints:
                 bound.arguments[name] = taken(name, bound.arguments[name], hints[name])

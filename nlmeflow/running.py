@@ -5,6 +5,7 @@ import functools
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -64,8 +65,10 @@ def _prepare() -> None:
     main = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGINT, lambda number, _: waiting.append(number)) if main else None
     try:
-        torch.optim.LBFGS([torch.zeros(1, requires_grad=True)])
-        torch.func.jvp(torch.exp, (torch.zeros(1),), (torch.ones(1),))
+        with warnings.catch_warnings():  # torch's own, which may have been made errors
+            warnings.simplefilter("ignore")
+            torch.optim.LBFGS([torch.zeros(1, requires_grad=True)])
+            torch.func.jvp(torch.exp, (torch.zeros(1),), (torch.ones(1),))
     finally:
         if main:
             signal.signal(signal.SIGINT, before)

@@ -114,6 +114,35 @@ def test_names_select_individuals():
     assert data.subset(pd.Series(["p1"])).labels == ("p1",)
 
 
+def test_individuals_and_times_may_be_the_index_of_a_table():
+    assert read(plants(3).set_index("plant")).labels == (0, 1, 2)
+    assert read(plants(3).set_index(["plant", "day"])).n_observations == 3 * len(DAYS)
+
+
+def test_one_limit_for_all_rows_is_a_column_too():
+    with pytest.raises(nf.DataError, match=r"No column '0\.1'.*frame\.assign"):
+        read(plants(3).assign(side=""), censoring="side", limit=0.1)
+
+
+def test_names_that_differ_in_capitals_are_two_and_this_is_said():
+    frame = plants(3).assign(plant=lambda f: f["plant"].map({0: "Ler", 1: "ler", 2: "Col"}))
+    with pytest.warns(UserWarning, match="'Ler' and 'ler'") as caught:
+        assert read(frame).labels == ("Ler", "ler", "Col")
+    assert caught[0].filename == __file__
+
+
+def test_an_argument_that_is_missing_or_unknown_is_named_with_its_function():
+    with pytest.raises(TypeError, match=r"compare\(\) missing 1 required positional argument: 'laws'"):
+        nf.compare(MODEL, read(plants(3)))
+    with pytest.raises(TypeError, match=r"compare\(\) got an unexpected keyword argument 'law'"):
+        nf.compare(MODEL, read(plants(3)), law=nf.Gaussian())
+
+
+def test_where_warnings_are_errors_a_first_model_is_built_and_fitted():
+    code = "import warnings, nlmeflow as nf; warnings.simplefilter('error'); nf.Model(nf.curves.linear())"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_whole_floats_are_positions_like_whole_numbers_unless_names_have_fractions():
     later = read(plants(4).assign(plant=lambda f: f["plant"] + 1.0))
     assert later.subset([1.0, 2.0]).labels == later.subset([1, 2]).labels == (2.0, 3.0)

@@ -4,7 +4,7 @@
 
 A population of days of senescence tau: 60 % of the plants N(50 - gap / 2, 2^2), 40 % N(50 + gap / 2, 2^2), in
 days. Each plant's greenness 1 / (1 + exp((t - tau) / 3)) is read on six days with an error N(0, sigma^2).
-Nothing but tau is unknown. Three laws are fitted to every data set.
+Only tau varies; its law and sigma are estimated. Three laws are fitted to every data set.
 Their densities are kept on a grid of days. Three CPU minutes.
 """
 

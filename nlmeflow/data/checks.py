@@ -14,7 +14,7 @@ from warnings import warn
 import numpy as np
 import pandas as pd
 
-from nlmeflow.data.files import DATE, MINUS, NONE, place, read_table, unseen, without_unseen
+from nlmeflow.data.files import DATE, LINES, MINUS, NONE, ROWS, place, read_table, unseen, without_unseen
 from nlmeflow.errors import DataError, is_number
 
 EMPTY = {"", "nan", "NaT", "<NA>"}  # what an empty cell becomes as text
@@ -45,7 +45,8 @@ def table_of(given: object, *names: object) -> pd.DataFrame:
     if not given.columns.is_unique:
         twice = given.columns[given.columns.duplicated()][0]
         raise DataError(f"Column '{twice}' stands twice in the table; give each column a name of its own.")
-    return plain(given)
+    levels = [name for name in given.index.names if name not in (None, LINES, ROWS, *given.columns)]
+    return plain(given.reset_index(levels))  # a table's index may hold the individuals, and the times
 
 
 def plain(given: pd.DataFrame) -> pd.DataFrame:
@@ -137,6 +138,10 @@ def check_names(frame: pd.DataFrame, column: str) -> None:
             f"Column '{column}' has {one} and {other}, which would be two different names. Make them one "
             f"kind without blanks: frame['{column}'] = frame['{column}'].astype(str){cure}."
         )
+    capitals = shown.str.casefold()
+    if capitals.duplicated().any():
+        one, other = different[capitals == capitals[capitals.duplicated()].iloc[0]].tolist()[:2]
+        warn(f"Column '{column}' has {one!r} and {other!r}, which are taken for two names.", stacklevel=4)
 
 
 def _is_no_name(value: object) -> bool:

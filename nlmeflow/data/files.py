@@ -90,7 +90,11 @@ def check_columns(frame: pd.DataFrame, columns: Sequence[str]) -> None:
             near = get_close_matches(str(column).casefold(), like, 1)
             times = [name for name in known if re.fullmatch(r"\D{0,5}\d[\d./:-]*", name)]
             hint = f" Is it {like[near[0]]!r}?" if near else ""
-            if not near and len(times) > 1:
+            if not isinstance(column, str):
+                hint = (
+                    " A column's name is needed; one value for all rows is a column too: frame.assign(...)."
+                )
+            elif not near and len(times) > 1:
                 hint = (
                     f" {times[0]} and {times[1]} may be times: one row for each measurement is needed, "
                     "with a column for the time and one for the response (pandas.melt makes them)."

@@ -254,7 +254,8 @@ class LongitudinalData:
         index : a mask, True or False for each individual; or positions from 0 (negative ones count from
             the end); or names, where names are not whole numbers. Whole numbers, 1.0 too, are positions
             (unless names have fractions, 1.5 and 2.0). A pandas Series of True and False whose index
-            holds the individuals' names is taken by name.
+            holds the individuals' names is taken by name. An individual chosen twice stands there twice,
+            as in a bootstrap.
 
         Raises
         ------

@@ -13,11 +13,11 @@ only this model is linear. The penalty is
     pen(m) = [1 + (s pi m)^2] V(m) + 0.75 m / n
     V(m) = 1 / (2 pi n) integral over |u| <= pi m of 1 / |eta*(u)|^2 du
 
-V is the variance of f_m, s the standard deviation of eta: Gaussian noise needs the first factor because V
-grows exponentially with m; the last term, three quarters of what V would be without noise, counts where
-there is little of it. The penalty has the unit of the contrast whatever the unit of time. Cut-offs from
-the first one at which V exceeds 8 % of |f_m|^2 are not considered: once in some sixty samples the
-contrast falls there faster than any penalty that suits the others.
+V is the variance of f_m without its term in |f*|^2, s the standard deviation of eta: Gaussian noise needs
+the first factor because V grows like exp((s pi m)^2); the last term, three quarters of what V would be
+without noise, counts where there is little of it. The penalty has the unit of the contrast whatever the
+unit of time. Cut-offs from the first one at which V exceeds 8 % of |f_m|^2 are not considered: once in some
+sixty samples the contrast falls there faster than any penalty that suits the others.
 """
 
 from dataclasses import dataclass

@@ -112,5 +112,7 @@ def test_bad_options_are_refused(gaussian):
     _, fit = gaussian
     with pytest.raises(nf.ModelError, match="quantiles lie between 0 and 1"):
         diagnostics.vpc(fit, quantiles=(10, 50))
+    with pytest.raises(nf.ModelError, match="replicates is a whole number from 20, got 10"):
+        diagnostics.vpc(fit, replicates=10)
     with pytest.raises(nf.ModelError, match="replicates is a whole number from 100, got 5"):
         diagnostics.npde(fit, replicates=5)

@@ -397,6 +397,21 @@ def test_a_column_in_lower_case_is_refused_by_name(column):
     assert nf.read_nonmem(frame.assign(**{column.upper(): np.nan})).n_observations == 9
 
 
+def test_a_time_between_doses_needs_a_column_that_says_what_is_repeated():
+    frame = table([{"AMT": 100, "II": 12}], [1.0, 2, 3])
+    with pytest.raises(nf.DataError, match=r"Row 0 has II, .* no column ADDL or SS"):
+        nf.read_nonmem(frame)
+    assert nf.read_nonmem(frame.assign(ADDL=0)).covariates["AMT"].tolist() == [100, 100, 100]
+
+
+def test_rows_of_an_individual_that_do_not_stand_together_are_one_individual_and_this_is_said():
+    frame = table([{"AMT": 100}], [1.0, 2, 3])
+    later = frame.assign(TIME=frame["TIME"] + 24)
+    with pytest.warns(UserWarning, match="'s0' do not stand together"):
+        data = nf.read_nonmem(pd.concat([frame, later]))
+    assert (len(data), data.n_observations) == (3, 18)
+
+
 def test_a_path_is_read_and_a_wrong_one_named(tmp_path):
     path = tmp_path / "pk.csv"
     table([{"AMT": 100}], [1.0, 2, 3]).to_csv(path, index=False)

@@ -317,6 +317,7 @@ def test_a_curve_that_is_not_torch_is_found_when_the_model_is_built(function):
     [
         (lambda: MODEL.fit(plants()), "LongitudinalData.from_frame"),
         (lambda: fitted(plants(), start=[1, 2]), "start holds first values by parameter"),
+        (lambda: fitted(plants(), start={"sigma": 0.1}), r"no first value; Additive\(sigma=...\) holds"),
         (
             lambda: MODEL.simulate(
                 nf.laws.GaussianLaw(torch.zeros(1), torch.eye(1)), [1], 3, 1, -1.0, A=1, s=3
@@ -583,7 +584,7 @@ USES_OF_SEEDS = {
     "bands": lambda fit, seed: fit.bands(10, seed=seed),
     "sample": lambda fit, seed: fit.law.sample(3, seed),
     "simulate": lambda fit, seed: simulated(seed=seed),
-    "vpc": lambda fit, seed: nf.diagnostics.vpc(fit, 5, seed=seed),
+    "vpc": lambda fit, seed: nf.diagnostics.vpc(fit, 20, seed=seed),
     "npde": lambda fit, seed: nf.plots.npde(fit, replicates=100, seed=seed),
     "scenario": lambda fit, seed: nf.scenarios.load("L1", seed=seed),
     "linear scenario": lambda fit, seed: nf.linear_scenarios.load("gamma", seed=seed),

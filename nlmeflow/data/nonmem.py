@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
+from warnings import warn
 
 import numpy as np
 import pandas as pd
@@ -70,10 +71,20 @@ def read_nonmem(
             check_finite(table, column, table[column].to_numpy(), missing_allowed=True)
     if "CENS" not in table:
         _check_limits(table, covariates)
+    if "II" in table and not {"ADDL", "SS"} & set(table):
+        _check_alone(table)
     for column in USED:
         if column not in table:
             table[column] = np.nan
     _check_supported(table)
+    block = table["ID"].ne(table["ID"].shift()).cumsum()
+    apart = table["ID"].groupby(block).first()
+    if apart.duplicated().any():
+        warn(
+            f"Rows of individual '{apart[apart.duplicated()].iloc[0]}' do not stand together. Here they are "
+            "one individual; NONMEM would take them for several.",
+            stacklevel=2,
+        )
     event = table["EVID"].fillna((table["AMT"].fillna(0) > 0).astype(float))
     doses = table[event == 1]
     observed = (event == 0) & ~table["MDV"].eq(1)
@@ -140,6 +151,15 @@ def _check_limits(table: pd.DataFrame, covariates: list[str]) -> None:
                 "so with CENS 1 (below) or -1 (above), and the limit for DV. If it is something else, rename "
                 "the column."
             )
+
+
+def _check_alone(table: pd.DataFrame) -> None:
+    given = np.flatnonzero(table["II"].gt(0) & table["AMT"].gt(0))
+    if len(given):
+        raise DataError(
+            f"{place(table, int(given[0])).capitalize()} has II, the time between doses, and no column ADDL "
+            "or SS says what is repeated. If nothing is, leave II out."
+        )
 
 
 def _check_supported(table: pd.DataFrame) -> None:

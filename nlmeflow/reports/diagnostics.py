@@ -113,13 +113,14 @@ def vpc(
 
     Raises
     ------
-    ModelError : quantiles or level not between 0 and 1, bins not a whole number from 1; nobody has an
-        observation; data censored at different limits; as in `simulate`.
+    ModelError : quantiles or level not between 0 and 1, fewer than 2 / (1 - level) replicates, bins not a
+        whole number from 1; nobody has an observation; data censored at different limits; as in `simulate`.
 
     """
     if not len(quantiles) or not all(0 < q < 1 for q in quantiles):
         raise ModelError(f"quantiles lie between 0 and 1, got {tuple(quantiles)}.")
     number("level", level, 0, 1)
+    whole("replicates", replicates, max(2, int(2 / (1 - level))))  # one beyond each limit
     _check_seen(fit.data)
     mask = fit.data.mask.numpy()
     time, observed = fit.data.time.numpy()[mask], fit.data.response.numpy()[mask]

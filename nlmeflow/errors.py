@@ -43,7 +43,7 @@ def whole(name: str, value: object, least: int, most: int = MOST) -> int:
     """
     if not is_number(value) or not least <= value <= most or value != int(value):  # type: ignore[call-overload, operator]
         end = f" to {most}" if most not in (MOST, SETTING) or (is_number(value) and value > most) else ""  # type: ignore[operator]
-        raise ModelError(f"{name} is a whole number from {least}{end}, got {value!r}.")
+        raise ModelError(f"{name} is a whole number from {least}{end}, got {written(value)}.")
     return int(value)  # type: ignore[call-overload, no-any-return]
 
 
@@ -63,8 +63,13 @@ def number(name: str, value: object, low: float = -math.inf, high: float = math.
     """
     if not is_number(value) or not low < value < high:  # type: ignore[operator]
         between = f" between {low:g} and {high:g}" if high < math.inf else f" above {low:g}"
-        raise ModelError(f"{name} is a number{between if low > -math.inf else ''}, got {value!r}.")
+        raise ModelError(f"{name} is a number{between if low > -math.inf else ''}, got {written(value)}.")
     return float(value)  # type: ignore[arg-type]
+
+
+def written(value: object) -> str:
+    """Return how Python writes a value, a numpy scalar as the number or word that it holds."""
+    return repr(value.item() if isinstance(value, np.generic) else value)
 
 
 def is_number(value: object) -> bool:

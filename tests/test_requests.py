@@ -119,6 +119,13 @@ def test_individuals_and_times_may_be_the_index_of_a_table():
     assert read(plants(3).set_index(["plant", "day"])).n_observations == 3 * len(DAYS)
 
 
+def test_values_of_numpy_are_written_as_their_numbers_and_words():
+    with pytest.raises(nf.DataError, match="Column 'side' is False in row 0"):
+        read(plants(3).assign(side=False), censoring="side")
+    with pytest.raises(nf.ModelError, match=r"sigma is a number above 0, got 0\.0\."):
+        simulated(sigma=np.float64(0))
+
+
 def test_one_limit_for_all_rows_is_a_column_too():
     with pytest.raises(nf.DataError, match=r"No column '0\.1'.*frame\.assign"):
         read(plants(3).assign(side=""), censoring="side", limit=0.1)

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from nlmeflow.data.files import DATE, LINES, MINUS, NONE, ROWS, place, read_table, unseen, without_unseen
-from nlmeflow.errors import DataError, is_number
+from nlmeflow.errors import DataError, is_number, written
 
 EMPTY = {"", "nan", "NaT", "<NA>"}  # what an empty cell becomes as text
 
@@ -262,8 +262,8 @@ def censoring_bounds(
     wrong = np.flatnonzero(~kind.isin(["", "left", "right", "interval"]))
     if len(wrong):
         raise DataError(
-            f"Column '{censoring}' is {frame[censoring].iloc[wrong[0]]!r} in {place(frame, wrong[0])}; "
-            "accepted are 'left', 'right', 'interval', or an empty cell."
+            f"Column '{censoring}' is {written(frame[censoring].iloc[wrong[0]])} in "
+            f"{place(frame, wrong[0])}; accepted are 'left', 'right', 'interval', or an empty cell."
         )
     empty = np.flatnonzero(kind.ne("") & np.isnan(values))
     if len(empty):

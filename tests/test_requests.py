@@ -126,6 +126,11 @@ def test_values_of_numpy_are_written_as_their_numbers_and_words():
         simulated(sigma=np.float64(0))
 
 
+def test_a_factor_of_a_fit_that_is_no_number_is_not_called_a_covariance():
+    factor = torch.full((2, 2), torch.nan, dtype=torch.float64)
+    assert GaussianLaw(torch.zeros(2).double(), factor).log_prob(torch.zeros(3, 2).double()).isnan().all()
+
+
 def test_one_limit_for_all_rows_is_a_column_too():
     with pytest.raises(nf.DataError, match=r"No column '0\.1'.*frame\.assign"):
         read(plants(3).assign(side=""), censoring="side", limit=0.1)

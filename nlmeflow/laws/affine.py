@@ -53,7 +53,7 @@ def check_factors(means: Tensor, factors: Tensor) -> None:
             f"A mean of d parameters has a factor (d, d); got shapes {tuple(means.shape)} and "
             f"{tuple(factors.shape)}."
         )
-    if bool(factors.triu(1).any()):
+    if bool(factors.triu(1).abs().gt(0).any()):  # NaN is an end that fits themselves put into words
         raise ModelError(
             "A factor is lower triangular, L of a covariance L L': torch.linalg.cholesky(covariance)."
         )

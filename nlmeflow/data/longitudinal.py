@@ -111,7 +111,8 @@ class LongitudinalData:
     ) -> "LongitudinalData":
         """Read a long table, or the CSV file at a path: one row per observation.
 
-        Names of individuals and groups in a file are kept as they are written: 1.1 and 1.10 are two.
+        A column may be a level of the table's index. Names of individuals and groups in a file are kept as
+        they are written: 1.1 and 1.10 are two; names that differ in capitals only are warned of.
 
         Missing responses (NaN) are left out and counted; individuals keep their place even when
         none of their responses was observed. Covariates are constant within an individual.

@@ -55,8 +55,9 @@ def read_nonmem(
     Raises
     ------
     DataError : a column is missing, or its name is not in capitals; an individual has no dose; a cell is not
-        a number; a dose would hide an observation; a limit of quantification that CENS does not say; resets
-        (EVID 3 and 4), modelled rates, several responses or compartments, which are not supported.
+        a number; a dose would hide an observation; II without a column ADDL or SS; a limit of quantification
+        that CENS does not say; resets (EVID 3 and 4), modelled rates, several responses or compartments,
+        which are not supported.
 
     """
     covariates = listed(covariates)

@@ -125,9 +125,7 @@ def check_names(frame: pd.DataFrame, column: str) -> None:
         )
     any_number = bool(different.map(is_number).any())
     shown = different.map(lambda name: _looks(name, any_number))
-    twice = np.flatnonzero(shown.duplicated(keep=False))
-    if len(twice):
-        pair = different[shown == shown[twice[0]]].tolist()[:2]
+    if pair := _first_pair(different, shown):
         one, other = map(repr if repr(pair[0]) != repr(pair[1]) else ascii, pair)
         cure = ".str.normalize('NFC').str.split().str.join(' ')"
         if any_number:
@@ -138,10 +136,16 @@ def check_names(frame: pd.DataFrame, column: str) -> None:
             f"Column '{column}' has {one} and {other}, which would be two different names. Make them one "
             f"kind without blanks: frame['{column}'] = frame['{column}'].astype(str){cure}."
         )
-    capitals = shown.str.casefold()
-    if capitals.duplicated().any():
-        one, other = different[capitals == capitals[capitals.duplicated()].iloc[0]].tolist()[:2]
-        warn(f"Column '{column}' has {one!r} and {other!r}, which are taken for two names.", stacklevel=4)
+    if pair := _first_pair(different, shown.str.casefold()):
+        warn(
+            f"Column '{column}' has {pair[0]!r} and {pair[1]!r}, which are taken for two names.", stacklevel=4
+        )
+
+
+def _first_pair(names: pd.Series, seen: pd.Series) -> list[Any]:
+    """Return the first two names of which the same is seen; none where all differ."""
+    again = seen[seen.duplicated(keep=False)]
+    return names[seen == again.iloc[0]].tolist()[:2] if len(again) else []
 
 
 def _is_no_name(value: object) -> bool:

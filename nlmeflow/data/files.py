@@ -90,7 +90,7 @@ def check_columns(frame: pd.DataFrame, columns: Sequence[str]) -> None:
             near = get_close_matches(str(column).casefold(), like, 1)
             times = [name for name in known if re.fullmatch(r"\D{0,5}\d[\d./:-]*", name)]
             hint = f" Is it {like[near[0]]!r}?" if near else ""
-            if not isinstance(column, str):
+            if not near and not isinstance(column, str):
                 hint = (
                     " A column's name is needed; one value for all rows is a column too: frame.assign(...)."
                 )

@@ -78,11 +78,10 @@ def read_nonmem(
         if column not in table:
             table[column] = np.nan
     _check_supported(table)
-    block = table["ID"].ne(table["ID"].shift()).cumsum()
-    apart = table["ID"].groupby(block).first()
-    if apart.duplicated().any():
+    begun = table["ID"][table["ID"].ne(table["ID"].shift())]  # where rows of another individual begin
+    if begun.duplicated().any():
         warn(
-            f"Rows of individual '{apart[apart.duplicated()].iloc[0]}' do not stand together. Here they are "
+            f"Rows of individual '{begun[begun.duplicated()].iloc[0]}' do not stand together. Here they are "
             "one individual; NONMEM would take them for several.",
             stacklevel=2,
         )

@@ -40,7 +40,7 @@ export NLMEFLOW_DATA_DIR ?= $(abspath ../shared/data)
 endif
 
 # the longest first, so that no process is left waiting for one of them at the end
-LONGEST := $(patsubst %,book/%.ipynb,shape your_data multimodality arabidopsis flows population_law)
+LONGEST := $(patsubst %,book/%.ipynb,arabidopsis shape your_data multimodality flows population_law)
 CHAPTERS := $(LONGEST) $(filter-out $(LONGEST),$(sort $(wildcard book/*.ipynb)))
 PACKAGE := $(shell find nlmeflow -name '*.py') tools/execute.py
 STORED := $(shell find data -type f)
@@ -68,7 +68,7 @@ build/published/%.ipynb: book/%.ipynb $(PACKAGE) $(STORED) | $(INSTALLED)
 build/quick/%.ipynb: book/%.ipynb book/parameters/quick/%.yml $(PACKAGE) $(STORED) | $(INSTALLED)
 	$(BIN)/python tools/execute.py $< $@ --parameters book/parameters/quick/$*.yml
 
-PAGES := $(wildcard book/*.md book/_static/* book/interactive/* data/interactive/*) book/references.bib _config.yml _toc.yml \
+PAGES := $(wildcard book/*.md book/_static/* book/interactive/* data/interactive/* data/example/*) book/references.bib _config.yml _toc.yml \
 	tools/build.py tools/pages.py tools/slim.py tools/equations.py tools/author_year.py
 
 build/site/index.html: $(EXECUTED) $(PAGES)

@@ -8,7 +8,10 @@ a line that starts with %, that says what it stands on:
     % by definition           it defines, sets a task, or says what a method does
     % computed                the sentence is printed by code
 
-The same holds for captions and alternative texts, of cells that draw, of figure directives and of HTML. A
+Besides, every decimal and every percentage of the prose stands in the chapter's code as it is written, 12 %
+also as .12, .88 or 1.12: a number that is changed in the text, or asserted as another, is found.
+
+Claims are also those of captions and alternative texts, of cells that draw, of directives and of HTML. A
 word that says how things look beside each other ("narrower", "between") counts too there, and so does a
 number, but not the levels that are drawn ("contours enclose 20 and 50 %"). A cell that draws bears no
 mark: its caption stands on an assertion or a citation, or describes what is drawn. In a page without
@@ -21,6 +24,7 @@ import re
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
@@ -123,6 +127,46 @@ def test_every_caption_of_a_page_describes_or_is_marked(path):
         assert not found, (k, found)
         if marked:
             assert path.name in (path.parents[1] / marked[1]).read_text()
+
+
+def written(code):
+    """Return the numbers that stand in code."""
+    found = re.findall(r"(?<![\w.])((?:\d[\d_]*\.?\d*|\.\d+)(?:e[+-]?\d+)?)(?!\w)", code)
+    return np.array([float(number.replace("_", "")) for number in found])
+
+
+def bare(cells):
+    """Return decimals and percentages of the prose that stand in no code, with their sentences."""
+    found = []
+    known = written("\n".join(cell.source for cell in cells if cell.cell_type == "code"))
+    for cell in cells:
+        if cell.cell_type == "code" or re.search(r"^% (by definition|computed)$", cell.source, re.M):
+            continue
+        prose = re.sub(r"`[^`]*`|\$[^$]*\$|\]\([^)]*\)", "", APART.sub("", cell.source))
+        for sentence in re.split(r"(?<=[.:;])\s|\n", prose):
+            for match in re.finditer(r"(?<![\w.{-])(\d+\.\d+|\d+(?= %))(?: (%))?", sentence):
+                value = float(match[1])
+                ways = [value / 100, 1 - value / 100, 1 + value / 100] if match[2] else []
+                if "{cite" not in sentence and not np.isclose([[value], *([w] for w in ways)], known).any():
+                    found.append((match[0], sentence))
+    return found
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_every_number_of_the_prose_stands_in_the_code_of_its_chapter(path):
+    found = bare(nbformat.read(path, as_version=4).cells)
+    assert not found, "\n".join(f"{number} in: {sentence}" for number, sentence in found)
+
+
+def test_a_number_that_no_code_has_is_found():
+    code = new_code_cell("assert round(gain, 2) == .12\nassert ratio < 1.3")
+    for text in ("It gains 0.12 nats.", "A share of 12 %.", "It is 30 % further.", "See {cite}`A`, 0.7."):
+        assert not bare([new_markdown_cell(text), code])
+    assert bare([new_markdown_cell("It gains 0.13 nats, or 31 %."), code]) == [
+        ("0.13", "It gains 0.13 nats, or 31 %."),
+        ("31 %", "It gains 0.13 nats, or 31 %."),
+    ]
+    assert not bare([new_markdown_cell("% by definition\nA level of 0.13."), code])
 
 
 def drawn(caption, alt=""):

@@ -37,6 +37,36 @@ def test_marginal_densities_agree_with_the_closed_form(dim):
         assert np.abs(found - expected.numpy()).max() < 1e-12
 
 
+SIGHT = {  # Machado, Oliveira, Fernandes, IEEE Trans. Vis. Comput. Graph. 15 (2009), severity 1, linear RGB
+    "all cones": np.eye(3),
+    "no red cones": [[0.1523, 1.0526, -0.2049], [0.1145, 0.7863, 0.0992], [-0.0039, -0.0481, 1.0520]],
+    "no green cones": [[0.3673, 0.8606, -0.2280], [0.2801, 0.6725, 0.0474], [-0.0118, 0.0429, 0.9690]],
+}
+
+
+def lightness_and_hue(colour, sight):
+    """CIE L*a*b* (D65) of a colour as an eye with these cones sees it."""
+    red_green_blue = np.array(matplotlib.colors.to_rgb(colour))
+    linear = np.where(
+        red_green_blue <= 0.04045, red_green_blue / 12.92, ((red_green_blue + 0.055) / 1.055) ** 2.4
+    )
+    seen = np.clip(np.array(SIGHT[sight]) @ linear, 0, 1)
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    x, y, z = np.cbrt(np.maximum(to_xyz @ seen / [0.9505, 1, 1.089], 1e-6))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("sight", SIGHT)
+def test_colours_that_stand_side_by_side_differ_for_every_eye(sight):
+    for palette in (
+        [nf.plots.PALETTE[law] for law in ("gaussian", "mixture", "flow", "truth")],
+        nf.notebook.COLOURS[:4],
+    ):
+        for one, other in itertools.combinations(palette, 2):
+            distance = lightness_and_hue(one, sight) - lightness_and_hue(other, sight)
+            assert np.linalg.norm(distance) > 15, (one, other)
+
+
 class HiddenGaussian(GaussianLaw):
     """A Gaussian that does not say what it is, so that its marginal densities are integrals."""
 

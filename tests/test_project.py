@@ -116,16 +116,33 @@ def test_a_chapter_has_the_parts_that_its_reader_expects(path):
         "**Question.**",
         "**Answer.**",
         "After this chapter you can",
+        "{admonition} In short",
+        "What to know before",
         "What would falsify this",
-        "{exercise}",
         "{solution-start}",
         "Run it again",
         f"papermill book/{path.name} out.ipynb -p",
     ):
         assert part in text, part
+    assert re.search(r"Reading time:(\*\*)? (about )?\d+ minutes", text)
+    exercises = re.findall(r"```\{exercise\}\n:label: (ex-[\w-]+)\n\*([^*]+)\.\*", text)
+    assert len(exercises) == text.count("{exercise}")
+    levels = {words.removeprefix("A question ").lower() for _, words in exercises}
+    assert levels == {"to think about", "a computation", "a small project"}
     parameters = papermill.inspect_notebook(str(path))
     shown = re.findall(r" -p (\w+) ", text)
     assert set(shown) <= set(parameters)
+
+
+@by_chapter
+def test_every_solution_runs_code(path):
+    cells = nbformat.read(path, as_version=4).cells
+    asked = [label for cell in cells for label in re.findall(r":label: (ex-[\w-]+)", cell.source)]
+    for label in asked:
+        (begin,) = [k for k, cell in enumerate(cells) if f"{{solution-start}} {label}\n" in cell.source]
+        end = next(k for k, cell in enumerate(cells) if k > begin and "{solution-end}" in cell.source)
+        code = "\n".join(cell.source for cell in cells[begin:end] if cell.cell_type == "code")
+        assert re.search(r"^\s*assert ", code, re.M), label
 
 
 @by_chapter
@@ -227,7 +244,43 @@ def test_a_bad_value_stops_a_chapter_with_one_line(tmp_path):
     command = [sys.executable, "-m", "papermill", chapter, str(tmp_path / "out.ipynb"), "-p", "sigma", "0"]
     run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert run.returncode != 0
-    assert "ModelError: sigma is a number from 0.001 to 0.5; got 0." in run.stderr
+    said = run.stderr.partition('Exception encountered at "In [4]":\n')[2].splitlines()
+    assert said[0] == "ModelError: sigma is a number from 0.001 to 0.5; got 0."
+    assert not any(said[1:])
+    (tmp_path / "wrong.yml").write_text("sigma: 0\n")
+    command = [sys.executable, "tools/execute.py", chapter, str(tmp_path / "x.ipynb"), "--parameters"]
+    run = subprocess.run([*command, str(tmp_path / "wrong.yml")], capture_output=True, text=True, cwd=ROOT)
+    assert f"{chapter}: sigma is a number from 0.001 to 0.5; got 0." in run.stderr.splitlines()
+    assert "Traceback" not in run.stderr
+    assert not (tmp_path / "x.ipynb").exists()
+
+
+def test_a_changed_chapter_alone_is_executed_again(tmp_path):
+    """By make, on a copy in which every chapter was executed after everything that it needs."""
+    copy = tmp_path / "project"
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in filter(None, tracked.stdout.split("\0")):
+        if (ROOT / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            (copy / name).touch()
+    (copy / "Makefile").write_text((ROOT / "Makefile").read_text())
+    for made in [".venv/.installed", *(f"build/published/{path.name}" for path in CHAPTERS)]:
+        (copy / made).parent.mkdir(parents=True, exist_ok=True)
+        (copy / made).touch()
+    late = (copy / ".venv" / ".installed").stat().st_mtime + 60
+    for path in (copy / "build" / "published").iterdir():
+        os.utime(path, (late, late))
+
+    def executed():
+        command = ["make", "-n", "build/site/index.html"]
+        run = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=True)
+        return re.findall(r"tools/execute.py (\S+)", run.stdout)
+
+    assert executed() == []
+    os.utime(copy / "book" / "shape.ipynb", (late + 60, late + 60))
+    assert executed() == ["book/shape.ipynb"]
+    os.utime(copy / "nlmeflow" / "seeds.py", (late + 60, late + 60))
+    assert sorted(executed()) == [f"book/{path.name}" for path in CHAPTERS]
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,19 @@ def front_matter():
     return yaml.safe_load((ROOT / "paper" / "paper.md").read_text().split("---\n")[1])
 
 
+UNCONFIRMED = {"Antic2009", "Schumitzky1991", "Savic2009"}  # references whose DOI we could not look up
+
+
+def test_references_of_the_book_have_dois():
+    entries = re.split(r"\n(?=@)", (ROOT / "book" / "references.bib").read_text())
+    names = [re.match(r"@\w+\{([\w-]+),", entry)[1] for entry in entries]
+    assert len(names) == len(set(names)) > 30
+    without = {
+        name for name, entry in zip(names, entries, strict=True) if not re.search(r"\bdoi = \{10\.", entry)
+    }
+    assert without == UNCONFIRMED
+
+
 def test_version_title_licence_authors_and_keywords_agree():
     versions = {
         nf.__version__,

@@ -25,7 +25,7 @@ COMMANDS = [
     line.split("#")[0].strip()
     for block in re.findall(r"```bash\n(.*?)```", README, flags=re.S)
     for line in block.splitlines()
-]
+] + re.findall(r"`((?:make|pip|conda|python) [^`]+)`", README)
 NUMBER = r"-?\d+\.?\d*(?:e[+-]\d+)?"
 
 
@@ -121,6 +121,8 @@ def test_a_command_is_one_that_the_project_has(command, monkeypatch):
         assert words[3:] == ["--wheel"]  # tests/test_package.py
     elif words[0] == "python":
         a_program(words)
+    elif words[0] == "conda":
+        assert words[1:] == ["env", "create", "-f", "environment.yml"]  # tests/test_project.py reads it
     elif words[0] == "papermill":
         a_chapter(words)
     else:

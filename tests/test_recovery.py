@@ -1,6 +1,7 @@
 """The stored fits of the figure 'How many plants?': densities, and every sentence of the page about them."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -153,3 +154,71 @@ def test_the_still_picture_shows_what_its_alternative_text_says():
         assert hills(estimates[law]) == pytest.approx([45, 55], abs=1.5)
     (day,) = hills(estimates["Gaussian"])
     assert 45 < day < 55
+
+
+def test_what_the_gaussian_tends_to_is_as_wrong_as_the_solution_says():
+    first, last, step = STORED["grid"]
+    day = np.arange(first, last + step / 2, step)
+    shares = []
+    for gap, mean, variance in ((10, 49, 28), (5, 49.5, 10)):
+        truth = np.array(STORED["truth"][str(gap)]) * STORED["unit"]
+        assert step * (day * truth).sum() == pytest.approx(mean, abs=0.02)
+        assert step * ((day - mean) ** 2 * truth).sum() == pytest.approx(variance, rel=0.01)
+        limit = np.exp(-((day - mean) ** 2) / (2 * variance)) / np.sqrt(2 * np.pi * variance)
+        shares.append(round(50 * step * np.abs(limit - truth).sum()))
+    assert (
+        "The first of these Gaussians puts {} % in the wrong place, the second {} %".format(*shares) in PAGE
+    )
+    assert f"a standard deviation of {28**0.5:.1f} days" in PAGE
+    assert f"a standard deviation of {10**0.5:.1f} days" in PAGE
+    far, near, near_many = (
+        wrong(*one, (0.04,), ("Gaussian",)) for one in ((10, (30,)), (5, (30,)), (5, (300,)))
+    )
+    assert f"with 30 plants and σ = 0.04 it is {far[0]} % in both samples" in PAGE
+    assert far[0] == far[1] <= shares[0] + 1
+    assert "from 30 plants ({} and {} %)".format(*near) in PAGE
+    assert "to 300 ({} and {} %)".format(*near_many) in PAGE
+    assert max(near_many) <= shares[1] + 1
+    each = [wrong(10, (n,), (0.04, 0.12, 0.24), ("Gaussian",)) for n in (30, 100, 300)]
+    assert {min(one) for one in each} == {shares[0]}
+    assert f"It is {shares[0]} % or more with each number" in PAGE
+
+
+def test_the_programs_of_the_solutions_print_what_the_solutions_say(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / "book" / "how_many_plants.md").read_text()
+    programs = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    assert len(programs) == 2
+    exec("\n".join(programs), {})
+    printed = [line.partition(": ")[2] for line in capsys.readouterr().out.splitlines()]
+    plans = [wrong(gap, (n,), (s,), LAWS[1:]) for gap in STORED["gaps"] for n, s in ((30, 0.04), (300, 0.12))]
+    assert printed[:6] == [between(one) for one in plans]
+    words = (
+        "mixture and flow put {} in the wrong place where there is one group, {} where there are two five "
+        "days apart, and {} at ten days; with 300 plants read once {}, {} and {}."
+    )
+    assert words.format(*printed[:6:2], *printed[1:6:2]) in PAGE
+    for few, many in zip(plans[::2], plans[1::2], strict=True):
+        assert max(many) < max(few)
+        assert sum(many) < sum(few)
+    rule = printed[6:]
+    assert f"there is one group the rule sees two in {rule[0]} samples, both of 30 plants" in PAGE
+    assert f"Ten days apart it sees two in {rule[4]}, five days apart in {rule[2]}." in PAGE
+    assert f"it sees two in {rule[1]}, {rule[5]} and {rule[3]}, in this order" in PAGE
+    assert f"at $p$ = {100 * (1 - 0.05 ** (1 / 12)):.0f} %" in PAGE
+    about = json.loads((ROOT / "data" / "interactive" / "recovery.about.json").read_text())
+    assert 25 < 10 * about["CPU seconds"] / 60 < 35
+    assert "ten times as many take about half an hour" in PAGE
+
+
+def test_thirty_plants_hide_groups_five_days_apart_and_poor_readings_hide_them_from_all():
+    estimates = STORED["estimates"]
+    for sample in STORED["samples"]:
+        hidden = [estimates[f"5/30/{sigma}/{sample}"] for sigma in STORED["sigmas"]]
+        hidden.append(estimates[f"5/300/0.24/{sample}"])
+        assert {len(hills(found[law])) for found in hidden for law in LAWS} == {1}
+    assert "in no sample of thirty plants has any law two maxima" in PAGE
+    assert "groups five days apart are not seen with 300 plants" in PAGE
+    one_group = [len(hills(estimates[f"0/30/0.04/{sample}"]["mixture"])) for sample in STORED["samples"]]
+    assert sorted(one_group) == [1, 2]
+    assert "Of the two samples with 30 plants and σ = 0.04 one does" in PAGE

@@ -6,9 +6,13 @@ import tomllib
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import matplotlib
+import matplotlib.pyplot as plt
 import pytest
 import yaml
 from bs4 import BeautifulSoup
+
+import nlmeflow as nf
 
 ROOT = Path(__file__).resolve().parent.parent
 SITE = ROOT / "build" / "quick-site"
@@ -68,10 +72,11 @@ def test_chapters_show_their_figures():
 
 
 @by_page
-def test_tables_have_header_rows_that_say_something_and_numbers_flush_right(page):
+def test_tables_have_one_header_row_that_says_something_and_numbers_flush_right(page):
     for table in parse(page).select("article table"):
         assert not table.find_parent("table")
         heads = table.select("thead tr")
+        assert len(heads) <= 1, table
         assert all(row.get_text(strip=True) for row in heads), table
         assert all(cell.get_text(strip=True) or cell.find(True) for cell in table.select("thead th")), table
         for cell in table.select("tbody td"):
@@ -165,11 +170,60 @@ def test_nothing_is_wider_than_the_screen_unless_it_scrolls_in_its_box(page, wid
         == 0
     )
     code = "div.cell_input pre, div.highlight-python pre, div.highlight-bash pre"
+    if width == 1280:
+        code += ", div.output pre, .table-box"
     assert (
         browser.ask(f"""[...document.querySelectorAll("{code}")]
         .filter((e) => e.clientWidth && e.scrollWidth > e.clientWidth + 1).map((e) => e.textContent)""")
         == []
     )
+
+
+@by_page
+def test_text_of_figures_can_be_read_on_a_phone(page, browser, site):
+    browser.open(f"{site}/book/{page.name}", width=390)
+    with matplotlib.rc_context():
+        nf.notebook.style()
+        drawn = plt.rcParams["font.size"] / 72 * plt.rcParams["figure.dpi"]  # pixels of a figure's letters
+    shrunk = browser.ask(
+        """[...document.querySelectorAll("figure.align-default img")]
+        .map((e) => [e.closest("figure").id, e.clientWidth / e.naturalWidth])"""
+    )
+    assert [one for one in shrunk if one[1] * drawn < 9] == []
+
+
+FOCUSED = """(() => {
+  document.addEventListener("focusin", (event) => { event.target.dataset.reached = "yes"; });
+  return document.querySelectorAll("a[href], button, summary, input, [tabindex]").length;
+})()"""
+REACHABLE = "main :is(a[href], button, summary, input, [tabindex='0']):not([tabindex='-1'])"
+
+
+@by_page
+def test_the_keyboard_reaches_every_link_button_fold_and_slider(page, browser, site):
+    browser.open(f"{site}/book/{page.name}")
+    for _ in range(browser.ask(FOCUSED) + 10):
+        browser.press("Tab")
+    missed = f"""[...document.querySelectorAll("{REACHABLE}")]
+        .filter((e) => e.checkVisibility({{visibilityProperty: true}}) && !e.disabled && !e.dataset.reached)
+        .map((e) => e.outerHTML.slice(0, 200))"""
+    assert browser.ask(missed) == []
+
+
+def test_names_of_files_lead_to_them_and_a_chapter_to_the_results_that_it_reads():
+    links = {link.get_text(): link["href"] for link in parse(SITE / "book" / "trust.html").select("a.file")}
+    assert links["data/studies/band_coverage"].endswith("/tree/main/data/studies/band_coverage")
+    for page in PAGES:
+        for link in parse(page).select("a.file"):
+            repository, _, path = re.sub("/(blob|tree)/", "/blob/", link["href"]).partition("/blob/main/")
+            assert repository.startswith("https://github.com/")
+            assert (ROOT / path).exists(), link
+    rows = {path.name for path in (ROOT / "data" / "studies").iterdir()}
+    for page in PAGES:
+        notebook = ROOT / "book" / f"{page.stem}.ipynb"
+        read = set(re.findall(r'rows_of\(\\"([\w-]+)', notebook.read_text())) if notebook.exists() else set()
+        shown = {link.get_text().rpartition("/")[2] for link in parse(page).select("a.file")}
+        assert read & rows <= shown
 
 
 CONTRASTS = """(() => {

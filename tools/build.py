@@ -42,8 +42,8 @@ def finish(site: Path, address: str, branch: str) -> None:
     typesetter, written = equations.Typesetter(), []
     for path in sorted(site.rglob("*.html")):
         name = path.relative_to(site).with_suffix("").as_posix()
-        chapter = (site / "_sources" / f"{name}.ipynb").exists()
-        page = slim.slim_page(pages.set_page(path.read_text(), name, address, branch, chapter))
+        notebook = site / "_sources" / f"{name}.ipynb"
+        page = slim.slim_page(pages.set_page(path.read_text(), name, ROOT, address, branch, notebook))
         written.append(equations.set_page(page, typesetter, up="../" * name.count("/")))
         path.write_text(written[-1])
     slim.slim_static(site / "_static", written)
@@ -65,6 +65,7 @@ def build(executed: Path, site: Path) -> None:
     shutil.copytree(ROOT / "book" / "_static", stage / "_static")
     for page in [*(ROOT / "book").glob("*.md"), ROOT / "book" / "references.bib"]:
         shutil.copy(page, stage / "book")
+    shutil.copytree(ROOT / "data" / "example", stage / "data" / "example")  # to be downloaded
     if (ROOT / "book" / "images").is_dir():
         shutil.copytree(ROOT / "book" / "images", stage / "book" / "images")
     for notebook in executed.glob("[!.]*.ipynb"):  # none that is being executed

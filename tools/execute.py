@@ -39,6 +39,10 @@ def execute(source: Path, target: Path, parameters: dict[str, object]) -> None:
         )
         strip(partial)
         os.replace(partial, target)
+    except papermill.PapermillExecutionError as error:
+        if "check_parameters(" not in error.source:
+            raise
+        raise SystemExit(f"{source}: {error.evalue}") from None
     finally:
         partial.unlink(missing_ok=True)
 

@@ -5,6 +5,7 @@ import tomllib
 from pathlib import Path
 from urllib.parse import quote
 
+import nbformat
 from bs4 import BeautifulSoup, Tag
 
 from nlmeflow.studies.table import git
@@ -14,6 +15,8 @@ NUMBER = re.compile(
 )
 ABSENT = {"", "nan", "NaN", "None", "–", "-", "—"}
 FOOTER = "{links of this page}"
+FOLDERS = re.compile(r'"([\w-]+)"')
+NAMED = re.compile(r'<code class="docutils literal notranslate"><span class="pre">([\w./-]+)</span></code>')
 
 
 def version(root: Path) -> str:
@@ -102,12 +105,54 @@ def set_citations(page: str) -> str:
     return re.sub(r"(<a [^>]*>)([^<>]+) and others, (\d{4})", r"\1\2 <em>et al.</em>, \3", page)
 
 
-def page_links(name: str, repository: str, branch: str, chapter: bool) -> str:
-    """Return the links of one page: to report a fault, and for a chapter its notebook, Binder and Colab."""
+def set_figures(page: str) -> str:
+    """Return a page whose figures lie in boxes, which scroll where a small screen would shrink their text."""
+    return re.sub(
+        r'(<figure class="align-default"[^>]*>\s*)(<img [^>]*>)', r'\1<div class="figure-box">\2</div>', page
+    )
+
+
+def linked(words: str, path: str, root: Path, repository: str, branch: str) -> str:
+    """Return words as a link to a file or folder of the repository."""
+    kind = "tree" if (root / path).is_dir() else "blob"
+    return f'<a class="file" href="{repository}/{kind}/{branch}/{path}">{words}</a>'
+
+
+def origins(notebook: Path, root: Path) -> list[str]:
+    """Return the folders of stored results that a chapter reads, rows of studies first."""
+    chapter = nbformat.read(notebook, as_version=4)
+    code = "\n".join(cell.source for cell in chapter.cells if cell.cell_type == "code")
+    calls = r"(?:rows_of|stored|Results)\(\s*|in \([^)]*"
+    called = {name for name in FOLDERS.findall(code) if re.search(rf'(?:{calls})"{name}"', code)}
+    called |= {"linear" if alone else "core" for alone in re.findall(r"(linear_)?study\.stored\(\)", code)}
+    called |= set(re.findall(r'stored_file\(\s*"([\w-]+)/', code))
+    places = [f"data/{folder}{name}" for folder in ("studies/", "") for name in sorted(called)]
+    return [place for place in places if (root / place).is_dir()]
+
+
+def set_files(page: str, root: Path, repository: str, branch: str) -> str:
+    """Return a page on which names of the repository's files and folders lead to them."""
+
+    def link(match: re.Match[str]) -> str:
+        path = match[1].rstrip("/")
+        if "/" in match[1] and not path.startswith(("/", ".")):
+            for place in (path, f"nlmeflow/{path}"):
+                if (root / place).exists():
+                    return linked(match[0], place, root, repository, branch)
+        return match[0]
+
+    return NAMED.sub(link, page)
+
+
+def page_links(name: str, root: Path, repository: str, branch: str, notebook: Path) -> str:
+    """Return the links of one page: to report a fault; of a chapter its notebook, Binder, Colab, results.
+
+    notebook : the executed chapter; a page without code has none there.
+    """
     links = [
         f'<a href="{repository}/issues/new?title={quote(f"Page {name}: ")}">Report a fault on this page</a>'
     ]
-    if chapter:
+    if notebook.exists():
         place = f"{repository.removeprefix('https://github.com/')}/blob/{branch}/{name}.ipynb"
         binder = f"{repository.removeprefix('https://github.com/')}/{branch}?urlpath=lab/tree/{name}.ipynb"
         links += [
@@ -115,12 +160,15 @@ def page_links(name: str, repository: str, branch: str, chapter: bool) -> str:
             f'<a href="https://mybinder.org/v2/gh/{binder}">Run it on Binder</a>',
             f'<a href="https://colab.research.google.com/github/{place}">Open it in Colab</a>',
         ]
+        read = [linked(path, path, root, repository, branch) for path in origins(notebook, root)]
+        links += [f"Stored results read here: {', '.join(read)}"] if read else []
     return " · ".join(links)
 
 
-def set_page(page: str, name: str, repository: str, branch: str, chapter: bool) -> str:
-    """Return a page of the book with its footer filled, and its tables and citations mended."""
+def set_page(page: str, name: str, root: Path, repository: str, branch: str, notebook: Path) -> str:
+    """Return a page of the book with its footer filled; figures, tables, names of files, citations mended."""
     if FOOTER not in page:
         return page
-    filled = page.replace(FOOTER, page_links(name, repository, branch, chapter))
-    return set_citations(set_tables(filled.replace("{up}", "../" * name.count("/"))))
+    filled = page.replace(FOOTER, page_links(name, root, repository, branch, notebook))
+    filled = set_files(filled.replace("{up}", "../" * name.count("/")), root, repository, branch)
+    return set_citations(set_tables(set_figures(filled)))

@@ -99,6 +99,7 @@ def fetch(source: Source) -> Path:
             )
         return given
     name = Path(source.path).name
+    pooch.get_logger().setLevel("WARNING")  # the files are small, and where they are kept is nobody's concern
     try:
         found = pooch.retrieve(
             source.url, f"sha256:{source.sha256}", fname=name, path=pooch.os_cache("nlmeflow")

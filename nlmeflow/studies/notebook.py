@@ -16,6 +16,7 @@ from nlmeflow.errors import ModelError
 
 DATA = Path(__file__).resolve().parents[2] / "data"  # beside the package, where it lies in its repository
 STORE = "NLMEFLOW_STORE"
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 
 
 def stored_file(name: str) -> Path:
@@ -46,9 +47,18 @@ def check_parameters(executed: Sequence[str], **accepted: Any) -> None:
     Raises
     ------
     NameError : papermill set a name that the parameters cell does not have.
-    ModelError : a value is of another type, or out of its range.
+    ModelError : a value is of another type, or out of its range. A notebook shows both in one line.
 
     """
+    try:
+        _check(executed, accepted)
+    except (NameError, ModelError) as error:
+        line = f"{type(error).__name__}: {error}"
+        error._render_traceback_ = lambda: [line]  # type: ignore[union-attr]
+        raise
+
+
+def _check(executed: Sequence[str], accepted: Mapping[str, Any]) -> None:
     if len(executed) < 3:
         return  # a runner that keeps no history
     injected = _assigned(executed[-2]) if executed[-2].startswith("# Parameters") else {}
@@ -139,6 +149,22 @@ class Results:
             (self.folder / "how.json").write_text(text + "\n")
 
 
+def table(frame: pd.DataFrame | pd.Series, digits: int = 2) -> pd.DataFrame:
+    """Return a table as it is shown on a page: fractions with so many digits, a dash for what is absent.
+
+    It has one row of heads: levels of the columns are joined by a comma. A series is a table of one column.
+    """
+
+    def written(value: Any) -> Any:
+        if pd.isna(value):
+            return "–"
+        return f"{round(value, digits) + 0.0:.{digits}f}" if isinstance(value, float) else value
+
+    shown = frame.to_frame() if isinstance(frame, pd.Series) else frame
+    heads = [", ".join(map(str, head)) if isinstance(head, tuple) else head for head in shown]
+    return shown.map(written).set_axis(heads, axis=1).rename_axis(columns=None)
+
+
 def write_tables(folder: str | Path, tables: Mapping[str, pd.DataFrame]) -> None:
     """Write tables as CSV files into a folder, made where it is absent; none where its name is empty."""
     if not str(folder):
@@ -159,15 +185,18 @@ def versions() -> dict[str, str]:
 
 
 def style() -> None:
-    """Set the book's figure style."""
+    """Set the book's style of figures, in the colours of Okabe and Ito (2008), and of tables, uncut."""
+    import matplotlib
     import matplotlib.pyplot as plt
 
+    pd.set_option("display.max_colwidth", None)
     plt.rcParams.update(
         {
             "figure.figsize": (7.5, 4.2),
             "figure.dpi": 110,
             "figure.constrained_layout.use": True,
             "font.size": 10.5,
+            "axes.prop_cycle": matplotlib.rcsetup.cycler(color=COLOURS),
             "axes.spines.top": False,
             "axes.spines.right": False,
             "axes.grid": True,

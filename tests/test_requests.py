@@ -850,6 +850,19 @@ def test_where_time_begins_does_not_matter_to_lines(law):
         assert "warning" not in early.summary().numbers
 
 
+@pytest.mark.parametrize("origin", [1e3, 1e5, 1.7e9])
+def test_where_time_begins_does_not_matter_to_lines_of_one_slope(origin):
+    """Level and slope are told apart by 1e-9 of their effects where time is Unix seconds."""
+    random, time = np.random.default_rng(3), np.arange(6.0)
+    y = random.normal(10, 1, (12, 1)) + 0.5 * time + random.normal(0, 0.3, (12, 6))
+    frame = pd.DataFrame({"plant": np.repeat(range(12), 6), "day": np.tile(time, 12), "y": y.ravel()})
+    model = nf.Model(nf.curves.linear(), fixed=("slope",))
+    early, late = fitted(frame, model), fitted(frame.assign(day=frame["day"] + origin), model)
+    assert late.log_likelihood().value == pytest.approx(early.log_likelihood().value, abs=0.01)
+    assert float(late.beta) == pytest.approx(float(early.beta), rel=1e-3)
+    assert float(late.law.mean + origin * late.beta) == pytest.approx(float(early.law.mean), abs=0.01)
+
+
 @pytest.mark.slow
 def test_a_curve_that_ends_before_the_responses_do_is_told_from_one_that_explains_nothing():
     """Errors that are shares of a curve cannot be measured where the curve has come to its end."""

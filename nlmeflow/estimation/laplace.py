@@ -25,6 +25,7 @@ LIKELIER = 1.0  # nats by which a second start is better
 WIDER = 3.0  # times the sds of the first values, where individuals are followed
 ALIKE = 1e-4  # smallest eigenvalue of slopes, as of a correlation matrix: parameters do nearly the same
 EXACTLY = 1e-12  # distance between slopes of length one, of parameters that do the same
+NEARLY = 1e-7  # smallest eigenvalue of slopes so, under which normal equations do not tell parameters apart
 LEAST = 1e-14  # what it counts as at least
 FAR = 100.0  # times the residual error of the first values that a start does not exceed
 USELESS = 1.1  # times the error of a constant, by which curves that explain nothing miss the data
@@ -336,6 +337,23 @@ def _check_slopes(problem: Problem, slopes: Tensor) -> None:
                 )
 
 
+def _coordinates(slope: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+    """Return in which combinations (p, r) of parameters, and from where (p,), the least squares are solved.
+
+    slope (N, n, p), place (p,) : of each parameter, and where it is. These are the parameters from zero; but
+    where some do nearly the same, as intercept and slope where time zero is far away, combinations from
+    `place` whose slopes are orthogonal, because normal equations do not tell them apart. Combinations that
+    move nothing are left out.
+    """
+    flat = slope.flatten(0, 1)
+    size = flat.norm(dim=0).clamp_min(1e-300)
+    _, lengths, rows = torch.linalg.svd(torch.linalg.qr(flat / size, mode="r").R)
+    if lengths[-1].square() > NEARLY:
+        return torch.eye(len(size), dtype=size.dtype), torch.zeros_like(place)
+    seen = lengths > LEAST * lengths[0]
+    return rows[seen].mT / lengths[seen] / size[:, None], place
+
+
 def _update(
     problem: Problem, phi: Tensor, law: GaussianLaw, beta: Tensor, sigma: Tensor
 ) -> tuple[GaussianLaw, Tensor, Tensor]:
@@ -343,22 +361,24 @@ def _update(
     dim = problem.dim
     slope = linear.slope[..., :dim]
     posterior = _inverse(slope, law)
-    working = linear.residual + (slope @ phi[..., None]).squeeze(-1)
-    design = linear.slope.clone()
+    basis, origin = _coordinates(linear.slope, torch.cat([law.mean, beta]))
+    working = linear.residual + (slope @ (phi - origin[:dim])[..., None]).squeeze(-1)
+    working = working + linear.slope[..., dim:] @ (beta - origin[dim:])
+    design = linear.slope @ basis
 
     def whiten(x: Tensor) -> Tensor:  # V^-1 x, V = I + J Omega J'
         whitened: Tensor = x - slope @ (posterior @ (slope.mT @ x))
         return whitened
 
     left = (design.mT @ whiten(design)).sum(0)
-    working = working + linear.slope[..., dim:] @ beta
     right = (design.mT @ whiten(working[..., None])).sum(0).squeeze(-1)
     scale = left.diagonal().clamp_min(1e-300).rsqrt()
     system = left * scale[:, None] * scale + 1e-10 * torch.eye(len(left), dtype=left.dtype)
     solution = scale * torch.linalg.solve(system, scale * right)
-    mean, new_beta = solution[:dim], solution[dim:]
+    place = origin + basis @ solution
+    mean, new_beta = place[:dim], place[dim:]
 
-    shift = working - (linear.slope[..., dim:] @ new_beta) - slope @ mean
+    shift = working - design @ solution
     centre = (posterior @ (slope.mT @ shift[..., None])).squeeze(-1)
     spread = centre.mT @ centre / len(phi) + posterior.mean(0)
     new_law = GaussianLaw.of_moments(mean, spread, len(phi), law.structure, law.prior)

@@ -3,6 +3,7 @@
 import pickle
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -289,3 +290,41 @@ def test_bounds_of_any_kind_of_number_have_the_name_of_floats(kind):
     assert nf.bounded(kind(0), kind(1)).name == "logit"
     copy = pickle.loads(pickle.dumps(scale))
     assert (copy.name, copy.lower, copy.upper) == (scale.name, -1.0, 3.0)
+
+
+temperature = torch.linspace(10, 25, 50, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("late", "words"),
+    [
+        (lambda t, p: temperature[t.long() + 40], "cannot be called on tensors"),
+        (lambda t, p: p["rate"], "asks for 'rate'"),
+        (lambda t, p: np.log(t), "cannot be called on tensors"),
+        (lambda t, p: torch.linalg.cholesky(-torch.ones_like(t)), "cannot be called on tensors"),
+        (lambda t, p: (p["a"] - p["b"] * t).float(), "single precision"),
+    ],
+)
+def test_a_curve_that_fails_at_the_times_of_the_data_alone_is_told_in_words(late, words):
+    """The first call of a curve, on times near one, cannot see what it does elsewhere."""
+
+    def curve(t, p):
+        return late(t, p) if bool((t > 25).any()) else p["a"] - p["b"] * t
+
+    frame = pd.DataFrame({"who": np.repeat(range(8), 5), "t": np.tile([30.0, 37, 44, 51, 58], 8)})
+    frame["y"] = 5 + 0.1 * frame["t"] + np.random.default_rng(0).normal(0, 0.3, len(frame))
+    model = nf.Model(nf.Curve(curve, [nf.Parameter("a"), nf.Parameter("b")]), fixed=("b",))
+    with pytest.raises(nf.ModelError, match=words):
+        model.fit(nf.LongitudinalData.from_frame(frame, "who", "t", "y"), seed=1, progress=False)
+
+
+def test_a_parameter_named_as_one_of_the_error_may_have_a_first_value():
+    frame = pd.DataFrame({"who": np.repeat(range(8), 5), "t": np.tile(np.arange(5.0), 8)})
+    frame["y"] = 5 + 0.5 * frame["t"] + np.random.default_rng(0).normal(0, 0.3, len(frame))
+    line = nf.Curve(lambda t, p: p["a"] + p["b"] * t, [nf.Parameter("a"), nf.Parameter("b")])
+    model, data = (
+        nf.Model(line, nf.Combined(0.3, 0.01), fixed=("b",)),
+        nf.LongitudinalData.from_frame(frame, "who", "t", "y"),
+    )
+    fit = model.fit(data, seed=1, start={"a": 4.0, "b": 0.4}, progress=False)
+    assert fit.fixed["b"] == pytest.approx(0.5, abs=0.1)

@@ -261,3 +261,13 @@ def test_what_is_advised_makes_numbers_of_dates_durations_and_times_of_day(colum
     frame["day"] = eval(advised, {"frame": frame, "pd": pd})
     data = nf.LongitudinalData.from_frame(frame, "plant", "day", "y")
     assert data.time.flatten().tolist() == numbers.tolist()
+
+
+def test_long_identifiers_of_a_database_stay_apart():
+    """Decimals beyond 2^53, which floats cannot tell apart."""
+    names = [Decimal(20_240_500_012_345_677 + k) for k in range(4)]
+    frame = pd.DataFrame(
+        {"plant": np.repeat(names, 3), "day": np.tile([1.0, 2.0, 3.0], 4), "y": np.arange(12.0)}
+    )
+    data = nf.LongitudinalData.from_frame(frame, "plant", "day", "y")
+    assert [str(label) for label in data.labels] == [str(name) for name in names]

@@ -284,3 +284,10 @@ def test_a_fit_is_read_with_its_own_curve(gaussian_fit, senescence, tmp_path):
     with pytest.raises(nf.ModelError, match="has a scale of its own: give the curve again"):
         nf.load(tmp_path / "own")
     assert nf.load(tmp_path / "own", curve=curve).law.mean == pytest.approx(fit.law.mean)
+
+
+def test_a_path_may_begin_at_home(gaussian_fit, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    gaussian_fit.save("~/one.fit")
+    assert (tmp_path / "one.fit").is_file()
+    assert nf.load("~/one.fit").log_likelihood() == gaussian_fit.log_likelihood()

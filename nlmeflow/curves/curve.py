@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
 from nlmeflow.arguments import check_fields, names_of
-from nlmeflow.curves.probe import probe
+from nlmeflow.curves.probe import probe, tried
 from nlmeflow.errors import ModelError, is_number, number
 
 Function = Callable[..., Tensor]
@@ -240,12 +240,20 @@ class Curve:
         """Return f(t; psi); the curve at steady state when the interval between doses is given.
 
         The function may enter values of its own in psi and x, which are copies.
+
+        Raises
+        ------
+        ModelError : the function fails, which it may do at these times alone, or changes its type there.
+
         """
         psi, x = dict(psi), dict(x or {})
         if interval is not None:
-            assert self.steady is not None
-            return self.steady(t, psi, x, interval)
-        return self.function(t, psi, x) if self.inputs else self.function(t, psi)
+            assert (steady := self.steady) is not None
+            return cast(Tensor, tried(self.title, lambda: steady(t, psi, x, interval)))
+        found = tried(self.title, lambda: self.function(t, psi, *([x] if self.inputs else [])))
+        if isinstance(found, Tensor) and found.dtype == torch.float32 != t.dtype:
+            raise ModelError(f"The curve '{self.title}' is of single precision at some times: keep float64.")
+        return cast(Tensor, found)
 
     def probe(self) -> None:
         """Call the function, and `steady`, as fits do, on tensors of individuals, particles and times.

@@ -57,7 +57,7 @@ def probe(
         given |= {f"x['{k}']": v for k, v in x.items()}
         given |= {} if interval is None else {"interval": part(interval)}
         before = {k: v._version for k, v in given.items()}
-        found = _tried(name, lambda: call(given["t"], psi, x, given.get("interval")))
+        found = tried(name, lambda: call(given["t"], psi, x, given.get("interval")))
         changed = [k for k, v in given.items() if v._version != before[k]]
         if changed:
             raise ModelError(
@@ -81,8 +81,8 @@ def probe(
                 "value may depend on its own t and psi only; let tensors broadcast, as in t / psi['a'], "
                 "without means, sums or places of them, such as psi['a'].mean() or psi['a'][0]."
             )
-    _tried(name, lambda: torch.func.jvp(on_all, (phi,), (torch.ones_like(phi),)))
-    wrong = _tried(name, lambda: _wrong_slopes(lambda at: on_all(at).expand(SHAPE), phi))
+    tried(name, lambda: torch.func.jvp(on_all, (phi,), (torch.ones_like(phi),)))
+    wrong = tried(name, lambda: _wrong_slopes(lambda at: on_all(at).expand(SHAPE), phi))
     for k, is_wrong in zip(natural(phi), wrong, strict=True):
         if is_wrong:
             raise ModelError(
@@ -109,9 +109,12 @@ def _wrong_slopes(f: Callable[[Tensor], Tensor], phi: Tensor) -> list[bool]:
     return found
 
 
-def _tried(name: str, call: Callable[[], Any]) -> Any:
+def tried(name: str, call: Callable[[], Any]) -> Any:
+    """Return the value of a call of a user's function; raise ModelError in words where it fails."""
     try:
         return call()
+    except (ModelError, MemoryError):
+        raise
     except KeyError as error:
         raise ModelError(
             f"The curve '{name}' asks for {error}, which is not among its parameters and inputs: {CURE}"

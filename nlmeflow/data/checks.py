@@ -68,7 +68,8 @@ def plain(given: pd.DataFrame) -> pd.DataFrame:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Decimal | Fraction):
-        return float(value)
+        number = float(value)
+        return int(value) if number.is_integer() else number
     if getattr(value, "ndim", None) == 0 and not isinstance(value, np.datetime64 | np.timedelta64):
         return value.item()
     return np.nan if value is None or value is pd.NA else value

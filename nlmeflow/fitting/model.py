@@ -75,7 +75,7 @@ class Model(Structure):
             raise ModelError(f"start holds first values by parameter, such as {{'{self.random[0]}': 1.0}}.")
         start = dict(start or {})
         for name, value in start.items():
-            if name in self.residual.names:
+            if name in self.residual.names and name not in self.curve.names:
                 kind = type(self.residual).__name__
                 raise ModelError(f"{name} needs no first value; {kind}({name}=...) holds it at a value.")
             self.curve[name].scale.check(name, value)

@@ -38,7 +38,7 @@ def save(fit: Fitted, path: str | Path) -> None:
     ModelError : the fit holds something that a file cannot, or looks at other data than those fitted.
 
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if fit.origin is not None:
         raise ModelError(
             "A fit that looks at other data is not saved: save the one that was fitted, and look at them "

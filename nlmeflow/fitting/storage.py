@@ -32,7 +32,8 @@ def load(path: str | Path, curve: Curve | None = None) -> Fit:
     ModelError : the fit needs its curve, or another curve was given.
 
     """
-    if not Path(path).is_file():
+    path = Path(path).expanduser()
+    if not path.is_file():
         raise FileNotFoundError(f"No fit at '{path}'.")
     try:
         with safe_open(str(path), framework="pt") as file:

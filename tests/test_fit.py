@@ -278,3 +278,11 @@ def test_few_individuals_of_whom_little_is_known_are_predicted_as_well_by_one_ga
             model, data, [nf.Gaussian(), nf.Mixture(components=1)], seed=start, progress=False
         )
         assert abs(comparison.table()["gain"]).max() < 0.6
+
+
+def test_new_data_of_a_size_that_no_fit_takes_are_refused_too(gaussian_fit):
+    frame = senescence_frame(n=2)
+    new = nf.LongitudinalData.from_frame(frame.assign(greenness=1e160), "plant", "day", "greenness")
+    for ask in (gaussian_fit.on, gaussian_fit.log_likelihood):
+        with pytest.raises(nf.ModelError, match="give greenness in a unit in which its largest size"):
+            ask(new)

@@ -446,3 +446,21 @@ def test_a_covariate_with_points_for_empty_cells_holds_numbers():
     known = nf.read_nonmem(frame, ["WT", "SEX"]).covariates
     assert known["WT"].tolist() == [60.0, 70.0, 80.0]
     assert known["SEX"].tolist() == ["F", "F", "F"]
+
+
+def test_identifiers_may_be_categories_of_which_some_are_absent():
+    rows = [
+        (who, *row)
+        for who in range(6)
+        for row in ((0.0, 100.0, np.nan), (1.0, 0.0, 3.0), (12.0, 100.0, np.nan))
+    ]
+    table = pd.DataFrame(
+        [*rows, *((who, 13.0, 0.0, 4.0 + who) for who in range(6))], columns=["ID", "TIME", "AMT", "DV"]
+    )
+    table = table.sort_values(["ID", "TIME"])
+    plain, category = (
+        nf.read_nonmem(one[one["ID"] != 3])
+        for one in (table, table.assign(ID=table["ID"].astype("category")))
+    )
+    assert [str(label) for label in category.labels] == [str(label) for label in plain.labels]
+    assert torch.equal(category.doses.amount, plain.doses.amount)

@@ -248,8 +248,10 @@ class Curve:
         """
         psi, x = dict(psi), dict(x or {})
         if interval is not None:
-            assert (steady := self.steady) is not None
-            return cast(Tensor, tried(self.title, lambda: steady(t, psi, x, interval)))
+            steady = self.steady
+            assert steady is not None
+            name = getattr(steady, "__name__", "steady")
+            return cast(Tensor, tried(name, lambda: steady(t, psi, x, interval)))
         found = tried(self.title, lambda: self.function(t, psi, *([x] if self.inputs else [])))
         if isinstance(found, Tensor) and found.dtype == torch.float32 != t.dtype:
             raise ModelError(f"The curve '{self.title}' is of single precision at some times: keep float64.")

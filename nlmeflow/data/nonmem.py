@@ -62,6 +62,8 @@ def read_nonmem(
     """
     covariates = listed(covariates)
     table = numbered(_without_points(table_of(frame, "ID")))
+    if isinstance(table.get("ID"), pd.Series) and isinstance(table["ID"].dtype, pd.CategoricalDtype):
+        table["ID"] = table["ID"].astype(object).infer_objects()
     check_columns(table, [*NEEDED, *covariates])
     _check_capitals(table, covariates)
     check_present(table, "ID")

@@ -20,7 +20,7 @@ from nlmeflow.fitting.bootstrap import Bootstrap
 from nlmeflow.fitting.check import GaussianCheck, check_gaussian, unseen
 from nlmeflow.fitting.fitted import Fitted
 from nlmeflow.fitting.saving import save
-from nlmeflow.fitting.structure import check_data
+from nlmeflow.fitting.structure import check_data, check_sizes
 from nlmeflow.laws.draws import resample
 from nlmeflow.laws.points.certificate import Certificate, certify
 from nlmeflow.numerics import median_sd
@@ -69,6 +69,7 @@ class Fit(Fitted):
 
         """
         check_data(data)
+        check_sizes(data)
         with estimating():
             problem = self.problem(data)
             if not self.law.has_density:

@@ -13,7 +13,7 @@ from nlmeflow.estimation.groups import GroupedProblem
 from nlmeflow.estimation.particles import default_particles
 from nlmeflow.estimation.problem import Problem
 from nlmeflow.fitting.fit import Fit
-from nlmeflow.fitting.structure import Structure, check_data
+from nlmeflow.fitting.structure import Structure, check_data, check_sizes
 from nlmeflow.fitting.suspicions import suspicions
 from nlmeflow.laws.draws import Folds
 from nlmeflow.laws.gaussian import Gaussian
@@ -23,7 +23,6 @@ from nlmeflow.running import estimating, show_progress
 from nlmeflow.seeds import check_seed
 
 BROKEN = "The estimation broke down, at a matrix that cannot be inverted."
-SIZES = 1e-70, 1e70  # of numbers whose squares, and products of these, are still numbers
 CLEAR_TREND = 0.5  # rank correlation of time and response
 NO_ERROR = (
     "observations that lie exactly on curves, so that there is no residual error (give it, as in "
@@ -83,7 +82,7 @@ class Model(Structure):
             particles = whole("particles", particles, 64)
             check_memory("particles", particles, data.n_observations, "predictions")
         _check_varies(data)
-        _check_sizes(data)
+        check_sizes(data)
         if not self.residual.given:
             _check_moves(data)
         problem = self.problem(data.observed)
@@ -212,18 +211,6 @@ def _check_varies(data: LongitudinalData) -> None:
                 )
     elif bool((seen == seen[0]).all()):
         raise ModelError(f"The response is {float(seen[0]):g} in all {len(seen)} rows: nothing varies.")
-
-
-def _check_sizes(data: LongitudinalData) -> None:
-    """Raise ModelError when times or responses are so large or small that their squares are no numbers."""
-    for name, values in zip(data.names[1:], (data.time, data.response), strict=True):
-        sizes = torch.where(data.mask, values.abs(), 0.0)
-        largest = float(sizes.max())
-        if largest and not SIZES[0] < largest < SIZES[1]:
-            raise ModelError(
-                f"{data.about(*divmod(int(sizes.argmax()), sizes.shape[1]))}: give {name} in a unit in which "
-                f"its largest size lies between {SIZES[0]:g} and {SIZES[1]:g}, or correct it."
-            )
 
 
 def _check_moves(data: LongitudinalData) -> None:

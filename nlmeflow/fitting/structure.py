@@ -19,6 +19,8 @@ from nlmeflow.residuals import Additive, Residual
 from nlmeflow.running import estimating
 from nlmeflow.seeds import Stream, derive, generator
 
+SIZES = 1e-70, 1e70  # of numbers whose squares, and products of these, are still numbers
+
 
 @dataclass(frozen=True)
 class Structure:
@@ -168,3 +170,15 @@ def check_data(data: object) -> None:
             f"The data are an nf.LongitudinalData, got {type(data).__name__}; make them with "
             "nf.LongitudinalData.from_frame(frame, individual=..., time=..., response=...)."
         )
+
+
+def check_sizes(data: LongitudinalData) -> None:
+    """Raise ModelError when times or responses are so large or small that their squares are no numbers."""
+    for name, values in zip(data.names[1:], (data.time, data.response), strict=True):
+        sizes = torch.where(data.mask, values.abs(), 0.0)
+        largest = float(sizes.max())
+        if largest and not SIZES[0] < largest < SIZES[1]:
+            raise ModelError(
+                f"{data.about(*divmod(int(sizes.argmax()), sizes.shape[1]))}: give {name} in a unit in which "
+                f"its largest size lies between {SIZES[0]:g} and {SIZES[1]:g}, or correct it."
+            )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nlmeflow.arguments import check_fields, names_of
-from nlmeflow.curves.probe import probe, tried
+from nlmeflow.curves.probe import CURE, probe, tried
 from nlmeflow.errors import ModelError, is_number, number
 
 Function = Callable[..., Tensor]
@@ -254,7 +254,7 @@ class Curve:
             return cast(Tensor, tried(name, lambda: steady(t, psi, x, interval)))
         found = tried(self.title, lambda: self.function(t, psi, *([x] if self.inputs else [])))
         if isinstance(found, Tensor) and found.dtype == torch.float32 != t.dtype:
-            raise ModelError(f"The curve '{self.title}' is of single precision at some times: keep float64.")
+            raise ModelError(f"The curve '{self.title}' returns numbers of single precision: {CURE}")
         return cast(Tensor, found)
 
     def probe(self) -> None:

@@ -146,8 +146,9 @@ def bare(cells):
         for sentence in re.split(r"(?<=[.:;])\s|\n", prose):
             for match in re.finditer(r"(?<![\w.{-])(\d+\.\d+|\d+(?= %))(?: (%))?", sentence):
                 value = float(match[1])
-                ways = [value / 100, 1 - value / 100, 1 + value / 100] if match[2] else []
-                if "{cite" not in sentence and not np.isclose([[value], *([w] for w in ways)], known).any():
+                share = value / 100
+                ways = [value, share, 1 - share, 1 + share] if match[2] else [value]
+                if "{cite" not in sentence and not np.isclose(np.c_[ways], known).any():
                     found.append((match[0], sentence))
     return found
 

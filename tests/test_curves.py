@@ -322,9 +322,7 @@ def test_a_parameter_named_as_one_of_the_error_may_have_a_first_value():
     frame = pd.DataFrame({"who": np.repeat(range(8), 5), "t": np.tile(np.arange(5.0), 8)})
     frame["y"] = 5 + 0.5 * frame["t"] + np.random.default_rng(0).normal(0, 0.3, len(frame))
     line = nf.Curve(lambda t, p: p["a"] + p["b"] * t, [nf.Parameter("a"), nf.Parameter("b")])
-    model, data = (
-        nf.Model(line, nf.Combined(0.3, 0.01), fixed=("b",)),
-        nf.LongitudinalData.from_frame(frame, "who", "t", "y"),
-    )
+    model = nf.Model(line, nf.Combined(0.3, 0.01), fixed=("b",))
+    data = nf.LongitudinalData.from_frame(frame, "who", "t", "y")
     fit = model.fit(data, seed=1, start={"a": 4.0, "b": 0.4}, progress=False)
     assert fit.fixed["b"] == pytest.approx(0.5, abs=0.1)

@@ -6,7 +6,6 @@ import tomllib
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-import matplotlib
 import matplotlib.pyplot as plt
 import pytest
 import yaml
@@ -182,7 +181,7 @@ def test_nothing_is_wider_than_the_screen_unless_it_scrolls_in_its_box(page, wid
 @by_page
 def test_text_of_figures_can_be_read_on_a_phone(page, browser, site):
     browser.open(f"{site}/book/{page.name}", width=390)
-    with matplotlib.rc_context():
+    with plt.rc_context():
         nf.notebook.style()
         drawn = plt.rcParams["font.size"] / 72 * plt.rcParams["figure.dpi"]  # pixels of a figure's letters
     shrunk = browser.ask(
@@ -213,17 +212,16 @@ def test_the_keyboard_reaches_every_link_button_fold_and_slider(page, browser, s
 def test_names_of_files_lead_to_them_and_a_chapter_to_the_results_that_it_reads():
     links = {link.get_text(): link["href"] for link in parse(SITE / "book" / "trust.html").select("a.file")}
     assert links["data/studies/band_coverage"].endswith("/tree/main/data/studies/band_coverage")
+    rows = {path.name for path in (ROOT / "data" / "studies").iterdir()}
     for page in PAGES:
-        for link in parse(page).select("a.file"):
+        shown = parse(page).select("a.file")
+        for link in shown:
             repository, _, path = re.sub("/(blob|tree)/", "/blob/", link["href"]).partition("/blob/main/")
             assert repository.startswith("https://github.com/")
             assert (ROOT / path).exists(), link
-    rows = {path.name for path in (ROOT / "data" / "studies").iterdir()}
-    for page in PAGES:
         notebook = ROOT / "book" / f"{page.stem}.ipynb"
         read = set(re.findall(r'rows_of\(\\"([\w-]+)', notebook.read_text())) if notebook.exists() else set()
-        shown = {link.get_text().rpartition("/")[2] for link in parse(page).select("a.file")}
-        assert read & rows <= shown
+        assert read & rows <= {link.get_text().rpartition("/")[2] for link in shown}
 
 
 CONTRASTS = """(() => {

@@ -15,7 +15,7 @@ NUMBER = re.compile(
 )
 ABSENT = {"", "nan", "NaN", "None", "–", "-", "—"}
 FOOTER = "{links of this page}"
-FOLDERS = re.compile(r'"([\w-]+)"')
+QUOTED = re.compile(r'"([\w-]+)"')
 NAMED = re.compile(r'<code class="docutils literal notranslate"><span class="pre">([\w./-]+)</span></code>')
 
 
@@ -123,7 +123,7 @@ def origins(notebook: Path, root: Path) -> list[str]:
     chapter = nbformat.read(notebook, as_version=4)
     code = "\n".join(cell.source for cell in chapter.cells if cell.cell_type == "code")
     calls = r"(?:rows_of|stored|Results)\(\s*|in \([^)]*"
-    called = {name for name in FOLDERS.findall(code) if re.search(rf'(?:{calls})"{name}"', code)}
+    called = {name for name in QUOTED.findall(code) if re.search(rf'(?:{calls})"{name}"', code)}
     called |= {"linear" if alone else "core" for alone in re.findall(r"(linear_)?study\.stored\(\)", code)}
     called |= set(re.findall(r'stored_file\(\s*"([\w-]+)/', code))
     places = [f"data/{folder}{name}" for folder in ("studies/", "") for name in sorted(called)]

@@ -248,14 +248,13 @@ class Curve:
         """
         psi, x = dict(psi), dict(x or {})
         if interval is not None:
-            steady = self.steady
-            assert steady is not None
-            name = getattr(steady, "__name__", "steady")
-            return cast(Tensor, tried(name, lambda: steady(t, psi, x, interval)))
-        found = tried(self.title, lambda: self.function(t, psi, *([x] if self.inputs else [])))
+            name, call = self._steady_title, lambda: cast(Function, self.steady)(t, psi, x, interval)
+        else:
+            name, call = self.title, lambda: self.function(t, psi, *([x] if self.inputs else []))
+        found: Tensor = tried(name, call)
         if isinstance(found, Tensor) and found.dtype == torch.float32 != t.dtype:
-            raise ModelError(f"The curve '{self.title}' returns numbers of single precision: {CURE}")
-        return cast(Tensor, found)
+            raise ModelError(f"The curve '{name}' returns numbers of single precision: {CURE}")
+        return found
 
     def probe(self) -> None:
         """Call the function, and `steady`, as fits do, on tensors of individuals, particles and times.
@@ -270,8 +269,11 @@ class Curve:
             parameter.probe()
         probe(self.title, self, self.natural, len(self.names), self.inputs, steady=False)
         if self.steady is not None:
-            name = getattr(self.steady, "__name__", "steady")
-            probe(name, self, self.natural, len(self.names), self.inputs, steady=True)
+            probe(self._steady_title, self, self.natural, len(self.names), self.inputs, steady=True)
+
+    @property
+    def _steady_title(self) -> str:
+        return getattr(self.steady, "__name__", "steady")
 
     def natural(self, phi: Tensor, names: Sequence[str] | None = None) -> dict[str, Tensor]:
         """Return the natural parameters of phi (..., d), d the number of `names` (default all)."""

@@ -62,7 +62,7 @@ def read_nonmem(
     """
     covariates = listed(covariates)
     table = numbered(_without_points(table_of(frame, "ID")))
-    if isinstance(table.get("ID"), pd.Series) and isinstance(table["ID"].dtype, pd.CategoricalDtype):
+    if "ID" in table and isinstance(table["ID"].dtype, pd.CategoricalDtype):  # of which some may be absent
         table["ID"] = table["ID"].astype(object).infer_objects()
     check_columns(table, [*NEEDED, *covariates])
     _check_capitals(table, covariates)

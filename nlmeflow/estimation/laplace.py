@@ -25,8 +25,8 @@ LIKELIER = 1.0  # nats by which a second start is better
 WIDER = 3.0  # times the sds of the first values, where individuals are followed
 ALIKE = 1e-4  # smallest eigenvalue of slopes, as of a correlation matrix: parameters do nearly the same
 EXACTLY = 1e-12  # distance between slopes of length one, of parameters that do the same
-NEARLY = 1e-7  # smallest eigenvalue of slopes so, under which normal equations do not tell parameters apart
-LEAST = 1e-14  # what it counts as at least
+NEARLY = 1e-7  # smallest eigenvalue of slopes, under which normal equations do not tell parameters apart
+LEAST = 1e-14  # what a smallest eigenvalue counts as at least, and the share of a length that counts as none
 FAR = 100.0  # times the residual error of the first values that a start does not exceed
 USELESS = 1.1  # times the error of a constant, by which curves that explain nothing miss the data
 

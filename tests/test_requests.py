@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.optimize import minimize
 
 import nlmeflow as nf
 from nlmeflow.estimation.em import State, _ran_off
@@ -997,6 +998,61 @@ def test_a_fit_keeps_its_levels(treated):
 def test_a_number_where_levels_were_words_is_shown_as_it_was_written(treated):
     with pytest.raises(nf.DataError, match="'t' is 2 for '1'; the model was fitted with"):
         treated[1].on(read(plants(3).query("plant == 1").assign(t=2), covariates=["t"]))
+
+
+def senescing(onset, days, seed):
+    """Plants of given onset (n,) whose level and time-scale vary by a tenth."""
+    random = np.random.default_rng(seed)
+    level, scale = np.exp(random.normal(np.log([[60.0], [2.0]]), 0.1, (2, len(onset))))
+    y = level[:, None] / (1 + np.exp((days - onset[:, None]) / scale[:, None]))
+    y += random.normal(0, 2, y.shape)
+    n = len(onset)
+    return pd.DataFrame({"plant": np.repeat(range(n), len(days)), "day": np.tile(days, n), "y": y.ravel()})
+
+
+@pytest.mark.parametrize("law", [nf.Gaussian(), nf.Mixture(2)], ids=["gaussian", "mixture"])
+def test_a_new_individual_far_from_the_population_is_found(law):
+    """Forty standard deviations away, where the curve at the mean does not say which way to go.
+
+    The mode is that which Nelder and Mead's simplex finds from the truth.
+    """
+    days = np.arange(0.0, 80.0, 2.0)
+    onset = np.random.default_rng(0).normal(20, 1, 60)
+    fit = nf.Model(CURVE).fit(read(senescing(onset, days, 1)), law, seed=1, particles=512, progress=False)
+    late = senescing(np.array([60.0]), days, 2)
+    found = fit.on(read(late)).individuals().loc[0]
+    response = torch.tensor(late["y"].to_numpy())
+
+    def log_joint(phi):
+        at = torch.tensor(phi[None])
+        psi = {name: float(value) for name, value in CURVE.natural(at[0]).items()}
+        curve = psi["A"] * torch.sigmoid((psi["tau"] - torch.tensor(days)) / psi["s"])
+        normal = torch.distributions.Normal(curve, fit.residual["sigma"])
+        return float(normal.log_prob(response).sum() + fit.law.log_prob(at))
+
+    start = np.array([np.log(60.0), 60.0, np.log(2.0)])
+    best = minimize(lambda phi: -log_joint(phi), start, method="Nelder-Mead", options={"fatol": 1e-6})
+    mode = found[["A_mode", "tau_mode", "s_mode"]].to_numpy()
+    assert log_joint(mode) == pytest.approx(-best.fun, abs=0.01)
+    assert found["tau_mean"] == pytest.approx(best.x[1], abs=0.1)
+
+
+def test_individuals_that_particles_hardly_reach_are_named(treated):
+    frame, fit = treated
+    one = read(frame[frame["plant"] == 1], covariates=["t"])
+    looked = replace(fit.on(one), centre=torch.tensor([[1e3]], dtype=torch.float64))
+    with pytest.warns(UserWarning, match="'1' lies far from the population that was fitted"):
+        looked.individuals()
+
+
+def test_a_new_covariate_far_outside_the_fits_is_named():
+    frame = plants(30).assign(heat=lambda f: 10.0 + f["plant"] % 7)
+    model = nf.Model(CURVE, fixed=("A", "s"), covariates={"tau": "heat"})
+    fit = model.fit(read(frame, covariates=["heat"]), seed=1, particles=256, progress=False)
+    one = frame[frame["plant"] == 1]
+    with pytest.warns(UserWarning, match="heat = 400 of '1' lies far outside the fit's range, 10 to 16"):
+        fit.on(read(one.assign(heat=400.0), covariates=["heat"]))
+    fit.on(read(one.assign(heat=18.0), covariates=["heat"]))
 
 
 def test_one_new_individual_is_looked_at(treated, tmp_path):

@@ -26,6 +26,9 @@ from nlmeflow.seeds import Seed, generator
 LEAST_BATCHES, MOST_BATCHES = 8, 64
 ERROR, SMALL = 0.1, 200  # of the log-likelihood of so many individuals or fewer; it grows as the root of N
 ALONE = 25.0  # standard deviations of the Gaussian under which an individual stands alone
+DISTANCES = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)  # in sds of a parameter, at which an individual is sought
+FEW = 20.0  # effective particles, under which an individual is sought once more, under the law itself
+LIKELIER = 1.0  # nats by which a second mode is taken
 AT_A_TIME, MODE_STEPS = 2000, 60  # individuals whose modes are sought together; steps of L-BFGS, at most
 
 
@@ -112,16 +115,66 @@ def weighed_points(problem: Problem, state: State, particles: Particles) -> Expe
 
 
 def locate(problem: Problem, state: State, particles: int, random: torch.Generator) -> Proposal:
-    """Return proposals for individuals that took no part in a fit: Laplace, then their moments."""
+    """Return proposals for individuals that took no part in a fit: Laplace, then their moments.
+
+    Laplace's mode is the likelier of two: from the population's mean, and from where each one's own data put
+    it, because far from the population a curve may not say which way to go.
+    """
     gaussian = GaussianLaw.like(state.law)
     problem = problem.near(gaussian, state.beta, state.sigma)
-    start = gaussian.mean.expand(len(problem), -1).clone()
-    laplace = modes(problem, gaussian, state.beta, state.sigma, start, steps=20)
+    mean = gaussian.mean.expand(len(problem), -1).clone()
+    laplace = modes(problem, gaussian, state.beta, state.sigma, mean, steps=20)
+    own = _alone_from(problem, gaussian, state.beta, state.sigma, _promising(problem, gaussian, state))
+    other = modes(problem, gaussian, state.beta, state.sigma, own.mode, steps=20)
+    laplace = _likelier(problem, gaussian, state, laplace, other)
     proposal = Proposal(laplace.mode, laplace.factor, state.law, gaussian.inflated(2.0))
+    proposal, drawn, step = _settled(problem, state, proposal, particles, random)
+    poor = torch.nonzero(step.ess < FEW)[:, 0]
+    if len(poor) and problem.individuals is problem:
+        found, centre = drawn.subset(poor), proposal.centre.clone()
+        centre[poor] = conditional_modes(problem.subset(poor), state, found, step.weights[poor])
+        factor = proposal.factor.clone()
+        factor[poor] = laplace.factor[poor]
+        moved = replace(proposal, centre=centre, factor=factor)
+        proposal = _settled(problem, state, moved, particles, random)[0]
+    return proposal
+
+
+def _settled(
+    problem: Problem, state: State, proposal: Proposal, particles: int, random: torch.Generator
+) -> tuple[Proposal, Particles, Expectation]:
+    """Return proposals moved twice to their particles' moments, with the last particles and their weights."""
     for _ in range(2):
         drawn = draw(problem, proposal, state.beta, particles, random)
-        proposal = adapted(proposal, drawn, evaluate(problem, state, drawn), state.law)
-    return proposal
+        step = evaluate(problem, state, drawn)
+        proposal = adapted(proposal, drawn, step, state.law)
+    return proposal, drawn, step
+
+
+def _promising(problem: Problem, law: GaussianLaw, state: State) -> Tensor:
+    """Return the places (N, d), near and far along each parameter, where each one's data are likeliest."""
+    steps = law.mean.new_tensor(DISTANCES)
+    far = torch.cat([-steps, steps])[:, None, None] * law.sd.diag()  # (2 K, d, d): one parameter moves
+    points = torch.cat([law.mean[None], law.mean + far.flatten(0, 1)])
+    log_likelihood = torch.cat(
+        [
+            problem.subset(some).log_likelihood(points.expand(len(some), -1, -1), state.beta, state.sigma)
+            for some in torch.arange(len(problem)).split(AT_A_TIME)
+        ]
+    )
+    return points[log_likelihood.nan_to_num(-torch.inf, -torch.inf, -torch.inf).argmax(1)]
+
+
+def _likelier(problem: Problem, law: GaussianLaw, state: State, one: Laplace, other: Laplace) -> Laplace:
+    """Return each individual's mode of higher p(y_i | phi) p(phi), the first of two that are alike."""
+
+    def height(found: Laplace) -> Tensor:
+        at = problem.log_likelihood(found.mode[:, None], state.beta, state.sigma)[:, 0]
+        return (at + law.log_prob(found.mode)).nan_to_num(-torch.inf, -torch.inf, -torch.inf)
+
+    better = height(other) > height(one) + LIKELIER
+    mode = torch.where(better[:, None], other.mode, one.mode)
+    return Laplace(mode, torch.where(better[:, None, None], other.factor, one.factor))
 
 
 def alone(problem: Problem, law: GaussianLaw, beta: Tensor, sigma: Tensor) -> Laplace:
@@ -129,8 +182,11 @@ def alone(problem: Problem, law: GaussianLaw, beta: Tensor, sigma: Tensor) -> La
 
     A Gaussian so wide only holds what the individual's own data leave free.
     """
+    return _alone_from(problem, law, beta, sigma, law.mean.expand(len(problem), -1).clone())
+
+
+def _alone_from(problem: Problem, law: GaussianLaw, beta: Tensor, sigma: Tensor, start: Tensor) -> Laplace:
     wide = GaussianLaw(law.mean, (ALONE * law.sd).diag())
-    start = law.mean.expand(len(problem), -1).clone()
     return modes(problem, wide, beta, sigma, start, steps=20)
 
 

@@ -122,6 +122,18 @@ class Particles:
     law: Law | None = None
     log_law: Tensor | None = None
 
+    def subset(self, index: Tensor) -> "Particles":
+        """Return the particles of the individuals at these positions."""
+        log_law = None if self.log_law is None else self.log_law[index]
+        summary = self.summary.map(lambda values: values[index])
+        return replace(
+            self,
+            phi=self.phi[index],
+            log_proposal=self.log_proposal[index],
+            summary=summary,
+            log_law=log_law,
+        )
+
     def log_ratio(self, problem: Problem, sigma: Tensor) -> Tensor:
         """Return log p(y_i | phi) - log q_i(phi), (N, M): all that does not depend on the law."""
         return problem.residual.log_likelihood(self.summary, sigma) - self.log_proposal

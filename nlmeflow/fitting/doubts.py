@@ -9,12 +9,13 @@ from torch import Tensor
 
 from nlmeflow.data import LongitudinalData
 from nlmeflow.errors import ModelError
+from nlmeflow.estimation.likelihood import FEW
 from nlmeflow.fitting.fitted import Fitted
 from nlmeflow.fitting.suspicions import counts_from_zero, mistakes
 from nlmeflow.laws.gaussian import GaussianLaw
 from nlmeflow.numerics import moments
 
-FEW = 20.0  # effective particles of an individual under which its likelihood is not to be trusted
+BEYOND = 0.5  # of the range of a covariate in a fit, by which a new value lies outside it
 FINE, STEP = 200, 10  # parts of the time between two dates, and in how many of them a curve jumps
 JUMP = 0.9  # share of a curve's range that lies in a jump
 SAME = 0.9999  # cosine of what two parameters do to the curve, from which they do the same
@@ -36,6 +37,35 @@ def doubts(fit: Fitted) -> list[str]:
 def _uncertain(fit: Fitted) -> Iterator[str]:
     if fit.law.has_density and (float(fit.ess.min()) < FEW or fit.marginal.error > 1):
         yield "the log-likelihood is uncertain; fit again with more particles, particles=..."
+
+
+def unreached(fit: Fitted) -> Iterator[str]:
+    """Individuals that took no part in the fit, so far from the population that particles miss them."""
+    if fit.origin is None or not fit.law.has_density:
+        return
+    poor = torch.nonzero(fit.ess < FEW)[:, 0]
+    if len(poor):
+        shown = ", ".join(f"'{fit.problem().labels[k]}'" for k in poor[:3].tolist())
+        more = f" and {len(poor) - 3} more" if len(poor) > 3 else ""
+        yield (
+            f"{shown}{more} lie{'s' if len(poor) == 1 else ''} far from the population that was "
+            f"fitted: means, standard deviations and likelihoods rest on {float(fit.ess[poor].min()):.1f} "
+            "effective particles and are uncertain."
+        )
+
+
+def extrapolated(fit: Fitted, data: LongitudinalData) -> Iterator[str]:
+    """Covariates of new individuals far outside those of the fit: their effects are lines drawn on."""
+    for name in dict.fromkeys(effect.variable for effect in fit.effects if effect.level is None):
+        seen, new = fit.estimated.data.observed.covariates[name], data.covariates[name]
+        low, high = float(seen.min()), float(seen.max())
+        outside = (new < low - BEYOND * (high - low)) | (new > high + BEYOND * (high - low))
+        if outside.any():
+            first = int(outside.to_numpy().argmax())
+            yield (
+                f"{name} = {float(new.iloc[first]):.4g} of '{data.labels[first]}' lies far outside the fit's "
+                f"range, {low:.4g} to {high:.4g}: its effect there is an extrapolation."
+            )
 
 
 def _few(fit: Fitted) -> Iterator[str]:

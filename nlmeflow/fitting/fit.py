@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
+from warnings import warn
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from nlmeflow.fitting import tables
 from nlmeflow.fitting.bands import Bands
 from nlmeflow.fitting.bootstrap import Bootstrap
 from nlmeflow.fitting.check import GaussianCheck, check_gaussian, unseen
+from nlmeflow.fitting.doubts import extrapolated, unreached
 from nlmeflow.fitting.fitted import Fitted
 from nlmeflow.fitting.saving import save
 from nlmeflow.fitting.structure import check_data, check_sizes
@@ -63,6 +65,9 @@ class Fit(Fitted):
         the individuals fitted, and so do `standard_errors`, `bootstrap`, `bands` and `unseen`; `criteria` and
         `check` refuse, and it is not saved.
 
+        A warning names a covariate far outside those of the fit, and `individuals` those so far from the
+        population that particles hardly reach them.
+
         Raises
         ------
         ModelError : no data, or what the model cannot take. DataError : the value of a covariate.
@@ -72,6 +77,8 @@ class Fit(Fitted):
         check_sizes(data)
         with estimating():
             problem = self.problem(data)
+            for doubt in extrapolated(self, data):
+                warn(doubt, stacklevel=2)
             if not self.law.has_density:
                 return replace(self, data=data, origin=self.estimated)
             random, size = generator(derive(self.seed, Stream.NEW_INDIVIDUALS)), min(self.particles, 256)
@@ -92,6 +99,8 @@ class Fit(Fitted):
         ModelError : another scale.
 
         """
+        for doubt in unreached(self):
+            warn(doubt, stacklevel=2)
         return tables.individuals(self, scale)
 
     def groups(self, scale: Literal["phi", "natural"] = "phi") -> pd.DataFrame:
@@ -102,6 +111,8 @@ class Fit(Fitted):
         ModelError : the model has one level.
 
         """
+        for doubt in unreached(self):
+            warn(doubt, stacklevel=2)
         return tables.groups(self, scale)
 
     def shrinkage(self) -> dict[str, float]:

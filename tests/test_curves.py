@@ -9,6 +9,7 @@ import torch
 
 import nlmeflow as nf
 from nlmeflow.estimation.problem import Problem
+from nlmeflow.laws.gaussian import GaussianLaw
 
 CURVES = {
     "logistic_senescence": (nf.curves.logistic_senescence(), {"A": 1.0, "tau": 50.0, "s": 3.0}),
@@ -241,6 +242,45 @@ def without_gradients(t, p):
 def test_a_curve_depends_on_its_own_arguments_only_and_leaves_them(function, words):
     with pytest.raises(nf.ModelError, match=words):
         nf.Model(nf.Curve(function, [nf.Parameter("tau"), nf.Parameter("s", "log")]))
+
+
+@pytest.mark.parametrize(
+    ("late", "words"),
+    [
+        (lambda t, p: torch.randn(t.shape, dtype=t.dtype), "other values when it is called"),
+        (lambda t, p: t - t.mean(), "mixes individuals"),
+        (lambda t, p: p["a"] - p["a"].mean(), "mixes individuals"),
+    ],
+)
+def test_a_curve_is_called_at_the_datas_times_too(late, words):
+    """What it does wrong after t = 2 alone is seen in data that go on, in a fit and in new individuals."""
+
+    def curve(t, p):
+        return p["a"] + p["b"] * t + torch.where(t > 2, late(t, p), 0.0)
+
+    model = nf.Model(nf.Curve(curve, [nf.Parameter("a"), nf.Parameter("b")]), fixed=("b",))
+    days = np.linspace(0, 2, 5)
+    early, _ = model.simulate(
+        GaussianLaw(torch.zeros(1).double(), torch.eye(1).double()), days, 9, 1, 0.1, b=1
+    )
+    fit = model.fit(early, seed=1, particles=128, progress=False)
+    long = early.to_frame()
+    long[early.names[1]] *= 10
+    data = nf.LongitudinalData.from_frame(long, *early.names)
+    for ask in (model.fit, fit.on):
+        with pytest.raises(nf.ModelError, match=words):
+            ask(data)
+
+
+def test_a_curve_is_linear_in_its_dose_which_is_one_of_its_inputs():
+    parameters = [nf.Parameter("k", "log")]
+    with pytest.raises(nf.ModelError, match="does not double when its dose 'D' does"):
+        nf.Model(
+            nf.Curve(lambda t, p, x: torch.exp(-p["k"] * t * x["D"]), parameters, inputs=["D"], dose="D")
+        )
+    for what in ("dose", "duration"):
+        with pytest.raises(nf.ModelError, match=f"{what} is 'D', which is not one of its inputs \\(none\\)"):
+            nf.Curve(lambda t, p: torch.exp(-p["k"] * t), parameters, **{what: "D"})
 
 
 def test_inputs_and_the_interval_of_doses_are_not_mixed_nor_changed():

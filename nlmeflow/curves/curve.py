@@ -203,6 +203,14 @@ class Curve:
             raise ModelError("A curve needs at least one parameter.")
         if len(set(names)) < len(names):
             raise ModelError(f"Each parameter of a curve has its own name, got {', '.join(names)}.")
+        for what, name in (("dose", self.dose), ("duration", self.duration)):
+            if name is not None and name not in self.inputs:
+                listed = ", ".join(map(repr, self.inputs)) or "none"
+                raise ModelError(
+                    f"The curve's {what} is '{name}', which is not one of its inputs ({listed}): the "
+                    f"function is given it as x['{name}']. Write nf.Curve(..., inputs=['{name}'], "
+                    f"{what}='{name}')."
+                )
         if len(set(self.inputs)) < len(self.inputs):
             raise ModelError(f"Each input of a curve is another column, got {', '.join(self.inputs)}.")
 
@@ -262,14 +270,34 @@ class Curve:
         Raises
         ------
         ModelError : it fails, does not return a tensor of the right shape and type, is random, changes its
-            arguments in place, or mixes individuals, particles or times.
+            arguments in place, mixes individuals, particles or times, or is not linear in its dose.
 
         """
         for parameter in self.parameters:
             parameter.probe()
-        probe(self.title, self, self.natural, len(self.names), self.inputs, steady=False)
+        probe(self.title, self, self.natural, len(self.names), self.inputs, steady=False, linear=self.dose)
         if self.steady is not None:
-            probe(self._steady_title, self, self.natural, len(self.names), self.inputs, steady=True)
+            probe(
+                self._steady_title,
+                self,
+                self.natural,
+                len(self.names),
+                self.inputs,
+                steady=True,
+                linear=self.dose,
+            )
+
+    def probe_at(self, times: Tensor, inputs: Mapping[str, Tensor]) -> None:
+        """Call a function of one's own as `probe` does, at times (3, 1, 5) and inputs (3, 1, 1) of data.
+
+        Raises
+        ------
+        ModelError : as `probe`; a function may do at these times what it does not elsewhere.
+
+        """
+        if not self.recipe:
+            some = times, inputs
+            probe(self.title, self, self.natural, len(self.names), self.inputs, steady=False, seen=some)
 
     @property
     def _steady_title(self) -> str:

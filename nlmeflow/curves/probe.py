@@ -1,6 +1,6 @@
 """Call a curve's function on a few numbers, to see that it can be called as fits call it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,22 +28,29 @@ def probe(
     dim: int,
     inputs: Sequence[str],
     steady: bool,
+    linear: str | None = None,
+    seen: tuple[Tensor, Mapping[str, Tensor]] | None = None,
 ) -> None:
     """Raise ModelError unless f(t; psi) is a torch function of each entry of its arguments by itself.
 
     t (3, 1, 5), psi (3, 4, 1) of `dim` parameters phi, inputs x (3, 1, 1) and, for the curve at `steady`
-    state, the interval (3, 1, 1) have different values everywhere. f is called on all, again on all, and on
-    one individual, one particle and one time: values are the same, and arguments stay as they are. Values
-    change with each parameter as its derivative says.
+    state, the interval (3, 1, 1) have different values everywhere; or t and x are those `seen` in data. f is
+    called on all, again on all, and on one individual, one particle and one time: values are the same, and
+    arguments stay as they are. Values change with each parameter as its derivative says, and double with the
+    input in which f is `linear`.
     """
     n, m, times = SHAPE
     phi = torch.arange(1, n * m * dim + 1, dtype=torch.float64).sin().reshape(n, m, 1, dim)
     t = 0.5 + 1.5 * torch.linspace(0.0, 1.0, n * times, dtype=torch.float64).square().reshape(n, 1, times)
     each = torch.tensor([1.0, 0.5, 0.7], dtype=torch.float64).reshape(n, 1, 1)
     interval = 2 * each if steady else None
+    inputs_of = dict.fromkeys(inputs, each)
+    if seen is not None:
+        t, inputs_of = seen[0], inputs_of | dict(seen[1])
 
-    def on_all(phi: Tensor) -> Any:
-        return call(t.clone(), natural(phi), {k: each.clone() for k in inputs}, interval)
+    def on_all(phi: Tensor, times: float = 1.0) -> Any:
+        x = {k: v * times if k == linear else v.clone() for k, v in inputs_of.items()}
+        return call(t.clone(), natural(phi), x, interval)
 
     def value(axis: int = 0, places: slice = slice(None)) -> Tensor:
         """Return f on all, or on a part of one axis."""
@@ -52,7 +59,7 @@ def probe(
             own = places if tensor.shape[axis] > 1 else slice(None)
             return tensor[(slice(None),) * axis + (own,)].clone()
 
-        psi, x = {k: part(v) for k, v in natural(phi).items()}, {k: part(each) for k in inputs}
+        psi, x = {k: part(v) for k, v in natural(phi).items()}, {k: part(v) for k, v in inputs_of.items()}
         given = {"t": part(t)} | {f"psi['{k}']": v for k, v in psi.items()}
         given |= {f"x['{k}']": v for k, v in x.items()}
         given |= {} if interval is None else {"interval": part(interval)}
@@ -81,6 +88,14 @@ def probe(
                 "value may depend on its own t and psi only; let tensors broadcast, as in t / psi['a'], "
                 "without means, sums or places of them, such as psi['a'].mean() or psi['a'][0]."
             )
+    if seen is not None:
+        return
+    if linear is not None and not _same(on_all(phi, 2.0) / 2, on_all(phi)):
+        raise ModelError(
+            f"The curve '{name}' does not double when its dose '{linear}' does: doses are superposed, which "
+            f"is right for curves linear in the dose alone. Take '{linear}' as one of its inputs, and leave "
+            "dose= out."
+        )
     tried(name, lambda: torch.func.jvp(on_all, (phi,), (torch.ones_like(phi),)))
     wrong = tried(name, lambda: _wrong_slopes(lambda at: on_all(at).expand(SHAPE), phi))
     for k, is_wrong in zip(natural(phi), wrong, strict=True):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nlmeflow.covariates import Effect, design, plain_numbers
 from nlmeflow.curves import Curve
+from nlmeflow.curves.probe import SHAPE
 from nlmeflow.data import LongitudinalData
 from nlmeflow.errors import EstimationError, ModelError
 from nlmeflow.laws.gaussian import GaussianLaw
@@ -84,6 +85,16 @@ class Problem:
         ordered = tuple(sorted(effects, key=lambda effect: effect.parameter in random))
         matrix = design(ordered, random + kept, data.covariates) if ordered else None
         return cls(data, curve, residual, random, kept, inputs, ordered, matrix)
+
+    def probe(self) -> None:
+        """Raise ModelError when a curve of one's own misbehaves at these data's times, or their inputs."""
+        n, _, m = SHAPE
+        seen = self.data.time[self.data.mask]
+        if len(seen) and len(self):
+            levels = torch.linspace(0, 1, n * m, dtype=seen.dtype).square()  # not symmetric
+            times = seen.sort().values[(levels * (len(seen) - 1)).round().long()].reshape(n, 1, m)
+            some = torch.linspace(0, len(self) - 1, n).round().long()
+            self.curve.probe_at(times, {k: x[some].reshape(n, 1, 1) for k, x in self.inputs.items()})
 
     def __len__(self) -> int:
         return len(self.data)

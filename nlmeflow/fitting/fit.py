@@ -77,6 +77,7 @@ class Fit(Fitted):
         check_sizes(data)
         with estimating():
             problem = self.problem(data)
+            problem.individuals.probe()
             for doubt in extrapolated(self, data):
                 warn(doubt, stacklevel=2)
             if not self.law.has_density:

@@ -86,6 +86,7 @@ class Model(Structure):
         if not self.residual.given:
             _check_moves(data)
         problem = self.problem(data.observed)
+        problem.individuals.probe()
         if len(problem) < 2:
             raise ModelError("A population needs at least two individuals (or groups); the data have one.")
         size = particles or default_particles(

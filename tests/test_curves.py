@@ -283,6 +283,24 @@ def test_a_curve_is_linear_in_its_dose_which_is_one_of_its_inputs():
             nf.Curve(lambda t, p: torch.exp(-p["k"] * t), parameters, **{what: "D"})
 
 
+@pytest.mark.parametrize(
+    ("column", "value", "words"),
+    [
+        ("AMT", -100.0, "The dose 'AMT' is -100 for '1'; accepted are numbers from 0"),
+        ("TINF", 0.0, "The duration 'TINF' is 0 for '1'; accepted are numbers above 0"),
+        ("TINF", -1.0, "The duration 'TINF' is -1 for '1'; accepted are numbers above 0"),
+    ],
+)
+def test_amounts_and_durations_in_columns_are_those_of_doses(column, value, words):
+    frame = pd.DataFrame(
+        {"i": [0, 0, 1, 1], "t": [1.0, 2, 1, 2], "y": [4.0, 3, 4, 2], "AMT": 9.0, "TINF": 0.5}
+    )
+    model = nf.Model(nf.curves.infusion("AMT", "TINF"))
+    frame.loc[frame["i"] == 1, column] = value
+    with pytest.raises(nf.ModelError, match=words):
+        model.problem(nf.LongitudinalData.from_frame(frame, "i", "t", "y", covariates=["AMT", "TINF"]))
+
+
 def test_inputs_and_the_interval_of_doses_are_not_mixed_nor_changed():
     def bolus(t, p, x):
         return x["D"] * torch.exp(-p["k"] * t)

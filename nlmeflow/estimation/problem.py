@@ -81,6 +81,7 @@ class Problem:
         _check_doses(data, curve)
         given = () if data.doses is None else (curve.dose, curve.duration)
         inputs = {name: _input(data, name) for name in curve.inputs if name not in given}
+        _check_amounts(data, curve, inputs)
         kept = tuple(name for name in curve.names if name in fixed)
         ordered = tuple(sorted(effects, key=lambda effect: effect.parameter in random))
         matrix = design(ordered, random + kept, data.covariates) if ordered else None
@@ -358,6 +359,19 @@ def _check_doses(data: LongitudinalData, curve: Curve) -> None:
             f"The data have doses at steady state (SS), and the curve '{curve.title}' does not say what it is"
             ' then; take nf.curves.oral("AMT"), nf.curves.infusion("AMT", "TINF"), or nf.Curve(steady=...).'
         )
+
+
+def _check_amounts(data: LongitudinalData, curve: Curve, inputs: Mapping[str, Tensor]) -> None:
+    """Raise ModelError for a negative dose, or a duration that is not positive, in a column."""
+    for name, values in inputs.items():
+        what, accepted, wrong = "dose", "from 0", (values < 0) & (name == curve.dose)
+        if name == curve.duration:
+            what, accepted, wrong = "duration", "above 0", values <= 0
+        for row in torch.nonzero(wrong)[:, 0].tolist():
+            raise ModelError(
+                f"The {what} '{name}' is {float(values[row]):g} for '{data.labels[row]}'; accepted are "
+                f"numbers {accepted}."
+            )
 
 
 def _input(data: LongitudinalData, name: str) -> Tensor:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from decimal import Decimal
 from importlib import import_module
 from importlib.metadata import requires
 
@@ -1465,3 +1466,80 @@ def test_a_mixture_of_few_individuals_says_nothing_of_clusters():
     assert fit.law.n_components <= 3
     with pytest.raises(nf.ModelError, match="mixture of 50 components needs as many individuals, got 3"):
         nf.Model(CURVE, fixed=("A", "s")).fit(read(plants(3)), nf.Mixture(50), seed=1, progress=False)
+
+
+# arguments and cells that no one expects
+
+
+@pytest.mark.parametrize(
+    ("cell", "words"),
+    [
+        (1j, "'y' holds complex numbers"),
+        (True, "'y' is True in row 0, among numbers"),
+        (10**400, "'y' is infinite in row 0"),
+    ],
+)
+def test_cells_that_are_no_measurement_are_named(cell, words):
+    frame = plants(3)
+    frame["y"] = pd.Series([cell, *frame["y"][1:]], dtype=object)
+    with pytest.raises(nf.DataError, match=words):
+        read(frame)
+
+
+def test_a_response_of_two_values_is_doubted_and_one_of_true_and_false_refused():
+    frame = plants(12)
+    with pytest.raises(nf.DataError, match="'y' holds True and False"):
+        read(frame.assign(y=frame["y"] > 0.5))
+    data = read(frame.assign(y=(frame["y"] > 0.5).astype(int)))
+    assert "The response takes two values only (0 and 1)" in " ".join(mistakes(data))
+
+
+def test_decimals_that_are_none_are_missing_and_other_floats_are_numbers():
+    frame = plants(3)
+    decimals = [Decimal("sNaN"), *(Decimal(str(value)) for value in frame["y"][1:])]
+    assert read(frame.assign(y=decimals)).n_missing == 1
+    weight = read(frame.assign(w=(frame["plant"] + 1).astype(np.longdouble)), covariates=["w"])
+    assert weight.covariates["w"].tolist() == [1.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize("index", [10**30, [10**30]])
+def test_a_position_of_any_size_is_out_of_range(index):
+    with pytest.raises(nf.DataError, match="out of range: there are 3 individuals"):
+        read(plants(3)).subset(index)
+
+
+def test_a_table_without_a_name_for_each_column_is_refused(tmp_path):
+    twice = plants(3).set_index(["plant", "day"])
+    twice.index.names = ["plant", "plant"]
+    with pytest.raises(nf.DataError, match="Two levels of the table's index are called 'plant'"):
+        read(twice)
+    long = tmp_path / "long.csv"
+    long.write_text("plant,day,y\n1,0," + "9" * 140_000 + "\n")
+    with pytest.raises(nf.DataError, match=r"Line 2 of 'long\.csv' has a value of more than"):
+        read(long)
+    with pytest.raises(nf.DataError, match="time is a tensor"):
+        nf.LongitudinalData(np.zeros((3, 2)), np.zeros((3, 2)), np.ones((3, 2), bool), (1, 2, 3), plants(3))
+
+
+@pytest.mark.parametrize("ends", [(5.0, 1.0), (math.nan, 1.0), ("a", 1.0)])
+def test_a_scale_of_ones_own_has_ends_in_order(ends):
+    with pytest.raises(nf.ModelError, match="has ends lower < upper"):
+        nf.Transform("mine", torch.exp, torch.log, *ends)
+
+
+@pytest.mark.parametrize(
+    ("usual", "words"),
+    [
+        (lambda psi: psi["x"], "cannot be called on"),
+        (lambda psi: None, "made None"),
+        (lambda psi: {"A": 1.0}, "returns a number for each of A, tau, s"),
+    ],
+)
+def test_what_takes_first_values_to_the_usual_ones_is_told_how_it_fails(usual, words):
+    curve = replace(CURVE, recipe={}, conventional=usual)
+    with pytest.raises(nf.ModelError, match=words):
+        nf.Model(curve, fixed=("A", "s")).fit(read(plants(6)), particles=128, progress=False)
+
+
+def test_equal_models_have_equal_hashes():
+    assert len({MODEL, nf.Model(CURVE, fixed=("A", "s"))}) == 1

@@ -176,6 +176,26 @@ def test_damaged_and_foreign_files_are_refused(gaussian_fit, tmp_path):
         nf.load(tmp_path / "absent")
 
 
+def test_a_bit_that_changed_on_the_disk_is_seen(gaussian_fit, tmp_path):
+    path = tmp_path / "fit"
+    gaussian_fit.save(path)
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1  # in a tensor, which is a number still
+    path.write_bytes(content)
+    with pytest.raises(nf.DataError, match="is damaged: its content is not what was saved"):
+        nf.load(path)
+
+
+def test_a_place_where_there_can_be_no_file_is_told(gaussian_fit, tmp_path):
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file" / "fit", tmp_path / ("a" * 300), f"{tmp_path}/a\0b"):
+        with pytest.raises(nf.DataError, match="No file can be written at"):
+            gaussian_fit.save(place)
+        with pytest.raises(FileNotFoundError, match="No fit at"):
+            nf.load(place)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_a_curve_of_ones_own_is_given_again(tmp_path, senescence):
     def own(t, psi):
         return psi["A"] / (1 + torch.exp((t - psi["tau"]) / psi["s"]))

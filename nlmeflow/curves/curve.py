@@ -7,9 +7,9 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from nlmeflow.arguments import check_fields, names_of
+from nlmeflow.arguments import check_fields, names_of, taken
 from nlmeflow.curves.probe import CURE, probe, tried
-from nlmeflow.errors import ModelError, is_number, number
+from nlmeflow.errors import ModelError, first_line, is_number, number
 
 Function = Callable[..., Tensor]
 
@@ -26,6 +26,15 @@ class Transform:
     unconstrained: Callable[[Tensor], Tensor]
     lower: float = -float("inf")
     upper: float = float("inf")
+
+    def __post_init__(self) -> None:
+        taken("name", self.name, str)
+        ends = [getattr(self, name) for name in ("lower", "upper")]
+        if not all(isinstance(end, int | float) for end in ends) or not ends[0] < ends[1]:
+            raise ModelError(
+                f"The scale '{self.name}' has ends lower < upper, infinite ones too; got "
+                f"{ends[0]!r} and {ends[1]!r}."
+            )
 
     def __reduce__(self) -> Any:
         """Pickle a transform of the library by its name; one's own as its functions."""
@@ -116,7 +125,8 @@ class Parameter:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.isidentifier():
             raise ModelError(f"A parameter's name is a word such as 'tau', got {self.name!r}.")
-        if not isinstance(self.transform, Transform) and self.transform not in list(TRANSFORMS):
+        known = isinstance(self.transform, str) and self.transform in TRANSFORMS
+        if not isinstance(self.transform, Transform) and not known:
             raise ModelError(
                 f"Parameter '{self.name}' has transform {self.transform!r}; accepted are "
                 f"{', '.join(map(repr, TRANSFORMS))}, bounded(lower, upper) or a Transform."
@@ -214,6 +224,9 @@ class Curve:
         if len(set(self.inputs)) < len(self.inputs):
             raise ModelError(f"Each input of a curve is another column, got {', '.join(self.inputs)}.")
 
+    def __hash__(self) -> int:
+        return hash((self.title, self.names, self.inputs))
+
     def __reduce__(self) -> Any:
         """Pickle a curve of the library by how it was made; one's own as its function (see cloudpickle)."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -302,6 +315,26 @@ class Curve:
     @property
     def _steady_title(self) -> str:
         return getattr(self.steady, "__name__", "steady")
+
+    def usual(self, psi: dict[str, float]) -> dict[str, float]:
+        """Return the parameters that `conventional` takes in the place of others of the same curve.
+
+        Raises
+        ------
+        ModelError : it fails, or does not return a number for each parameter.
+
+        """
+        what = f"conventional of the curve '{self.title}'"
+        try:
+            found = self.conventional(dict(psi))
+        except Exception as error:
+            raise ModelError(f"{what} cannot be called on {psi} ({first_line(error)}).") from error
+        fits = isinstance(found, Mapping) and set(found) == set(self.names)
+        if not fits or not all(map(is_number, found.values())):
+            raise ModelError(
+                f"{what} returns a number for each of {', '.join(self.names)}; of {psi} it made {found!r}."
+            )
+        return {name: float(found[name]) for name in self.names}
 
     def natural(self, phi: Tensor, names: Sequence[str] | None = None) -> dict[str, Tensor]:
         """Return the natural parameters of phi (..., d), d the number of `names` (default all)."""

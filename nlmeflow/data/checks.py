@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 
 from nlmeflow.data.files import DATE, LINES, MINUS, NONE, ROWS, place, read_table, unseen, without_unseen
-from nlmeflow.errors import DataError, is_number, written
+from nlmeflow.errors import MOST, DataError, is_number, written
 
+OTHER_FLOATS = (np.dtype(np.float16), np.dtype(np.longdouble))  # which pandas cannot group
 EMPTY = {"", "nan", "NaT", "<NA>"}  # what an empty cell becomes as text
 
 
@@ -45,6 +46,10 @@ def table_of(given: object, *names: object) -> pd.DataFrame:
     if not given.columns.is_unique:
         twice = given.columns[given.columns.duplicated()][0]
         raise DataError(f"Column '{twice}' stands twice in the table; give each column a name of its own.")
+    named = pd.Index([name for name in given.index.names if name is not None])
+    if not named.is_unique:
+        twice = named[named.duplicated()][0]
+        raise DataError(f"Two levels of the table's index are called '{twice}'; give each a name of its own.")
     levels = [name for name in given.index.names if name not in (None, LINES, ROWS, *given.columns)]
     return plain(given.reset_index(levels))  # a table's index may hold the individuals, and the times
 
@@ -63,11 +68,15 @@ def plain(given: pd.DataFrame) -> pd.DataFrame:
                 table[name] = values
         elif str(column.dtype).startswith("dictionary"):
             table[name] = column.astype("category")
+        elif column.dtype in OTHER_FLOATS:
+            table[name] = column.astype(np.float64)
     return table
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Decimal | Fraction):
+    if isinstance(value, Decimal) and value.is_nan():
+        return np.nan
+    if isinstance(value, Decimal | Fraction) and is_number(value):
         number = float(value)
         return int(value) if number.is_integer() else number
     if getattr(value, "ndim", None) == 0 and not isinstance(value, np.datetime64 | np.timedelta64):
@@ -168,7 +177,7 @@ def check_present(frame: pd.DataFrame, column: Hashable) -> None:
 
 def check_real(frame: pd.DataFrame, column: str) -> None:
     """Raise DataError when a column holds complex numbers."""
-    if pd.api.types.is_complex_dtype(frame[column]):
+    if pd.api.types.is_complex_dtype(frame[column]) or _holds(frame[column], complex):
         raise DataError(
             f"Column '{column}' holds complex numbers; real numbers are accepted, "
             f"such as frame['{column}'].to_numpy().real."
@@ -184,6 +193,16 @@ def numbers(frame: pd.DataFrame, column: str) -> np.ndarray:
         given = pd.Series(np.asarray(given), given.index)
     check_real(frame, column)
     _check_no_clock(given, column)
+    if _holds(given, bool):
+        row = int(given.map(lambda value: isinstance(value, bool)).to_numpy().argmax())
+        raise DataError(
+            f"Column '{column}' is {given.iloc[row]} in {place(frame, row)}, among numbers. Numbers, or "
+            "empty cells for missing values, are accepted."
+        )
+    if given.dtype == object:
+        given = given.map(
+            lambda value: value if not isinstance(value, int) or is_number(value) else str(value)
+        )
     numbers = pd.to_numeric(given, errors="coerce")
     wrong = np.flatnonzero(numbers.isna() & given.notna())
     if len(wrong):
@@ -195,30 +214,32 @@ def numbers(frame: pd.DataFrame, column: str) -> np.ndarray:
     return numbers.to_numpy(dtype=np.float64, na_value=np.nan)
 
 
+def _holds(column: pd.Series, *kinds: type) -> bool:
+    """Return whether a column of objects has some of these kinds."""
+    return column.dtype == object and bool(column.map(lambda value: isinstance(value, kinds)).any())
+
+
 def _check_no_clock(given: pd.Series, column: str) -> None:
     """Raise DataError when a column holds durations, dates or times of day, and say how to make numbers."""
     if pd.api.types.is_numeric_dtype(given):
         return
     shown = f"frame['{column}']"
 
-    def holds(*kinds: type) -> bool:
-        return bool(given.map(lambda x: isinstance(x, kinds)).any())
-
-    if pd.api.types.is_timedelta64_dtype(given) or holds(timedelta, np.timedelta64):
+    if pd.api.types.is_timedelta64_dtype(given) or _holds(given, timedelta, np.timedelta64):
         spans = f"pd.to_timedelta({shown})" if given.dtype == object else shown
         raise DataError(
             f"Column '{column}' holds durations; give a number in a unit of your choice, for example days: "
             f"{spans}.dt.total_seconds() / 86400."
         )
     periods = isinstance(given.dtype, pd.PeriodDtype)
-    if pd.api.types.is_datetime64_any_dtype(given) or periods or holds(date, np.datetime64):
+    if pd.api.types.is_datetime64_any_dtype(given) or periods or _holds(given, date, np.datetime64):
         dates = f"{shown}.dt.to_timestamp()" if periods else shown
         dates = f"pd.to_datetime({shown})" if given.dtype == object else dates
         raise DataError(
             f"Column '{column}' holds dates; give a number, for example days since the first date: "
             f"({dates} - {dates}.min()).dt.total_seconds() / 86400."
         )
-    if holds(time):
+    if _holds(given, time):
         raise DataError(
             f"Column '{column}' holds times of day; give a number, for example hours: "
             f"{shown}.map(lambda t: t.hour + t.minute / 60)."
@@ -377,6 +398,8 @@ def positions(index: object, labels: tuple[Hashable, ...]) -> np.ndarray:
         raise DataError(f"An index has one axis; this one has the shape {array.shape}.")
     whole = array.dtype.kind in "fO" and all(map(_is_whole, array.tolist()))
     if whole and all(map(_is_whole, filter(is_number, labels))):  # else 2.0 may be a name beside 1.5
+        if len(far := [value for value in array.tolist() if abs(value) > MOST]):
+            raise DataError(f"Position {far[0]} is out of range: there are {size} individuals, from 0.")
         array = array.astype(np.int64)
     if array.dtype == bool:
         if len(array) != size:

@@ -75,7 +75,7 @@ def about(name: str) -> str:
     DataError : no data set of this name.
 
     """
-    if name not in SOURCES:
+    if name not in list(SOURCES):
         raise DataError(f"No data set {name!r}; there are {', '.join(SOURCES)}.")
     return str(SOURCES[name])
 

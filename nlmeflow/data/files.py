@@ -19,6 +19,7 @@ from nlmeflow.errors import DataError
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 SPACES = " "  # any number of them, where the first line has none of the others
 MISSING = frozenset({"", ".", "-", "na", "n/a", "#n/a", "#na", "nan", "null"})
+MOST_LETTERS = 100_000  # of a line in which separators are counted
 NONE = "none"  # missing among numbers and dates, a level among words
 LINES, ROWS = "line of the file", "row of the table"  # names of an index that says where rows stand
 WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # first bytes of .xlsx and .xls
@@ -164,7 +165,7 @@ def _text(path: Path, remarks: list[str]) -> str:
 
 def _separator(text: str) -> str:
     """Return the separator under which most lines have as many values as the first, and more than one."""
-    first = [line for line in text.splitlines() if line.strip()][:100]
+    first = [line[:MOST_LETTERS] for line in text.splitlines() if line.strip()][:100]
 
     def agreement(separator: str) -> tuple[float, int]:
         counts = [len(row) for row in csv.reader(first, delimiter=separator)]
@@ -194,6 +195,11 @@ def _rows(
                 lines.append(before + 1)
             before = reader.line_num
     except csv.Error as error:
+        if max(map(len, text.splitlines())) > csv.field_size_limit():
+            raise DataError(
+                f"Line {before + 1} of '{path.name}' has a value of more than {csv.field_size_limit()} "
+                "letters; it is not a table of numbers."
+            ) from error
         raise DataError(_opened(path, before + 1)) from error
     if not table:
         raise DataError(f"'{path.name}' is empty; names of columns in the first line are needed.")

@@ -93,6 +93,12 @@ class LongitudinalData:
     doses: Doses | None = None
 
     def __post_init__(self) -> None:
+        for name in ("time", "response", "mask"):
+            if not isinstance(value := getattr(self, name), Tensor):
+                raise DataError(
+                    f"{name} is a tensor (N, n), got {type(value).__name__}. A table becomes data by "
+                    "nf.LongitudinalData.from_frame, an array by nf.LongitudinalData.regular."
+                )
         if not self.censored.any():
             object.__setattr__(self, "bounds", None)
 
@@ -165,6 +171,11 @@ class LongitudinalData:
         for column in covariates:
             if not pd.api.types.is_numeric_dtype(frame[column]):
                 check_names(frame, column)
+        if pd.api.types.is_bool_dtype(frame[response]):
+            raise DataError(
+                f"Column '{response}' holds True and False; a response is a measurement, for which numbers "
+                "are accepted."
+            )
         times = numbers(frame, time)
         values = numbers(frame, response)
         check_finite(frame, time, times, missing_allowed=False)

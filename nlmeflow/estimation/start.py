@@ -58,7 +58,7 @@ def pooled_start(
         if poor and bool(torch.isfinite(losses).any()):
             point = _sought(logged, choices, points, losses, thorough)
     natural = problem.curve.natural(point)
-    usual = problem.curve.conventional({name: float(value) for name, value in natural.items()})
+    usual = problem.curve.usual({name: float(value) for name, value in natural.items()})
     return {
         name: float(problem.curve[name].scale.unconstrained(torch.tensor(value, dtype=torch.float64)))
         for name, value in usual.items()

@@ -31,7 +31,7 @@ NO_ERROR = (
 CURES = ("sigma=", "start={", "out of the curve")  # in messages that say themselves what to do
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Model(Structure):
     """A nonlinear mixed-effects model: y_ij = f(t_ij; psi_i) + error, psi_i = h(phi_i), phi_i ~ p.
 

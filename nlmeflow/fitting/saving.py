@@ -5,8 +5,10 @@ or is interrupted, leaves what was there before. Of a process that is killed mea
 ".NAME.*.unfinished" may remain, which can be deleted.
 """
 
+import hashlib
 import json
 import os
+import re
 import tempfile
 from datetime import date
 from pathlib import Path
@@ -19,7 +21,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from nlmeflow.arguments import checked
-from nlmeflow.errors import DataError, ModelError
+from nlmeflow.errors import DataError, ModelError, first_line
 from nlmeflow.fitting.fitted import Fitted
 from nlmeflow.fitting.structure import Structure
 from nlmeflow.records import Tensors, encode
@@ -34,7 +36,7 @@ def save(fit: Fitted, path: str | Path) -> None:
 
     Raises
     ------
-    DataError : the path is that of a folder or of a device.
+    DataError : the path is that of a folder or of a device, or no file can be made there.
     ModelError : the fit holds something that a file cannot, or looks at other data than those fitted.
 
     """
@@ -44,9 +46,9 @@ def save(fit: Fitted, path: str | Path) -> None:
             "A fit that looks at other data is not saved: save the one that was fitted, and look at them "
             "with nf.load(path).on(data)."
         )
-    if path.is_dir():
+    if os.path.isdir(path):
         raise DataError(f"'{path}' is a folder; give the name of a file, such as '{path / 'fit'}'.")
-    if path.exists() and not path.is_file():
+    if os.path.exists(path) and not os.path.isfile(path):
         raise DataError(f"'{path}' is a device or a pipe; give the name of a file, such as 'fit'.")
     tensors: Tensors = {
         "beta": fit.beta,
@@ -83,8 +85,19 @@ def save(fit: Fitted, path: str | Path) -> None:
         "refreshes": len(fit.trace),
     }
     tensors = {key: value.detach().clone().contiguous() for key, value in tensors.items()}
-    content = to_bytes(tensors, metadata={"nlmeflow": json.dumps(header, default=_number)})
+    text = json.dumps(header, default=_number)
+    text = json.dumps({"sha256": digest(text, tensors)})[:-1] + ", " + text[1:]
+    content = to_bytes(tensors, metadata={"nlmeflow": text})
     _replace(path, content)
+
+
+def digest(header: str, tensors: Tensors) -> str:
+    """Return the SHA-256 of what a file holds, by which damage is seen; its own first entry left out."""
+    content = hashlib.sha256(re.sub(r'^{"sha256": "\w*", ', "{", header).encode())
+    for name in sorted(tensors):
+        content.update(name.encode())
+        content.update(tensors[name].numpy().tobytes())
+    return content.hexdigest()
 
 
 def curve_values(fit: Fitted) -> Tensor:
@@ -100,9 +113,12 @@ def _replace(path: Path, content: bytes) -> None:
 
     Where the path is a link, the file is the one that it stands for.
     """
-    path = path.resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".unfinished")
+    try:
+        path = path.resolve()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".unfinished")
+    except (OSError, ValueError) as error:
+        raise DataError(f"No file can be written at '{path}': {first_line(error)}.") from error
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)

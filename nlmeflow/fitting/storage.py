@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,18 @@ from nlmeflow.data.longitudinal import Doses, LongitudinalData
 from nlmeflow.errors import DataError, ModelError
 from nlmeflow.fitting.fit import Fit
 from nlmeflow.fitting.model import Model
-from nlmeflow.fitting.saving import FORMAT, curve_values, read_column, read_table, write_column, write_table
+from nlmeflow.fitting.saving import (
+    FORMAT,
+    curve_values,
+    digest,
+    read_column,
+    read_table,
+    write_column,
+    write_table,
+)
 from nlmeflow.records import Tensors, decode
+
+UNREADABLE = (SafetensorError, LookupError, TypeError, AttributeError, ValueError, ArithmeticError)
 
 
 @checked
@@ -33,19 +44,24 @@ def load(path: str | Path, curve: Curve | None = None) -> Fit:
 
     """
     path = Path(path).expanduser()
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise FileNotFoundError(f"No fit at '{path}'.")
     try:
         with safe_open(str(path), framework="pt") as file:
-            header = json.loads((file.metadata() or {})["nlmeflow"])
+            text = (file.metadata() or {})["nlmeflow"]
+            header = json.loads(text)
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        if header.get("sha256") not in (None, digest(text, tensors)):  # older files have none
+            raise DataError(f"'{path}' is damaged: its content is not what was saved.")
         if header["format"] == 3:
             header, tensors = upgraded(header, tensors)
         if header["format"] != FORMAT:
             raise DataError(f"'{path}' has format {header['format']}; this version reads 3 and {FORMAT}.")
         model = _read_model(header["model"], tensors, curve)
         return _read_fit(header, tensors, model)
-    except (SafetensorError, KeyError, IndexError, TypeError, AttributeError, json.JSONDecodeError) as error:
+    except (DataError, ModelError):
+        raise
+    except UNREADABLE as error:
         raise DataError(f"'{path}' is not a fit written by nlmeflow, or it is damaged.") from error
 
 

@@ -68,6 +68,9 @@ class Structure:
             for term in some:
                 check_term(term)
 
+    def __hash__(self) -> int:
+        return hash((self.curve, self.fixed, self.within))
+
     @property
     def random(self) -> tuple[str, ...]:
         """The parameters that vary between individuals, in the order of phi."""

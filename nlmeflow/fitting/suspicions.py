@@ -16,15 +16,7 @@ LATE = 5.0  # spans of time between zero and the first time
 
 def suspicions(data: LongitudinalData, curve: Curve) -> list[str]:
     """Return what is striking in the data: two values only, mistakes, times far from zero, single visits."""
-    found = []
-    response, time = data.response[data.mask], data.time[data.mask]
-    values = response.unique()
-    if len(values) == 2:
-        shown = " and ".join(f"{float(v):g}" for v in values)
-        found.append(
-            f"The response takes two values only ({shown}); a curve with normal errors needs a measurement."
-        )
-    found += mistakes(data)
+    found, time = mistakes(data), data.time[data.mask]
     first, span = float(time.min()), float(time.max() - time.min())
     if span > 0 and first > LATE * span and counts_from_zero(curve):
         name = data.names[1]
@@ -39,8 +31,16 @@ def suspicions(data: LongitudinalData, curve: Curve) -> list[str]:
 
 
 def mistakes(data: LongitudinalData) -> list[str]:
-    """Return what looks like a slip: codes for missing values, or else other units, or else a wild value."""
-    return list(_codes(data)) or list(_unlike(data)) or list(_wild(data))
+    """Return what looks like a slip: two values only; codes, or else other units, or else a wild value."""
+    return [*_two(data), *(list(_codes(data)) or list(_unlike(data)) or list(_wild(data)))]
+
+
+def _two(data: LongitudinalData) -> Iterator[str]:
+    """Yield a response that is no measurement, but one of two values."""
+    values = data.response[data.mask].unique()
+    if len(values) == 2:
+        shown = " and ".join(f"{float(v):g}" for v in values)
+        yield f"The response takes two values only ({shown}); a curve with normal errors needs a measurement."
 
 
 def _codes(data: LongitudinalData) -> Iterator[str]:

@@ -63,7 +63,7 @@ def groups(fit: Fitted, scale: str) -> pd.DataFrame:
 def _conditional(
     fit: Fitted, phi: Tensor, weights: Tensor, scale: str, mode: Tensor | None = None
 ) -> pd.DataFrame:
-    if scale not in ("phi", "natural"):
+    if not isinstance(scale, str) or scale not in ("phi", "natural"):
         raise ModelError(f"scale is 'phi' or 'natural', got {scale!r}.")
 
     def scaled(values: Tensor) -> Tensor:

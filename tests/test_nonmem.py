@@ -293,6 +293,15 @@ def test_doses_are_saved_and_those_of_older_files_are_of_no_steady_state(tmp_pat
     assert nf.load(tmp_path / "old").data == data
 
 
+def test_doses_that_ADDL_repeats_have_an_end():  # noqa: N802
+    with pytest.raises(
+        nf.DataError, match="has 10,002 doses by ADDL .* Give the last of them as a dose at st"
+    ):
+        nf.read_nonmem(table([{"AMT": 50, "ADDL": 10**8, "II": 1e-3}], [1.0, 10.0], n=2))
+    with pytest.raises(nf.DataError, match="Column 'TIME' is missing in row 2"):
+        nf.read_nonmem(table([{"AMT": 50, "ADDL": 3, "II": 1}], [2.0, np.nan], n=2))
+
+
 @pytest.mark.slow
 def test_fits_at_steady_state_find_the_truth():
     random = np.random.default_rng(1)

@@ -18,6 +18,7 @@ NEEDED = ["ID", "TIME", "DV", "AMT"]
 USED = ["EVID", "MDV", "CENS", "LIMIT", "ADDL", "II", "SS", "RATE", "TINF"]
 ONE_VALUE = {"DVID": "kinds of response", "YTYPE": "kinds of response", "CMT": "compartments"}
 ROUTES = {"CMT": "compartments", "ADM": "routes of administration"}  # of doses
+MOST_DOSES = 10_000  # of an individual
 FLAGS = {"BLQ", "BQL", "BLOQ", "ALQ", "AQL"}  # columns that other tables have in the place of CENS
 LIMITS = {"LLOQ", "LOQ", "LOD"}
 REFUSED = {
@@ -91,6 +92,7 @@ def read_nonmem(
     doses = table[event == 1]
     observed = (event == 0) & ~table["MDV"].eq(1)
     empty = ~table["ID"].isin(table.loc[observed, "ID"]) & ~table["ID"].duplicated()
+    check_finite(table[observed], "TIME", table.loc[observed, "TIME"].to_numpy(), missing_allowed=False)
     seen = table[observed | empty].copy()
     first = doses.groupby("ID", sort=False)["TIME"].min()
     without = [who for who in table["ID"].unique() if who not in first.index]
@@ -243,12 +245,23 @@ def _expanded(doses: pd.DataFrame, last: float) -> pd.DataFrame:
     duration = (doses["AMT"] / rate.where(rate > 0)).fillna(doses["TINF"]).fillna(0)
     needed = ((last - doses["TIME"]) / doses["II"]).where(doses["ADDL"] > 0, 0.0).clip(lower=0) + 1
     again = np.minimum(doses["ADDL"].fillna(0), needed).astype(int) + 1
+    _check_few(again.groupby(doses["ID"], sort=False).sum())
     rows = doses.assign(duration=duration, until=until).loc[doses.index.repeat(again)]
     number = rows.groupby(level=0).cumcount()
     rows["TIME"] += number * rows["II"].fillna(0)
     rows["interval"] = rows["II"].where((number == 0) & rows["SS"].gt(0), 0.0)
     rows = rows[rows["TIME"] < rows["until"]].sort_values(["ID", "TIME"], kind="stable")
     return rows[["ID", "TIME", "AMT", "duration", "interval", "until"]]
+
+
+def _check_few(counts: pd.Series) -> None:
+    """Raise DataError where ADDL makes more doses of an individual than can be superposed one by one."""
+    if counts.max() > MOST_DOSES:
+        raise DataError(
+            f"Individual '{counts.idxmax()}' has {counts.max():,} doses by ADDL and II until the last "
+            f"observation; at most {MOST_DOSES:,} are superposed. Give the last of them as a dose at steady "
+            "state, SS 1."
+        )
 
 
 def _censored(seen: pd.DataFrame) -> tuple[str | None, str | None]:

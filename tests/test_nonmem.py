@@ -295,7 +295,7 @@ def test_doses_are_saved_and_those_of_older_files_are_of_no_steady_state(tmp_pat
 
 def test_doses_that_ADDL_repeats_have_an_end():  # noqa: N802
     with pytest.raises(
-        nf.DataError, match="has 10,002 doses by ADDL .* Give the last of them as a dose at st"
+        nf.DataError, match=r"has 10,002 doses by ADDL .* Give the last of them as a dose at st"
     ):
         nf.read_nonmem(table([{"AMT": 50, "ADDL": 10**8, "II": 1e-3}], [1.0, 10.0], n=2))
     with pytest.raises(nf.DataError, match="Column 'TIME' is missing in row 2"):

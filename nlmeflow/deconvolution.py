@@ -31,7 +31,7 @@ from scipy.stats import chi2
 
 from nlmeflow.arguments import checked
 from nlmeflow.data import LongitudinalData
-from nlmeflow.errors import DataError, ModelError, number, whole
+from nlmeflow.errors import DataError, ModelError, check_memory, number, whole
 
 Effect = Literal["slope", "intercept"]
 Noise = Literal["gaussian", "unknown"]
@@ -114,8 +114,11 @@ def deconvolve(
         number("sigma", sigma, 0)
     seen = observe(data, effect, sigma, noise)
     points = whole("points", points, FEWEST)
-    if cutoff is not None and not 0 < cutoff <= seen.u[-1]:
-        raise ModelError(f"cutoff lies between 0 and {LARGEST:g} / sd = {seen.u[-1]:.4g}, got {cutoff!r}.")
+    check_memory("points", points, len(seen.u), "complex numbers")
+    if cutoff is not None and not seen.u[1] <= cutoff <= seen.u[-1]:
+        raise ModelError(
+            f"cutoff lies between {seen.u[1]:.4g} and {LARGEST:g} / sd = {seen.u[-1]:.4g}, got {cutoff!r}."
+        )
     criterion = contrast(seen, cutoff)
     chosen = criterion["criterion"].to_numpy().argmin()
     margin = MARGIN * seen.z.std()

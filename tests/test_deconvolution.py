@@ -87,7 +87,9 @@ def test_error_falls_with_individuals_and_rises_with_noise():
         ({"noise": "laplace"}, "noise is 'gaussian' or 'unknown', got 'laplace'"),
         ({"noise": "unknown", "effect": "intercept"}, "only the density of slopes"),
         ({"sigma": -1}, "sigma is a number above 0"),
-        ({"cutoff": 1e6}, "cutoff lies between 0 and"),
+        ({"cutoff": 1e6}, "cutoff lies between .* and"),
+        ({"cutoff": 1e-3}, "cutoff lies between"),
+        ({"points": 10**7}, "complex numbers in memory"),
     ],
 )
 def test_bad_options_are_refused(options, message):

@@ -7,6 +7,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -143,3 +144,10 @@ def test_laws_side_by_side_are_two_in_a_row_with_labels_where_nothing_is_drawn_b
     assert labelled == [k + shape[1] >= number for k in range(number)]
     assert [panel.get_ylabel() == "b" for panel in panels] == [k % 2 == 0 for k in range(number)]
     plt.close(figure)
+
+
+def test_names_with_dollars_are_shown_as_they_are():
+    frame = pd.DataFrame({"i": [0, 0, 1, 1], "$t$ $": [1.0, 2, 1, 2], "a$ }$": [4.0, 3, 4, 2]})
+    ax = nf.plots.observations(nf.LongitudinalData.from_frame(frame, "i", "$t$ $", "a$ }$"))
+    ax.figure.canvas.draw()
+    assert ax.get_ylabel().replace("\\", "") == "a$ }$"

@@ -244,7 +244,7 @@ def _expanded(doses: pd.DataFrame, last: float) -> pd.DataFrame:
     rate = doses["RATE"].fillna(0)
     duration = (doses["AMT"] / rate.where(rate > 0)).fillna(doses["TINF"]).fillna(0)
     needed = ((last - doses["TIME"]) / doses["II"]).where(doses["ADDL"] > 0, 0.0).clip(lower=0) + 1
-    again = np.minimum(doses["ADDL"].fillna(0), needed).astype(int) + 1
+    again = doses["ADDL"].fillna(0).clip(upper=needed).astype(int) + 1
     _check_few(again.groupby(doses["ID"], sort=False).sum())
     rows = doses.assign(duration=duration, until=until).loc[doses.index.repeat(again)]
     number = rows.groupby(level=0).cumcount()

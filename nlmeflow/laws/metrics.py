@@ -99,6 +99,7 @@ def affinity(difference: Tensor) -> float:
     return float((1 / (0.5 * difference).cosh()).mean())
 
 
+@checked
 def group_mass(groups: MixtureLaw, estimate: Law, n: int = DRAWS, seed: int = 0) -> Tensor:
     """Return the mass (K,) that an estimate gives to each group of a mixture.
 
@@ -110,6 +111,7 @@ def group_mass(groups: MixtureLaw, estimate: Law, n: int = DRAWS, seed: int = 0)
         return group_shares(groups, estimate.sample(n, seed))
 
 
+@checked
 def group_shares(groups: MixtureLaw, phi: Tensor) -> Tensor:
     """Return the mean probability (K,) that draws phi (n, d) belong to each group of a mixture."""
     return groups.log_joint(phi).softmax(0).mean(1)
@@ -159,6 +161,7 @@ def mass_between_groups(
         return share_between(groups, estimate.sample(n, seed), level)
 
 
+@checked
 def share_between(groups: MixtureLaw, phi: Tensor, level: float = 0.99) -> float:
     """Return the share of draws phi (n, d) between the groups of a mixture, as `mass_between_groups` says.
 
@@ -199,6 +202,7 @@ def bridge_mass(truth: Law, estimate: Law, n: int = DRAWS, seed: int = 0) -> flo
     return mass_outside(truth, estimate, n, seed)
 
 
+@checked
 def share_outside(log_truth: Tensor, highest: Tensor) -> float:
     """Return the share of draws at which the truth is under a thousandth of its maximum."""
     return float((log_truth < highest - math.log(1000)).double().mean())
@@ -224,6 +228,7 @@ def error_of_share(
         return float(estimated.double().mean() - true.double().mean())
 
 
+@checked
 def selection_regret(best: Tensor, estimated: Tensor, threshold: float) -> float:
     """Return the yield that is lost where individuals are chosen by an estimated law, per individual.
 

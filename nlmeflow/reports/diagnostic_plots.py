@@ -14,6 +14,11 @@ from nlmeflow.reports import diagnostics
 MAIN, SEEN = "#1f6f8b", "#222222"
 
 
+def words(name: object) -> str:
+    """Return a name as figures show it: of several $, matplotlib would make a formula."""
+    return str(name).replace("$", r"\$")
+
+
 @checked
 def vpc(fit: Fit, ax: Axes | None = None, **options: Any) -> Axes:
     """Draw the visual predictive check: bands of simulated quantiles, lines of observed ones.
@@ -28,8 +33,8 @@ def vpc(fit: Fit, ax: Axes | None = None, **options: Any) -> Axes:
         ax.fill_between(part["time"], part["lower"], part["upper"], color=MAIN, alpha=0.25, lw=0)
         ax.plot(part["time"], part["predicted"], color=MAIN, lw=1.0, label="simulated" if k == 0 else None)
         ax.plot(part["time"], part["observed"], color=SEEN, lw=1.3, label="observed" if k == 0 else None)
-    ax.set_xlabel(fit.data.names[1])
-    ax.set_ylabel(fit.data.names[2])
+    ax.set_xlabel(words(fit.data.names[1]))
+    ax.set_ylabel(words(fit.data.names[2]))
     ax.legend(frameon=False)
     return ax
 
@@ -62,7 +67,7 @@ def observed_predicted(
     ax.plot(table[kind], table["observed"], ".", ms=3, color=SEEN, alpha=0.6)
     ax.axline((table["observed"].mean(),) * 2, slope=1, color=MAIN, lw=1)
     ax.set_xlabel(f"{kind} prediction")
-    ax.set_ylabel(f"observed {fit.data.names[2]}")
+    ax.set_ylabel(f"observed {words(fit.data.names[2])}")
     return ax
 
 
@@ -74,6 +79,6 @@ def residuals(fit: Fit, ax: Axes | None = None) -> Axes:
     ax.plot(table["time"], table["residual"], ".", ms=3, color=SEEN, alpha=0.6)
     for height, style in ((0.0, "-"), (1.96, ":"), (-1.96, ":")):
         ax.axhline(height, color=MAIN, lw=1, ls=style)
-    ax.set_xlabel(fit.data.names[1])
+    ax.set_xlabel(words(fit.data.names[1]))
     ax.set_ylabel("standardised residual")
     return ax

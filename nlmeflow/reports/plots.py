@@ -18,7 +18,7 @@ from nlmeflow.laws.draws import heaviest
 from nlmeflow.laws.law import Law
 from nlmeflow.laws.marginals import marginal_density, span
 from nlmeflow.numerics import moments
-from nlmeflow.reports.diagnostic_plots import npde, observed_predicted, residuals, vpc
+from nlmeflow.reports.diagnostic_plots import npde, observed_predicted, residuals, vpc, words
 from nlmeflow.reports.variety_plots import MOST, ellipses, observations
 
 __all__ = [
@@ -123,7 +123,7 @@ def side_by_side(
         unused.set_visible(False)
     for k, (name, law) in enumerate(laws.items()):
         density(law, grids, axes, panels[k], colour(name, k))
-        panels[k].set_title((titles or {}).get(name, name), fontsize=10)
+        panels[k].set_title((titles or {}).get(name, words(name)), fontsize=10)
         if k + columns >= len(laws):  # nothing is drawn below
             panels[k].set_xlabel(labels[0])
             panels[k].tick_params(labelbottom=True)
@@ -186,8 +186,8 @@ def _two(fit: Fit, pair: tuple[str, str] | None, ax: Axes) -> tuple[int, int]:
     axes = _pair(fit, pair)
     grids = (span(fit.law, axes[0]), span(fit.law, axes[1]))
     density(fit.law, grids, axes, ax, colour(fit.specification.name))
-    ax.set_xlabel(fit.model.curve[fit.names[axes[0]]].label)
-    ax.set_ylabel(fit.model.curve[fit.names[axes[1]]].label)
+    ax.set_xlabel(words(fit.model.curve[fit.names[axes[0]]].label))
+    ax.set_ylabel(words(fit.model.curve[fit.names[axes[1]]].label))
     return axes
 
 
@@ -197,7 +197,7 @@ def _one(fit: Fit, ax: Axes, color: str) -> Axes:
     phi, weights = fit.latent
     mean = moments(phi, weights)[0][:, 0].numpy()
     ax.plot(mean, np.zeros_like(mean), "|", color="#222222", alpha=0.5)
-    ax.set_xlabel(fit.model.curve[fit.names[0]].label)
+    ax.set_xlabel(words(fit.model.curve[fit.names[0]].label))
     ax.set_ylabel("density")
     return ax
 
@@ -237,9 +237,9 @@ def marginals(
         if law.dim != len(fit.names):
             raise ModelError(f"The law '{name}' has dimension {law.dim}; the fit has {', '.join(fit.names)}.")
         values = marginal_density(law, [axis], [grid])
-        ax.plot(grid, values, color=colour(name, k), label=name, **style)
+        ax.plot(grid, values, color=colour(name, k), label=words(name), **style)
     about = fit.model.curve[parameter]
-    ax.set_xlabel(about.label)
+    ax.set_xlabel(words(about.label))
     natural = about.scale.name == "identity" and about.unit
     ax.set_ylabel(f"density (1/{about.unit})" if natural else "density")
     ax.legend(frameon=False)
@@ -256,7 +256,7 @@ def bands(bands: Bands, parameter: str, ax: Axes | None = None, color: str | Non
     about = f"{100 * bands.level:.0f} % band"
     ax.fill_between(table.index.to_numpy(), low, high, color=color, alpha=0.25, lw=0, label=about)
     ax.plot(table.index.to_numpy(), table["density"].to_numpy(), color=color, lw=1.8)
-    ax.set_xlabel(bands.labels[parameter])
+    ax.set_xlabel(words(bands.labels[parameter]))
     ax.set_ylabel("density")
     ax.legend(frameon=False)
     return ax
@@ -296,10 +296,10 @@ def trajectories(
         color = plt.cm.viridis(k / max(1, len(rows) - 1) * 0.9)
         ax.plot(fit.data.time[row, mask], fit.data.response[row, mask], "o", ms=3.5, color=color)
         ax.plot(
-            times, _mean_curve(fit, row, phi[row], weights[row], times), color=color, label=str(chosen[k])
+            times, _mean_curve(fit, row, phi[row], weights[row], times), color=color, label=words(chosen[k])
         )
-    ax.set_xlabel(fit.data.names[1])
-    ax.set_ylabel(fit.data.names[2])
+    ax.set_xlabel(words(fit.data.names[1]))
+    ax.set_ylabel(words(fit.data.names[2]))
     return ax
 
 
@@ -336,7 +336,7 @@ def saem_paths(fit: Fit, exact: Mapping[str, float] | None = None) -> Figure:
         panel.axvline(falls, color="#555555", lw=0.8, ls=":")
         if exact and name in exact:
             panel.axhline(exact[name], color="#222222", lw=1.0, ls="--")
-        panel.set_title(name, fontsize=10)
+        panel.set_title(words(name), fontsize=10)
     for panel in panels.flat[len(names) :]:
         panel.set_visible(False)
     for panel in panels.flat[max(0, len(names) - across) : len(names)]:
@@ -373,5 +373,5 @@ def convergence(fit: Fit, ax: Axes | None = None) -> Axes:
 @checked
 def legend(ax: Axes, names: Sequence[str]) -> None:
     """Put a legend of filled densities on Axes."""
-    handles = [Patch(color=colour(name, k), alpha=0.5, label=name) for k, name in enumerate(names)]
+    handles = [Patch(color=colour(name, k), alpha=0.5, label=words(name)) for k, name in enumerate(names)]
     ax.legend(handles=handles, frameon=False)

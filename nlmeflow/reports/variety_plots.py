@@ -12,7 +12,7 @@ from nlmeflow.arguments import checked
 from nlmeflow.data import LongitudinalData
 from nlmeflow.fitting.fit import Fit
 from nlmeflow.numerics import moments
-from nlmeflow.reports.diagnostic_plots import MAIN, SEEN
+from nlmeflow.reports.diagnostic_plots import MAIN, SEEN, words
 from nlmeflow.reports.diagnostics import time_bins
 
 MOST = 300  # individuals whose lines, or ellipses, are drawn
@@ -32,8 +32,8 @@ def observations(data: LongitudinalData, ax: Axes | None = None) -> Axes:
     bins = time_bins(time, None)
     medians = pd.DataFrame({"time": time, "response": response}).groupby(bins).median()
     ax.plot(medians["time"], medians["response"], "o-", color=SEEN, ms=4, lw=1.6, label="median")
-    ax.set_xlabel(data.names[1])
-    ax.set_ylabel(data.names[2])
+    ax.set_xlabel(words(data.names[1]))
+    ax.set_ylabel(words(data.names[2]))
     ax.legend(frameon=False)
     return ax
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from nlmeflow.arguments import checked
 from nlmeflow.errors import ModelError
 
 DATA = Path(__file__).resolve().parents[2] / "data"  # beside the package, where it lies in its repository
@@ -19,6 +20,7 @@ STORE = "NLMEFLOW_STORE"
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 
 
+@checked
 def stored_file(name: str) -> Path:
     """Return the path of a file that the project computed and keeps in its folder data/.
 
@@ -149,6 +151,7 @@ class Results:
             (self.folder / "how.json").write_text(text + "\n")
 
 
+@checked
 def table(frame: pd.DataFrame | pd.Series, digits: int = 2) -> pd.DataFrame:
     """Return a table as it is shown on a page: fractions with so many digits, a dash for what is absent.
 
@@ -165,6 +168,7 @@ def table(frame: pd.DataFrame | pd.Series, digits: int = 2) -> pd.DataFrame:
     return shown.map(written).set_axis(heads, axis=1).rename_axis(columns=None)
 
 
+@checked
 def write_tables(folder: str | Path, tables: Mapping[str, pd.DataFrame]) -> None:
     """Write tables as CSV files into a folder, made where it is absent; none where its name is empty."""
     if not str(folder):

@@ -341,7 +341,7 @@ def test_fits_at_steady_state_find_the_truth():
             lambda t: t.assign(ADM=np.where((t["AMT"] > 0) & (t["ID"] == "s0"), 1, 2)),
             "'ADM' has doses by several routes of administration, 1 and 2",
         ),
-        (lambda t: t.assign(DUR=np.where(t["AMT"] > 0, 3, 0)), r"Row 0: DUR \(call .* TINF\) is not supp"),
+        (lambda t: t.assign(DUR=np.where(t["AMT"] > 0, 3, 0)), "Row 0: DUR is not supported .call"),
         (lambda t: t.assign(C=np.where(t["ID"] == "s1", "C", ".")), "Row 4 is a comment"),
         (lambda t: t.assign(TIME=t["TIME"].where(t["AMT"] == 0)), "Row 0 is a dose without TIME"),
         (lambda t: t.assign(TINF=np.where(t["AMT"] > 0, -3, 0)), "Row 0 has TINF below zero"),

@@ -1477,6 +1477,7 @@ def test_a_mixture_of_few_individuals_says_nothing_of_clusters():
         (1j, "'y' holds complex numbers"),
         (True, "'y' is True in row 0, among numbers"),
         (10**400, "'y' is infinite in row 0"),
+        (" ", "It holds blanks alone"),
     ],
 )
 def test_cells_that_are_no_measurement_are_named(cell, words):
@@ -1498,6 +1499,7 @@ def test_decimals_that_are_none_are_missing_and_other_floats_are_numbers():
     frame = plants(3)
     decimals = [Decimal("sNaN"), *(Decimal(str(value)) for value in frame["y"][1:])]
     assert read(frame.assign(y=decimals)).n_missing == 1
+    assert read(frame.assign(y=pd.Series([pd.NaT, *frame["y"][1:]], dtype=object))).n_missing == 1
     weight = read(frame.assign(w=(frame["plant"] + 1).astype(np.longdouble)), covariates=["w"])
     assert weight.covariates["w"].tolist() == [1.0, 2.0, 3.0]
 

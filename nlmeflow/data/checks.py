@@ -81,7 +81,7 @@ def _plain(value: Any) -> Any:
         return int(value) if number.is_integer() else number
     if getattr(value, "ndim", None) == 0 and not isinstance(value, np.datetime64 | np.timedelta64):
         return value.item()
-    return np.nan if value is None or value is pd.NA else value
+    return np.nan if value is None or value is pd.NA or value is pd.NaT else value
 
 
 def listed(columns: object) -> list[Any]:
@@ -268,6 +268,8 @@ def _hint(value: str, column: str) -> str:
         return f" Its minus is another sign: frame['{column}'].str.replace('{MINUS}', '-')."
     if re.fullmatch(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}.*", value):
         return " This may be a date: write 2024-05-31, or give the number of days since the first date."
+    if not value.strip():
+        return f" It holds blanks alone: frame['{column}'] = pd.to_numeric(frame['{column}'].str.strip())."
     if re.fullmatch(r"[\d.,\s]+", value):
         return " Write thousands without a sign between them, and decimals with a point."
     return ""

@@ -22,13 +22,13 @@ MOST_DOSES = 10_000  # of an individual
 FLAGS = {"BLQ", "BQL", "BLOQ", "ALQ", "AQL"}  # columns that other tables have in the place of CENS
 LIMITS = {"LLOQ", "LOQ", "LOD"}
 REFUSED = {
-    "PCMT": "PCMT",
-    "CALL": "CALL",
-    "DUR": "DUR (call the duration of an infusion TINF)",
-    "DATE": "calendar dates (DATE): give TIME in one unit",
-    "DAT1": "calendar dates (DAT1): give TIME in one unit",
-    "DAT2": "calendar dates (DAT2): give TIME in one unit",
-    "DAT3": "calendar dates (DAT3): give TIME in one unit",
+    "PCMT": "PCMT is not supported",
+    "CALL": "CALL is not supported",
+    "DUR": "DUR is not supported (call the duration of an infusion TINF)",
+    "DATE": "calendar dates (DATE) are not supported: give TIME in one unit",
+    "DAT1": "calendar dates (DAT1) are not supported: give TIME in one unit",
+    "DAT2": "calendar dates (DAT2) are not supported: give TIME in one unit",
+    "DAT3": "calendar dates (DAT3) are not supported: give TIME in one unit",
 }
 
 
@@ -171,7 +171,7 @@ def _check_supported(table: pd.DataFrame) -> None:
         given = np.flatnonzero(table[column].notna() & ~table[column].isin([0, "0"]))
         if len(given):
             row, what = int(given[0]), REFUSED[column]
-            raise DataError(f"{place(table, row).capitalize()}: {what} is not supported.")
+            raise DataError(f"{place(table, row).capitalize()}: {what}.")
     if "C" in table and (comment := table["C"].astype(str).eq("C")).any():
         row = int(np.flatnonzero(comment)[0])
         raise DataError(

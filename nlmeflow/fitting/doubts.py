@@ -203,8 +203,9 @@ def _alike(fit: Fitted) -> Iterator[str]:
         text = f"'{one}' and '{other}' change the curve in the same way at these times: "
         if first > last - first and counts_from_zero(fit.model.curve):
             text += (
-                f"times lie between {first:g} and {last:g}, so that each alone is an extrapolation, and fits "
-                "can end below the maximum, with independent parameters far below: subtract their origin"
+                f"times lie between {first:.10g} and {last:.10g}, so that each alone is an extrapolation, "
+                "and fits can end below the maximum, with independent parameters far below: subtract their "
+                "origin"
             )
         else:
             text += "the data hardly tell one from the other"

@@ -100,7 +100,7 @@ def test_an_entry_is_labelled_by_author_and_year(authors, label):
 
 def test_links_point_to_the_page():
     notebook = ROOT / "book" / "flows.ipynb"
-    links = pages.page_links("book/flows", ROOT, "https://github.com/a/b", "main", notebook)
+    links = pages.page_links("book/flows", pages.Repository(ROOT, "https://github.com/a/b", "main"), notebook)
     for link in (
         "https://github.com/a/b/issues/new?title=Page%20book/flows%3A%20",
         "https://mybinder.org/v2/gh/a/b/main?urlpath=lab/tree/book/flows.ipynb",

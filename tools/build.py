@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 TOOLS = Path(__file__).resolve().parent
 
 
-def configure(stage: Path) -> tuple[str, str]:
-    """Write the configuration with version, commit and address; return the last, and the branch."""
+def configure(stage: Path) -> pages.Repository:
+    """Write the configuration with version, commit and address; return the repository at this address."""
     text = (ROOT / "_config.yml").read_text()
     repository = yaml.safe_load(text)["repository"]
     address = pages.web_address(ROOT, repository["url"])
@@ -25,7 +25,7 @@ def configure(stage: Path) -> tuple[str, str]:
     for name, value in (("version", pages.version(ROOT)), ("commit", pages.commit(ROOT))):
         filled = filled.replace(f"{{{name}}}", value)
     (stage / "_config.yml").write_text(filled)
-    return address, repository["branch"]
+    return pages.Repository(ROOT, address, repository["branch"])
 
 
 def interactive(site: Path) -> None:
@@ -36,14 +36,14 @@ def interactive(site: Path) -> None:
     (folder / "recovery.data.js").write_text(f"window.recovery = {numbers};\n")
 
 
-def finish(site: Path, address: str, branch: str) -> None:
+def finish(site: Path, repository: pages.Repository) -> None:
     """Make pages small, readable on any screen, and without programs that a page does not need."""
     interactive(site)
     typesetter, written = equations.Typesetter(), []
     for path in sorted(site.rglob("*.html")):
         name = path.relative_to(site).with_suffix("").as_posix()
         notebook = site / "_sources" / f"{name}.ipynb"
-        page = slim.slim_page(pages.set_page(path.read_text(), name, ROOT, address, branch, notebook))
+        page = slim.slim_page(pages.set_page(path.read_text(), name, repository, notebook))
         written.append(equations.set_page(page, typesetter, up="../" * name.count("/")))
         path.write_text(written[-1])
     slim.slim_static(site / "_static", written)
@@ -60,7 +60,7 @@ def build(executed: Path, site: Path) -> None:
     stage = executed.parent / f"stage-{executed.name}"
     shutil.rmtree(stage, ignore_errors=True)
     (stage / "book").mkdir(parents=True)
-    address, branch = configure(stage)
+    repository = configure(stage)
     shutil.copy(ROOT / "_toc.yml", stage)
     shutil.copytree(ROOT / "book" / "_static", stage / "_static")
     for page in [*(ROOT / "book").glob("*.md"), ROOT / "book" / "references.bib"]:
@@ -73,7 +73,7 @@ def build(executed: Path, site: Path) -> None:
     program = Path(sys.executable).parent / "jupyter-book"
     command = [str(program), "build", "-W", "--keep-going", "--all", str(stage)]
     subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": extended(TOOLS)})
-    finish(stage / "_build" / "html", address, branch)
+    finish(stage / "_build" / "html", repository)
     shutil.rmtree(site, ignore_errors=True)
     shutil.move(stage / "_build" / "html", site)
     shutil.rmtree(stage)

@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
@@ -112,10 +113,23 @@ def set_figures(page: str) -> str:
     )
 
 
-def linked(words: str, path: str, root: Path, repository: str, branch: str) -> str:
-    """Return words as a link to a file or folder of the repository."""
-    kind = "tree" if (root / path).is_dir() else "blob"
-    return f'<a class="file" href="{repository}/{kind}/{branch}/{path}">{words}</a>'
+@dataclass(frozen=True)
+class Repository:
+    """The repository at `root`, which is on the web at `address`, in a branch."""
+
+    root: Path
+    address: str
+    branch: str
+
+    @property
+    def name(self) -> str:
+        """Its owner and name on GitHub."""
+        return self.address.removeprefix("https://github.com/")
+
+    def link(self, words: str, path: str) -> str:
+        """Return words as a link to a file or folder."""
+        kind = "tree" if (self.root / path).is_dir() else "blob"
+        return f'<a class="file" href="{self.address}/{kind}/{self.branch}/{path}">{words}</a>'
 
 
 def origins(notebook: Path, root: Path) -> list[str]:
@@ -130,45 +144,44 @@ def origins(notebook: Path, root: Path) -> list[str]:
     return [place for place in places if (root / place).is_dir()]
 
 
-def set_files(page: str, root: Path, repository: str, branch: str) -> str:
+def set_files(page: str, repository: Repository) -> str:
     """Return a page on which names of the repository's files and folders lead to them."""
 
     def link(match: re.Match[str]) -> str:
         path = match[1].rstrip("/")
         if "/" in match[1] and not path.startswith(("/", ".")):
             for place in (path, f"nlmeflow/{path}"):
-                if (root / place).exists():
-                    return linked(match[0], place, root, repository, branch)
+                if (repository.root / place).exists():
+                    return repository.link(match[0], place)
         return match[0]
 
     return NAMED.sub(link, page)
 
 
-def page_links(name: str, root: Path, repository: str, branch: str, notebook: Path) -> str:
+def page_links(name: str, repository: Repository, notebook: Path) -> str:
     """Return the links of one page: to report a fault; of a chapter its notebook, Binder, Colab, results.
 
     notebook : the executed chapter; a page without code has none there.
     """
-    links = [
-        f'<a href="{repository}/issues/new?title={quote(f"Page {name}: ")}">Report a fault on this page</a>'
-    ]
+    fault = f"{repository.address}/issues/new?title={quote(f'Page {name}: ')}"
+    links = [f'<a href="{fault}">Report a fault on this page</a>']
     if notebook.exists():
-        place = f"{repository.removeprefix('https://github.com/')}/blob/{branch}/{name}.ipynb"
-        binder = f"{repository.removeprefix('https://github.com/')}/{branch}?urlpath=lab/tree/{name}.ipynb"
+        place = f"{repository.name}/blob/{repository.branch}/{name}.ipynb"
+        binder = f"{repository.name}/{repository.branch}?urlpath=lab/tree/{name}.ipynb"
         links += [
             f'<a href="../_sources/{name}.ipynb" download>Download this chapter, executed</a>',
             f'<a href="https://mybinder.org/v2/gh/{binder}">Run it on Binder</a>',
             f'<a href="https://colab.research.google.com/github/{place}">Open it in Colab</a>',
         ]
-        read = [linked(path, path, root, repository, branch) for path in origins(notebook, root)]
+        read = [repository.link(path, path) for path in origins(notebook, repository.root)]
         links += [f"Stored results read here: {', '.join(read)}"] if read else []
     return " · ".join(links)
 
 
-def set_page(page: str, name: str, root: Path, repository: str, branch: str, notebook: Path) -> str:
+def set_page(page: str, name: str, repository: Repository, notebook: Path) -> str:
     """Return a page of the book with its footer filled; figures, tables, names of files, citations mended."""
     if FOOTER not in page:
         return page
-    filled = page.replace(FOOTER, page_links(name, root, repository, branch, notebook))
-    filled = set_files(filled.replace("{up}", "../" * name.count("/")), root, repository, branch)
+    filled = page.replace(FOOTER, page_links(name, repository, notebook))
+    filled = set_files(filled.replace("{up}", "../" * name.count("/")), repository)
     return set_citations(set_tables(set_figures(filled)))

@@ -11,7 +11,7 @@ from nlmeflow.data import LongitudinalData
 WILD = 100.0  # times the 99 % quantile of distances from the median: an observation as far is named
 APART = 3.0  # ranges of the other responses between them and a response that several observations share
 UNLIKE = 20.0  # times the second largest size, or last time, of an individual: the largest is named
-LATE = 5.0  # spans of time between zero and the first time
+LATE = 1.0  # spans of time between zero and the first time
 
 
 def suspicions(data: LongitudinalData, curve: Curve) -> list[str]:

@@ -67,6 +67,30 @@ def test_equations_become_html_with_mathml_for_screen_readers():
     assert texts(soup, "code") == ["\\(x\\)"]
 
 
+def test_a_full_stop_stays_with_the_equation_before_it():
+    page = (
+        '<p><span class="math notranslate">\\(a\\)</span>, and <span class="math x">\\(b\\)</span> too.</p>'
+    )
+    kept = BeautifulSoup(equations.set_page(page, equations.Typesetter()), "html.parser").select(
+        ".kept-together"
+    )
+    assert len(kept) == 1
+    assert kept[0].get_text().endswith(",")
+
+
+def test_printed_sentences_wrap_and_printed_tables_do_not():
+    output = (
+        '<div class="output stream highlight"><div class="highlight"><pre><span></span>{}</pre></div></div>'
+    )
+    done = pages.set_outputs(
+        output.format("one sentence\nof two lines") + output.format("law   gain\nflow  0.1")
+    )
+    assert [div["class"] for div in BeautifulSoup(done, "html.parser").select("div.output")] == [
+        ["output", "stream", "highlight", "sentences"],
+        ["output", "stream", "highlight"],
+    ]
+
+
 def test_an_equation_that_cannot_be_set_is_an_error():
     with pytest.raises(ValueError, match="nosuch"):
         equations.Typesetter().set("\\nosuch{x}", display=True)

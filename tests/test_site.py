@@ -266,6 +266,18 @@ def test_captions_can_be_read_in_both_modes(page, theme, browser, site):
     )
 
 
+GOES_ON = """[...document.querySelectorAll(".table-box, .figure-box, div.output:not(.sentences) pre")]
+    .filter((e) => e.offsetParent).map((e) => [e.scrollWidth > e.clientWidth + 1,
+                                               getComputedStyle(e).maskImage !== "none"])"""
+
+
+@by_page
+def test_on_a_phone_what_goes_on_to_the_right_fades_there(page, browser, site):
+    browser.open(f"{site}/book/{page.name}", width=390)
+    for wider, fades in browser.ask(GOES_ON):
+        assert wider == fades
+
+
 @by_page
 def test_equations_are_set_and_screen_readers_have_them(page, browser, site):
     browser.open(f"{site}/book/{page.name}")

@@ -41,6 +41,7 @@ HIDDEN = (
     "mjx-assistive-mml{position:absolute!important;top:0;left:0;clip:rect(1px,1px,1px,1px);width:1px;height:1px;"
     "overflow:hidden!important;white-space:nowrap}mjx-container{position:relative}"
 )
+FOLLOWED = re.compile(r'(<span class="math [^"]*">(?:(?!</span>).)*</span>)([.,;:)]+)', re.DOTALL)
 MATHS = re.compile(r'(<(span|div) class="[^"]*\bmath\b[^"]*"[^>]*>)(.*?)(</\2>)', re.DOTALL)
 TEX = re.compile(r"\\\((?P<inline>.*)\\\)|\\\[(?P<display>.*)\\\]", re.DOTALL)
 
@@ -101,6 +102,7 @@ def set_page(page: str, typesetter: Typesetter, up: str = "") -> str:
         return match[1] + TEX.sub(one, match[3]) + match[4]
 
     done = MATHS.sub(element, page)
+    done = FOLLOWED.sub(r'<span class="kept-together">\1\2</span>', done)
     link = f'<link rel="stylesheet" href="{up}_static/mathjax/mathjax.css" />\n</head>'
     return page if done == page else done.replace("</head>", link, 1)
 

@@ -17,6 +17,8 @@ NUMBER = re.compile(
 ABSENT = {"", "nan", "NaN", "None", "–", "-", "—"}
 FOOTER = "{links of this page}"
 QUOTED = re.compile(r'"([\w-]+)"')
+OUTPUT = re.compile(r'(<div class="output (?:stream|text_plain)[^"]*)"([^>]*>.*?<pre>)(.*?)</pre>', re.DOTALL)
+ALIGNED = re.compile(r"\S  +\S")
 NAMED = re.compile(r'<code class="docutils literal notranslate"><span class="pre">([\w./-]+)</span></code>')
 
 
@@ -113,6 +115,15 @@ def set_figures(page: str) -> str:
     )
 
 
+def set_outputs(page: str) -> str:
+    """Return a page whose printed sentences wrap; what blanks align scrolls in its box."""
+
+    def wrapped(match: re.Match[str]) -> str:
+        return match[0] if ALIGNED.search(match[3]) else f'{match[1]} sentences"{match[2]}{match[3]}</pre>'
+
+    return OUTPUT.sub(wrapped, page)
+
+
 @dataclass(frozen=True)
 class Repository:
     """The repository at `root`, which is on the web at `address`, in a branch."""
@@ -184,4 +195,4 @@ def set_page(page: str, name: str, repository: Repository, notebook: Path) -> st
         return page
     filled = page.replace(FOOTER, page_links(name, repository, notebook))
     filled = set_files(filled.replace("{up}", "../" * name.count("/")), repository)
-    return set_citations(set_tables(set_figures(filled)))
+    return set_citations(set_outputs(set_tables(set_figures(filled))))

@@ -244,3 +244,17 @@ def test_a_comment_or_a_wide_table_is_explained(tmp_path):
     path.write_text("plant,33,39.5,2024-05-01\n1,2,3,4\n2,3,4,5\n")
     with pytest.raises(nf.DataError, match=r"33 and 39\.5 may be times: one row for each measurement"):
         nf.LongitudinalData.from_frame(nf.read_table(path).frame, "plant", "day", "y")
+
+
+@pytest.mark.parametrize("rows", [["1;12,5;1", "2;1.234;2"], ["1;0,5;1.234", "2;1,5;2.500"]])
+def test_points_beside_decimal_commas_may_be_of_thousands(tmp_path, rows):
+    path = tmp_path / "my.csv"
+    path.write_text("id;zeit;wert\n" + "\n".join(rows))
+    with pytest.raises(nf.DataError, match="Write thousands without a sign between them"):
+        nf.LongitudinalData.from_frame(path, "id", "zeit", "wert")
+
+
+def test_points_and_decimal_commas_in_columns_of_their_own_are_decimals(tmp_path):
+    path = tmp_path / "my.csv"
+    path.write_text("id;zeit;wert\n1;0,5;1.2341\n2;1,5;2.5\n")
+    assert nf.read_table(path).frame["wert"].tolist() == [1.2341, 2.5]

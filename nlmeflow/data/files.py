@@ -27,6 +27,7 @@ GZIP = b"\x1f\x8b"
 MINUS = "\u2212"  # the sign that typesetters use for "-"
 DATE = re.compile(r"\d{4}-\d{2}-\d{2}([ T]\d{2}:\d{2}(:\d{2}(\.\d+)?)?)?")
 DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?")
+POINTS = re.compile(r"[+-]?[1-9]\d{0,2}(\.\d{3})+")  # 1.234 beside decimal commas
 THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")  # may be 1234 or 1.234
 
 
@@ -59,8 +60,8 @@ def read_table(path: str | Path, names: str | Sequence[str] = ()) -> Table:
     Raises
     ------
     DataError : there is no such file, it is a workbook, it is empty, a line has more values than there are
-        names of columns, two columns have one name, a column of `names` is not there, or a cell is a lone
-        quotation mark.
+        names of columns, two columns have one name, a column of `names` is not there, a cell is a lone
+        quotation mark, or 1.234 may be 1234.
 
     """
     path, names = Path(path), names_of("names", names)
@@ -70,8 +71,9 @@ def read_table(path: str | Path, names: str | Sequence[str] = ()) -> Table:
     if separator != ",":
         remarks.append(f"Columns are separated by {SEPARATORS.get(separator, 'spaces')}.")
     titles, rows, lines = _rows(path, text, separator, remarks)
+    commas = any(map(_has_decimal_commas, rows.T))
     columns = {
-        title: _values(title, values, remarks, title in names)
+        title: _values(title, values, remarks, title in names, commas)
         for title, values in zip(titles, rows.T, strict=True)
     }
     if not names:
@@ -260,8 +262,17 @@ def _opened(path: Path, line: int) -> str:
     )
 
 
-def _values(name: str, values: np.ndarray, remarks: list[str], is_name: bool) -> pd.Series:
-    """Return a column as whole numbers, numbers, dates or text (a name), with missing values empty."""
+def _has_decimal_commas(values: np.ndarray) -> bool:
+    """Return whether the commas of a column are those of decimals."""
+    some = pd.Series([value for value in values if "," in value], dtype=object).str.rstrip("% ")
+    return bool(some.str.fullmatch(DECIMAL_COMMA).all() and not some.str.fullmatch(THOUSANDS).all())
+
+
+def _values(name: str, values: np.ndarray, remarks: list[str], is_name: bool, in_file: bool) -> pd.Series:
+    """Return a column as whole numbers, numbers, dates or text (a name), with missing values empty.
+
+    in_file : whether some column of the file has decimal commas, so that 1.234 may be 1234.
+    """
     column = pd.Series(values, dtype=object)
     empty, missing = (column.str.lower().isin(words) for words in (MISSING, MISSING | {NONE}))
     if empty.all():
@@ -278,7 +289,16 @@ def _values(name: str, values: np.ndarray, remarks: list[str], is_name: bool) ->
     if known.str.endswith("%").all():
         remarks.append(f"Column '{name}' holds percentages; 85 % is read as 85.")
         plain = plain.str.rstrip("%").str.strip()
-    commas = plain.str.contains(",", regex=False)
+    commas, points = (plain.str.contains(sign, regex=False) for sign in ",.")
+    if in_file and points.any() and commas.any():
+        return column.mask(missing)  # a message asks when the column is used
+    if in_file and points.any() and plain[points].str.fullmatch(POINTS).all():
+        first = plain[points].iloc[0]
+        raise DataError(
+            f"Column '{name}' has {first}, and decimals have a comma elsewhere in the file: it may be "
+            f"{first.replace('.', '')}. Write thousands without a sign between them, and decimals with the "
+            "same sign everywhere."
+        )
     if commas.any() and plain[commas].str.fullmatch(DECIMAL_COMMA).all():
         if plain[commas].str.fullmatch(THOUSANDS).all():
             return column.mask(missing)  # 1,234 may be either; a message asks when the column is used

@@ -126,10 +126,9 @@ def about_varieties(found: Characterisation) -> str:
     count = len(found.groups)
     if count > 1:
         sure = [int((table[f"P(group {k})"] > SURE).sum()) for k in range(1, count + 1)]
-        each = ", ".join(f"{n} to group {k}" for k, n in enumerate(sure, 1))
-        said.append(
-            f"With a probability above {SURE:g} belong {each}; {len(table) - sum(sure)} cannot be placed so."
-        )
+        each = ", ".join(f"{n} to group {k}" for k, n in enumerate(sure, 1)).replace(" to", " belong to", 1)
+        left = len(table) - sum(sure)
+        said.append(f"With a probability above {SURE:g}, {each}; {left} cannot be placed so.")
     if found.threshold is not None:
         below = table[f"P({found.parameter} < {found.threshold:g})"]
         said.append(

@@ -28,11 +28,20 @@ def vpc(fit: Fit, ax: Axes | None = None, **options: Any) -> Axes:
     ax = plt.gca() if ax is None else ax
     table = diagnostics.vpc(fit, **options)
     mask = fit.data.mask
-    ax.plot(fit.data.time[mask], fit.data.response[mask], ".", ms=2.5, color="#999999", alpha=0.5)
+    times, seen = fit.data.time[mask], fit.data.response[mask]
+    ax.plot(times, seen, ".", ms=2.5, color="#999999", alpha=0.5, label="each observation")
     for k, (_, part) in enumerate(table.groupby("quantile")):
         ax.fill_between(part["time"], part["lower"], part["upper"], color=MAIN, alpha=0.25, lw=0)
-        ax.plot(part["time"], part["predicted"], color=MAIN, lw=1.0, label="simulated" if k == 0 else None)
-        ax.plot(part["time"], part["observed"], color=SEEN, lw=1.3, label="observed" if k == 0 else None)
+        ax.plot(
+            part["time"],
+            part["predicted"],
+            color=MAIN,
+            lw=1.0,
+            label="simulated quantiles" if k == 0 else None,
+        )
+        ax.plot(
+            part["time"], part["observed"], color=SEEN, lw=1.3, label="observed quantiles" if k == 0 else None
+        )
     ax.set_xlabel(words(fit.data.names[1]))
     ax.set_ylabel(words(fit.data.names[2]))
     ax.legend(frameon=False)

@@ -1,5 +1,6 @@
 """Figures: each function draws on Axes, gives them labels with units, and returns them."""
 
+import re
 import reprlib
 from collections.abc import Hashable, Mapping, Sequence
 
@@ -248,16 +249,18 @@ def marginals(
 
 @checked
 def bands(bands: Bands, parameter: str, ax: Axes | None = None, color: str | None = None) -> Axes:
-    """Draw one parameter's marginal density with its pointwise band."""
+    """Draw one parameter's estimated marginal density with its pointwise band."""
     ax = plt.gca() if ax is None else ax
     table = bands.table(parameter)
     color = colour("flow") if color is None else color
     low, high = table["lower"].to_numpy(), table["upper"].to_numpy()
     about = f"{100 * bands.level:.0f} % band"
     ax.fill_between(table.index.to_numpy(), low, high, color=color, alpha=0.25, lw=0, label=about)
-    ax.plot(table.index.to_numpy(), table["density"].to_numpy(), color=color, lw=1.8)
-    ax.set_xlabel(words(bands.labels[parameter]))
-    ax.set_ylabel("density")
+    ax.plot(table.index.to_numpy(), table["density"].to_numpy(), color=color, lw=1.8, label="estimate")
+    label = bands.labels[parameter]
+    unit = re.fullmatch(r"\w+ \((.+)\)", label)  # of a parameter on its natural scale
+    ax.set_xlabel(words(label))
+    ax.set_ylabel(words(f"density (1/{unit[1]})") if unit else "density")
     ax.legend(frameon=False)
     return ax
 

@@ -16,6 +16,7 @@ from nlmeflow.reports.diagnostic_plots import MAIN, SEEN, words
 from nlmeflow.reports.diagnostics import time_bins
 
 MOST = 300  # individuals whose lines, or ellipses, are drawn
+CLEAR = 60  # ellipses that can be told apart; more are drawn fainter
 
 
 @checked
@@ -42,14 +43,15 @@ def ellipses(fit: Fit, axes: tuple[int, int], ax: Axes, level: float = 0.5) -> N
     """Draw of each variety the ellipse that holds a share of its conditional law, by its moments."""
     mean, covariance = moments(*fit.latent)
     kept = list(axes)
-    radius = float(chi2.ppf(level, 2)) ** 0.5
+    radius, faint = float(chi2.ppf(level, 2)) ** 0.5, 0.6 * min(1.0, CLEAR / len(mean)) ** 0.5
     for centre, spread in zip(mean[:, kept], covariance[:, kept][:, :, kept], strict=True):
-        ax.add_patch(_ellipse(centre, spread, radius))
+        ax.add_patch(_ellipse(centre, spread, radius, faint))
 
 
-def _ellipse(centre: Tensor, spread: Tensor, radius: float) -> Ellipse:
+def _ellipse(centre: Tensor, spread: Tensor, radius: float, alpha: float) -> Ellipse:
     values, vectors = np.linalg.eigh(spread.numpy())
     width, height = 2 * radius * np.sqrt(values.clip(min=0))
     angle = float(np.degrees(np.arctan2(vectors[1, 0], vectors[0, 0])))
     place = (float(centre[0]), float(centre[1]))
-    return Ellipse(place, width, height, angle=angle, fill=False, color=SEEN, lw=0.6, alpha=0.6)
+    under_contours = {"zorder": 1.9, "alpha": alpha}
+    return Ellipse(place, width, height, angle=angle, fill=False, color=SEEN, lw=0.6, **under_contours)

@@ -174,3 +174,11 @@ def test_scores_in_decimal_steps_have_a_predictive_check():
         data, seed=1, particles=256, progress=False
     )
     assert len(nf.diagnostics.vpc(fit, replicates=20))
+
+
+def test_scores_of_single_precision_are_those_of_double():
+    scores = pd.DataFrame({"y": [0.0, 0.1, 0.3, 0.7, 1.0]})
+    marked = nf.mark_limits(scores, "y", 0, 1, 0.1)
+    pd.testing.assert_frame_equal(nf.mark_limits(scores.astype(np.float32), "y", 0, 1, 0.1), marked)
+    ends = nf.mark_limits(pd.DataFrame({"y": np.arange(11) / 10}), "y", 0, 1, 0.1)
+    assert (ends["limit"].iloc[1:9].to_numpy() == ends["y"].iloc[2:10].to_numpy()).all()

@@ -1545,3 +1545,10 @@ def test_what_takes_first_values_to_the_usual_ones_is_told_how_it_fails(usual, w
 
 def test_equal_models_have_equal_hashes():
     assert len({MODEL, nf.Model(CURVE, fixed=("A", "s"))}) == 1
+
+
+def test_limits_are_no_wild_values():
+    frame = plants(12)
+    high = frame["y"].quantile(0.9)
+    marked = frame.assign(c=np.where(frame["y"] < high, "left", ""), y=frame["y"].clip(lower=high))
+    assert not mistakes(read(marked, censoring="c"))

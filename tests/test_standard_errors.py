@@ -280,3 +280,33 @@ def test_a_fit_that_ends_at_no_peak_says_so(gaussian_fit, monkeypatch):
     with pytest.raises(nf.EstimationError, match=r"no peak here.* most along (the mean of )?'(A|tau|s)'"):
         gaussian_fit.standard_errors()
     assert gaussian_fit.summary().numbers["converged"] == "to no peak of the likelihood: see standard errors"
+
+
+def test_particles_where_the_curve_has_no_logarithm_leave_the_standard_errors_of_the_others():
+    """A line under an error of the logarithm: differences of the likelihood by quadrature."""
+    random, days, n = np.random.default_rng(0), np.arange(5.0), 20
+    level = np.exp(random.normal(1.5, 0.25, n))
+    y = (level[:, None] - 0.5 * days).clip(0.05) * np.exp(random.normal(0, 0.15, (n, 5)))
+    data = nf.LongitudinalData.regular(torch.tensor(days).expand(n, -1), torch.tensor(y))
+    model = nf.Model(nf.curves.linear(), nf.LogAdditive(), fixed=("slope",))
+    fit = model.fit(data, seed=1, particles=2048, progress=False)
+    found = fit.standard_errors()
+    grid = np.linspace(0.5, 12, 20_001)
+
+    def deviance(point):
+        mean, sd, sigma, slope = point
+        curve = grid[:, None] + slope * days
+        known = (curve > 0).all(1)
+        error = (np.log(y)[:, None] - np.log(np.where(known[:, None], curve, 1.0))) / sigma
+        log_data = -0.5 * (error**2).sum(-1) - 5 * np.log(sigma)
+        log_law = -0.5 * ((grid - mean) / sd) ** 2 - np.log(sd)
+        return -np.log((np.exp(log_data + log_law) * known).sum(1)).sum()
+
+    point, step = found["value"].to_numpy()[[0, 1, 3, 2]], 1e-3
+    moves = step * np.eye(4)
+    hessian = [
+        [sum(s * r * deviance(point + s * a + r * b) for s in (1, -1) for r in (1, -1)) for a in moves]
+        for b in moves
+    ]
+    expected = np.sqrt(np.diag(np.linalg.inv(np.array(hessian) / (4 * step**2))))
+    assert found["standard error"].to_numpy()[[0, 1, 3, 2]] == pytest.approx(expected, rel=0.05)

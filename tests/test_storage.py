@@ -312,3 +312,13 @@ def test_a_path_may_begin_at_home(gaussian_fit, tmp_path, monkeypatch):
     gaussian_fit.save("~/one.fit")
     assert (tmp_path / "one.fit").is_file()
     assert nf.load("~/one.fit").log_likelihood() == gaussian_fit.log_likelihood()
+
+
+def test_names_of_columns_of_several_parts_are_saved(senescence, tmp_path):
+    names = (("plant", "id"), 2, "y")
+    frame = senescence.to_frame()
+    frame.columns = pd.Index([*names, *frame.columns[3:]], tupleize_cols=False)
+    data = nf.LongitudinalData.from_frame(frame.assign(**{"row of the table": 1.0}), *names)
+    fit = nf.Model(nf.curves.logistic_senescence(), fixed=("A", "s")).fit(data, particles=64, progress=False)
+    fit.save(tmp_path / "fit")
+    assert nf.load(tmp_path / "fit").data.names == names

@@ -116,8 +116,8 @@ def check_roles(roles: Mapping[str, str | None]) -> None:
             raise DataError(f"Column '{column}' cannot be both {seen[column]} and {role}.")
 
 
-def check_names(frame: pd.DataFrame, column: str) -> None:
-    """Raise DataError when a cell is no name, or two look the same but are not: 7 and "7", "p" and "p "."""
+def check_single(frame: pd.DataFrame, column: str) -> None:
+    """Raise DataError when a cell is no name, but several."""
     several = np.flatnonzero(frame[column].map(_is_no_name))
     if len(several):
         row = int(several[0])
@@ -125,6 +125,11 @@ def check_names(frame: pd.DataFrame, column: str) -> None:
             f"Column '{column}' is {frame[column].iloc[row]!r} in {place(frame, row)}; a name is one word or "
             f"number, such as frame['{column}'].map(lambda parts: '/'.join(map(str, parts)))."
         )
+
+
+def check_names(frame: pd.DataFrame, column: str) -> None:
+    """Raise DataError when a cell is no name, or two look the same but are not: 7 and "7", "p" and "p "."""
+    check_single(frame, column)
     different = pd.Series(frame[column].unique(), dtype=object)
     empty = [name for name in different if isinstance(name, str) and _looks(name, False) in EMPTY]
     if empty:

@@ -79,7 +79,7 @@ def read_table(path: str | Path, names: str | Sequence[str] = ()) -> Table:
     if not names:
         remarks += [_merged(title, values) for title, values in zip(titles, rows.T, strict=True)]
         remarks = [said for said in remarks if said]
-    frame = pd.DataFrame(columns).set_axis(pd.Index(lines, name=LINES))
+    frame = pd.DataFrame(columns).set_axis(pd.Index(lines, name=None if LINES in columns else LINES))
     check_columns(frame, names)
     return Table(frame, tuple(remarks))
 
@@ -132,7 +132,7 @@ def numbered(frame: pd.DataFrame) -> pd.DataFrame:
     """Return a table whose rows have the numbers that `place` names: their lines in a file, or from 0."""
     if frame.index.name in (LINES, ROWS) and frame.index.is_unique:  # not so of two files put together
         return frame
-    return frame.set_axis(pd.RangeIndex(len(frame), name=ROWS))
+    return frame.set_axis(pd.RangeIndex(len(frame), name=None if ROWS in frame else ROWS))
 
 
 def unseen(text: str) -> str:

@@ -41,7 +41,8 @@ def mark_limits(
     if lower is not None and upper is not None and not lower < upper:
         raise ModelError(f"upper is a number above lower = {lower:g}, got {upper:g}.")
     values = numbers(frame, response)
-    low, high = -np.inf if lower is None else lower, np.inf if upper is None else upper
+    low = -np.inf if lower is None else number("lower", lower)
+    high = np.inf if upper is None else number("upper", upper)
     for wrong, words in (
         (values < low, f"below lower = {low:g}"),
         (values > high, f"above upper = {high:g}"),
@@ -49,21 +50,22 @@ def mark_limits(
         if wrong.any():
             row = int(np.flatnonzero(wrong)[0])
             raise DataError(f"Column '{response}' is {values[row]:g} in {place(frame, row)}, {words}.")
-    half = 0.0
+    half, below, above = 0.0, values, values
     if step is not None:
-        half = number("step", step, 0) / 2
-        _check_steps(frame, response, values, 0.0 if lower is None else lower, step)
-    at_lower, at_upper = values == low, values == high
+        step, origin = number("step", step, 0), 0.0 if lower is None else low
+        half, count = step / 2, _counted(frame, response, values, origin, step)
+        below, above = origin + (count - 0.5) * step, origin + (count + 0.5) * step
+    at_lower, at_upper = (np.isclose(values, end, rtol=1e-6, atol=1e-6 * half) for end in (low, high))
     between = (half > 0) & ~at_lower & ~at_upper & ~np.isnan(values)
     kind = np.select([at_lower, at_upper, between], ["left", "right", "interval"], "")
-    ends = np.select([at_lower, at_upper | between], [values + half, values - half], values)
-    return frame.assign(
-        **{response: ends, "censoring": kind, "limit": np.where(between, values + half, np.nan)}
-    )
+    ends = np.select([at_lower, at_upper | between], [above, below], values)
+    return frame.assign(**{response: ends, "censoring": kind, "limit": np.where(between, above, np.nan)})
 
 
-def _check_steps(frame: pd.DataFrame, response: str, values: np.ndarray, origin: float, step: float) -> None:
-    """Raise DataError when a score lies between two steps from the origin."""
+def _counted(
+    frame: pd.DataFrame, response: str, values: np.ndarray, origin: float, step: float
+) -> np.ndarray:
+    """Return how many steps each score is from the origin, or raise DataError when one lies between two."""
     steps = (values - origin) / step
     wrong = np.flatnonzero(np.abs(steps - np.round(steps)) > 1e-6)
     if len(wrong):
@@ -72,3 +74,5 @@ def _check_steps(frame: pd.DataFrame, response: str, values: np.ndarray, origin:
             f"Column '{response}' is {values[row]:g} in {place(frame, row)}, which is no multiple of step = "
             f"{step:g} from {origin:g}."
         )
+    rounded: np.ndarray = np.round(steps)
+    return rounded

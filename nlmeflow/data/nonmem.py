@@ -9,7 +9,15 @@ from warnings import warn
 import numpy as np
 import pandas as pd
 
-from nlmeflow.data.checks import check_constant, check_finite, check_present, listed, numbers, table_of
+from nlmeflow.data.checks import (
+    check_constant,
+    check_finite,
+    check_present,
+    check_single,
+    listed,
+    numbers,
+    table_of,
+)
 from nlmeflow.data.files import check_columns, numbered, place
 from nlmeflow.data.longitudinal import Doses, LongitudinalData
 from nlmeflow.errors import DataError
@@ -67,6 +75,7 @@ def read_nonmem(
         table["ID"] = table["ID"].astype(object).infer_objects()
     check_columns(table, [*NEEDED, *covariates])
     _check_capitals(table, covariates)
+    check_single(table, "ID")
     check_present(table, "ID")
     numeric = ("TIME", "DV", "AMT", *USED, *ONE_VALUE, *ROUTES, "PCMT", "CALL", "DUR")
     for column in [c for c in numeric if c in table]:

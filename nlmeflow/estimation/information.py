@@ -23,7 +23,7 @@ from nlmeflow.estimation.laplace import modes
 from nlmeflow.estimation.particles import Particles
 from nlmeflow.estimation.problem import Problem
 from nlmeflow.laws.affine import Affine
-from nlmeflow.laws.draws import expectation
+from nlmeflow.laws.draws import expectation, taken
 from nlmeflow.laws.gaussian import GaussianLaw
 from nlmeflow.laws.law import Law
 from nlmeflow.laws.moved import MovedLaw
@@ -158,13 +158,18 @@ class Chart:
 
         As in the engine, effects of covariates on random parameters leave each individual's parameters in
         place: the particles of the law, and of the deviations within groups, are what is left of them. Those
-        on narrow parameters leave the particles and move the individual.
+        on narrow parameters leave the particles and move the individual. Particles that the data exclude,
+        where the curve may have no derivative, are put beside one that they do not.
         """
         problem, through = self.problem, self.problem.through
         if not self.grouped:
             problem = problem.subset(torch.arange(len(problem))[rows])
         frame, beta, sigma = self.at(vector)
         phi, summary = particles.phi[rows], particles.summary.map(lambda part: part[rows])
+        lost = ~torch.isfinite(problem.residual.log_likelihood(summary, self.state.sigma))
+        if bool(lost.any()):
+            left = (~lost).double().argmax(1)
+            phi = torch.where(lost[..., None], taken(phi, left[:, None]), phi)
         eta, volume = phi, phi.new_zeros(())
         if through < len(beta):
             eta, summary = problem.carried(phi, summary, (beta - self.state.beta)[through:])
@@ -174,7 +179,7 @@ class Chart:
             summary = problem.predicted_again(eta, summary, beta)
         log_data = problem.residual.log_likelihood(summary.finite(), sigma) - particles.log_proposal[rows]
         log_law = MovedLaw(self.state.law, self.frame, frame).log_prob(eta)
-        return (log_data + log_law).logsumexp(1) + volume
+        return (log_data + log_law).masked_fill(lost, -torch.inf).logsumexp(1) + volume
 
 
 def in_order(frame: Affine, order: Tensor) -> Affine:

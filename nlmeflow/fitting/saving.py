@@ -207,7 +207,13 @@ def read_column(about: dict[str, Any]) -> pd.Series:
 
 def read_table(columns: list[dict[str, Any]], size: int) -> pd.DataFrame:
     """Return the table of so many rows that `write_table` put away."""
-    return pd.DataFrame({about["name"]: read_column(about) for about in columns}, index=range(size))
+    parts = {column_name(about["name"]): read_column(about) for about in columns}
+    return pd.DataFrame(parts, index=range(size), columns=pd.Index(list(parts), tupleize_cols=False))
+
+
+def column_name(name: Any) -> Any:
+    """Return the name of a column, which JSON makes a list where it is a tuple."""
+    return tuple(map(column_name, name)) if isinstance(name, list) else name
 
 
 def _model_header(model: Structure, tensors: Tensors) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from nlmeflow.fitting.fit import Fit
 from nlmeflow.fitting.model import Model
 from nlmeflow.fitting.saving import (
     FORMAT,
+    column_name,
     curve_values,
     digest,
     read_column,
@@ -69,7 +70,7 @@ def _read_fit(header: dict[str, Any], tensors: Tensors, model: Model) -> Fit:
     about = header["data"]
     labels = read_column(about["labels"])
     covariates = read_table(about["covariates"], len(labels))
-    covariates.index = pd.Index(labels, name=about["names"][0])
+    covariates.index = pd.Index(labels, name=column_name(about["names"][0]))
     doses = {key.removeprefix("doses."): part for key, part in tensors.items() if key.startswith("doses.")}
     if doses:  # files written before there were steady states have no others
         none = torch.zeros_like(doses["time"])
@@ -80,9 +81,9 @@ def _read_fit(header: dict[str, Any], tensors: Tensors, model: Model) -> Fit:
         tensors["data.mask"],
         labels=tuple(labels.tolist()),
         covariates=covariates,
-        names=tuple(about["names"]),
+        names=tuple(map(column_name, about["names"])),
         n_missing=about["n_missing"],
-        group=about["group"],
+        group=column_name(about["group"]),
         bounds=(tensors["data.low"], tensors["data.high"]) if "data.low" in tensors else None,
         doses=Doses(**doses) if doses else None,
     )

@@ -67,9 +67,12 @@ def _codes(data: LongitudinalData) -> Iterator[str]:
 
 def _wild(data: LongitudinalData) -> Iterator[str]:
     """Yield one observation that is far from all others."""
-    response = data.response[data.mask]
+    observed = data.mask & ~data.censored
+    response = data.response[observed]
+    if not len(response):
+        return
     centre = response.median()
-    far = (data.response - centre).abs().masked_fill(~data.mask, 0.0)
+    far = (data.response - centre).abs().masked_fill(~observed, 0.0)
     usual = float((response - centre).abs().quantile(0.99 if len(response) > 200 else 0.9))
     if usual > 0 and float(far.max()) > WILD * usual:
         row, column = divmod(int(far.argmax()), far.shape[1])

@@ -1,10 +1,13 @@
 """nlmeflow.residuals: densities, updates that maximise, slopes, and what is refused."""
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
+from scipy.optimize import minimize
 
 import nlmeflow as nf
+from nlmeflow.residuals.residual import Residual
 
 F = torch.tensor([[1.0, 2.0, 4.0, 3.0]], dtype=torch.float64)
 Y = torch.tensor([[1.2, 1.7, 4.4, 99.0]], dtype=torch.float64)
@@ -61,6 +64,56 @@ def test_working_slope_is_minus_the_derivative_of_the_residual(name):
     value, slope = residual.working(at, at, scale)
     moved, _ = residual.working(at, at + 1e-7, scale)
     assert torch.allclose(slope, -(moved - value) / 1e-7, rtol=1e-4)
+
+
+@pytest.mark.parametrize("limited", [False, True])
+@pytest.mark.parametrize("model", [nf.Additive(), nf.Proportional(), nf.LogAdditive(), nf.Combined()])
+def test_the_score_is_the_derivative_of_the_log_likelihood(model, limited):
+    """Automatic differentiation; also of censored observations, and where the curve is below zero."""
+    if limited and not model.takes_bounds:
+        return
+    random = torch.Generator().manual_seed(0)
+    prediction = 1 + torch.rand(6, 5, generator=random, dtype=torch.float64)
+    response = prediction * torch.exp(0.3 * torch.randn(6, 5, generator=random, dtype=torch.float64))
+    if not model.logarithmic:
+        prediction[3:], response[3:] = -prediction[3:], -response[3:]
+    sigma = torch.tensor([0.4, 0.3][: len(model.names)], dtype=torch.float64)
+    mask, bounds = torch.ones_like(response, dtype=torch.bool), None
+    mask[0, 0] = False
+    if limited:
+        left, between = (response.new_full(response.shape, end) for end in (-torch.inf, torch.inf))
+        between[:, 2], left[:, 3] = response[:, 2], response[:, 3]
+        left[:, 4], between[:, 4] = response[:, 4] - 0.1, response[:, 4] + 0.2
+        bounds = (left, between)
+    residual, slope = model.score(response, prediction, sigma, mask, bounds)
+    expected, same = Residual.score(model, response, prediction, sigma, mask, bounds)
+    found = (residual * slope)[mask]
+    torch.testing.assert_close(found, (expected * same)[mask], rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("model", [nf.Proportional(), nf.Combined()])
+def test_a_fixed_parameter_is_at_the_maximum_where_the_error_grows_with_the_curve(model):
+    """A line with one slope for all: no higher likelihood beside it, by quadrature over intercepts."""
+    random, t, rows = np.random.default_rng(5), np.arange(5.0), []
+    for _ in range(15):
+        level = 5 + random.normal()
+        rows.append([level - 0.5 * time + 0.4 * random.normal() for time in t])
+    y = np.array(rows)
+    data = nf.LongitudinalData.regular(torch.tensor(t).expand(15, -1), torch.tensor(y))
+    line = nf.Model(nf.curves.linear(), model, fixed=("slope",))
+    fit = line.fit(data, seed=1, particles=2048, progress=False)
+    grid = np.linspace(1e-3, 10, 4001)
+
+    def log_likelihood(mean, sd, slope, *scale):
+        curve = grid[:, None] + slope * t
+        error = scale[0] * abs(curve) if len(scale) == 1 else np.hypot(scale[0], scale[1] * curve)
+        log_data = stats.norm.logpdf(y[:, None], curve, error).sum(-1)
+        return np.log(np.trapezoid(np.exp(log_data + stats.norm.logpdf(grid, mean, sd)), grid)).sum()
+
+    place = [float(fit.law.mean[0]), float(fit.law.sd[0]), fit.fixed["slope"], *fit.sigma.tolist()]
+    reached = log_likelihood(*place)
+    found = minimize(lambda at: -log_likelihood(*at), place, method="Nelder-Mead")
+    assert -found.fun == pytest.approx(reached, abs=0.02)
 
 
 def test_bad_residuals_are_refused():

@@ -227,7 +227,7 @@ def fixed_effects_system(
         for rows in people.chunks(phi.shape[1] * (len(state.beta) + 1)):
             some = index[rows]
             prediction, slopes = people.jacobian(phi[some], state.beta, rows, only_beta=True)
-            residual, slope = people.standardised(prediction, slopes[..., :size], sigma, rows)
+            residual, slope = people.standardised(prediction, slopes[..., :size], sigma, rows, exact=True)
             weighted = (slope * weights[some, :, None, None]).flatten(0, 2)
             left += weighted.mT @ slope.flatten(0, 2)
             right += weighted.mT @ residual.flatten()

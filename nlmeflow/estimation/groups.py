@@ -81,6 +81,16 @@ class WithinResidual(Residual):
     ) -> tuple[Tensor, Tensor]:
         return self.inner.working(response, prediction, self.split(sigma)[0], bounds)
 
+    def score(
+        self,
+        response: Tensor,
+        prediction: Tensor,
+        sigma: Tensor,
+        mask: Tensor,
+        bounds: Bounds | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        return self.inner.score(response, prediction, self.split(sigma)[0], mask, bounds)
+
     def summary(
         self, response: Tensor, prediction: Tensor, mask: Tensor, bounds: Bounds | None = None
     ) -> Summary:

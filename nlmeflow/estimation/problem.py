@@ -262,18 +262,29 @@ class Problem:
         return value[..., 0, :], slopes.mT
 
     def standardised(
-        self, prediction: Tensor, slopes: Tensor, sigma: Tensor, rows: slice = slice(None)
+        self,
+        prediction: Tensor,
+        slopes: Tensor,
+        sigma: Tensor,
+        rows: slice = slice(None),
+        exact: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Return residuals (..., n) and slopes (..., n, k) in units of the error's scale, zero where unseen.
 
         prediction (N, n) or (N, M, n) with its derivatives: the linear model whose errors have variance one.
+        exact : the products of slopes and residuals are the derivatives of the log-likelihood, also where the
+            scale of the error depends on the prediction.
         """
         extra = prediction.ndim - 2
         response, mask = (
             part[rows].reshape(-1, *[1] * extra, part.shape[1])
             for part in (self.data.response, self.data.mask)
         )
-        residual, scale = self.residual.working(response, prediction, sigma, self.bounds(rows, extra))
+        bounds = self.bounds(rows, extra)
+        if exact:
+            residual, scale = self.residual.score(response, prediction, sigma, mask, bounds)
+        else:
+            residual, scale = self.residual.working(response, prediction, sigma, bounds)
         slope = slopes * scale[..., None]
         residual = torch.where(mask & torch.isfinite(residual), residual, 0.0)
         return residual, torch.where(mask[..., None] & torch.isfinite(slope), slope, 0.0)

@@ -84,6 +84,23 @@ class Combined(Residual):
         scale = self._variance(prediction, sigma).sqrt()
         return (response - prediction) / scale, 1 / scale
 
+    def score(
+        self,
+        response: Tensor,
+        prediction: Tensor,
+        sigma: Tensor,
+        mask: Tensor,
+        bounds: Bounds | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return r = (e + c (e^2 - 1)) / k and s = k / v^(1/2), c = b^2 f / v^(1/2), k^2 = 1 + 2 c^2.
+
+        v = a^2 + b^2 f^2.
+        """
+        error, slope = self.working(response, prediction, sigma)
+        bend = sigma[1] ** 2 * prediction * slope
+        more = (1 + 2 * bend.square()).sqrt()
+        return (error + bend * (error.square() - 1)) / more, slope * more
+
     def summary(
         self, response: Tensor, prediction: Tensor, mask: Tensor, bounds: Bounds | None = None
     ) -> Predicted:

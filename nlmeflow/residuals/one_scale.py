@@ -56,6 +56,7 @@ class OneScale(Residual):
     names: ClassVar[tuple[str, ...]] = ("sigma",)
     takes_bounds: ClassVar[bool] = True
     sums_up: ClassVar[bool] = True
+    moves_scale: ClassVar[bool] = True  # whether the scale of the error depends on the prediction
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sigma", given_or_none(self.sigma, "sigma"))
@@ -90,6 +91,18 @@ class OneScale(Residual):
         if bounds is not None:
             error = torch.where(censored(bounds), self._between(prediction, sigma, bounds)[0], error)
         return error, self.slope(response, prediction) / sigma[0]
+
+    def score(
+        self,
+        response: Tensor,
+        prediction: Tensor,
+        sigma: Tensor,
+        mask: Tensor,
+        bounds: Bounds | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        if not self.moves_scale:
+            return self.working(response, prediction, sigma, bounds)
+        return super().score(response, prediction, sigma, mask, bounds)
 
     def left_open(self, prediction: Tensor, sigma: Tensor, bounds: Bounds) -> Tensor:
         mean, square = self._between(prediction, sigma, bounds)
@@ -158,6 +171,8 @@ class OneScale(Residual):
 class Additive(OneScale):
     """Additive error, y = f + sigma e, e standard normal; sigma in the response's unit."""
 
+    moves_scale: ClassVar[bool] = False
+
     def error(self, response: Tensor, prediction: Tensor) -> Tensor:
         return response - prediction
 
@@ -193,6 +208,25 @@ class Proportional(OneScale):
     def slope(self, response: Tensor, prediction: Tensor) -> Tensor:
         return 1 / prediction.abs()
 
+    def score(
+        self,
+        response: Tensor,
+        prediction: Tensor,
+        sigma: Tensor,
+        mask: Tensor,
+        bounds: Bounds | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return r = (e + c (e^2 - 1)) / k and s = k / (sigma |f|), c = sigma sign(f), k^2 = 1 + 2 sigma^2.
+
+        Of censored observations with the conditional moments of e.
+        """
+        error, slope = self.working(response, prediction, sigma, bounds)
+        square = error.square()
+        if bounds is not None:
+            square = torch.where(censored(bounds), self._between(prediction, sigma, bounds)[1], square)
+        more = (1 + 2 * sigma[0] ** 2).sqrt()
+        return (error + sigma[0] * prediction.sign() * (square - 1)) / more, slope * more
+
     def sample(self, prediction: Tensor, sigma: Tensor, random: torch.Generator) -> Tensor:
         return prediction + sigma[0] * prediction.abs() * noise(prediction, random)
 
@@ -206,6 +240,7 @@ class LogAdditive(OneScale):
 
     domain: ClassVar[str] = "The log-additive error needs positive responses"
     logarithmic: ClassVar[bool] = True
+    moves_scale: ClassVar[bool] = False
 
     def outside(self, response: Tensor) -> Tensor:
         return response <= 0

@@ -100,6 +100,26 @@ class Residual(Saved, ABC):
         Of censored observations the conditional mean of the residual: it has the same derivative.
         """
 
+    def score(
+        self,
+        response: Tensor,
+        prediction: Tensor,
+        sigma: Tensor,
+        mask: Tensor,
+        bounds: Bounds | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return a residual r and a slope s: r s is the derivative of log p(y | f) in the prediction f.
+
+        Where the scale of the error depends on f the residual of `working` lacks a part of it. s^2 is the
+        information on f, or near to it. Here by differentiation.
+        """
+        with torch.enable_grad():
+            at = prediction.detach().requires_grad_()
+            value = self.log_likelihood(self.summary(response, at, mask, bounds), sigma)
+            (found,) = torch.autograd.grad(value.sum(), at)
+        slope = self.working(response, prediction, sigma, bounds)[1]
+        return found / slope, slope
+
     def left_open(self, prediction: Tensor, sigma: Tensor, bounds: Bounds) -> Tensor:
         """Return the variance of the standardised error that bounds leave open, zero where observed."""
         return torch.zeros_like(prediction)

@@ -296,11 +296,10 @@ def trajectories(
     times = np.linspace(float(observed.min()), float(observed.max()), whole("points", points, 2))
     for k, row in enumerate(rows):
         mask = fit.data.mask[row]
-        color = plt.cm.viridis(k / max(1, len(rows) - 1) * 0.9)
-        ax.plot(fit.data.time[row, mask], fit.data.response[row, mask], "o", ms=3.5, color=color)
-        ax.plot(
-            times, _mean_curve(fit, row, phi[row], weights[row], times), color=color, label=words(chosen[k])
-        )
+        color, marker = plt.cm.viridis(k / max(1, len(rows) - 1) * 0.75), "o^sD"[k % 4]  # dark on white
+        ax.plot(fit.data.time[row, mask], fit.data.response[row, mask], marker, ms=3.5, color=color)
+        curve, style = _mean_curve(fit, row, phi[row], weights[row], times), ("-", "--", "-.", ":")[k % 4]
+        ax.plot(times, curve, ls=style, color=color, label=words(chosen[k]))
     ax.set_xlabel(words(fit.data.names[1]))
     ax.set_ylabel(words(fit.data.names[2]))
     return ax
@@ -310,6 +309,14 @@ def _mean_curve(fit: Fit, row: int, phi: Tensor, weights: Tensor, times: np.ndar
     """Return E[f(t; psi_i) | y_i] of the individual in a row, over its heaviest particles."""
     chosen, weight = heaviest(phi[None], weights[None], 200)
     return (weight[0] @ fit.curves_of(row, chosen[0], fit.beta.new_tensor(times)) / weight.sum()).numpy()
+
+
+def _on_its_scale(fit: Fit, name: str) -> str:
+    """Return a column of SAEM's trace with the scale of its parameter: "mean log s" for "mean s"."""
+    *words_before, parameter = name.split(" ")
+    known = parameter in fit.model.curve.names
+    scale = fit.model.curve[parameter].scale.name if known else "identity"
+    return " ".join([*words_before, *([] if scale == "identity" else [scale]), parameter])
 
 
 @checked
@@ -339,7 +346,7 @@ def saem_paths(fit: Fit, exact: Mapping[str, float] | None = None) -> Figure:
         panel.axvline(falls, color="#555555", lw=0.8, ls=":")
         if exact and name in exact:
             panel.axhline(exact[name], color="#222222", lw=1.0, ls="--")
-        panel.set_title(words(name), fontsize=10)
+        panel.set_title(words(_on_its_scale(fit, name)), fontsize=10)
     for panel in panels.flat[len(names) :]:
         panel.set_visible(False)
     for panel in panels.flat[max(0, len(names) - across) : len(names)]:

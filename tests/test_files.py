@@ -258,3 +258,13 @@ def test_points_and_decimal_commas_in_columns_of_their_own_are_decimals(tmp_path
     path = tmp_path / "my.csv"
     path.write_text("id;zeit;wert\n1;0,5;1.2341\n2;1,5;2.5\n")
     assert nf.read_table(path).frame["wert"].tolist() == [1.2341, 2.5]
+
+
+@pytest.mark.parametrize("cells", ["2,5;k.A.", "2,5;later", "85 %;often %"])
+def test_nothing_is_said_of_a_column_that_stays_text(tmp_path, cells):
+    path = tmp_path / "my.csv"
+    one, other = cells.split(";")
+    path.write_text(f"id\twert\n1\t{one}\n2\t{other}\n")
+    table = nf.read_table(path)
+    assert table.frame["wert"].tolist() == [one, other]
+    assert table.remarks == ("Columns are separated by tabs.",)

@@ -285,9 +285,9 @@ def _values(name: str, values: np.ndarray, remarks: list[str], is_name: bool, in
         return column.mask(missing) if named else _numbers(column, missing)
     if is_name:
         return column.mask(empty)
-    plain = known.str.replace(MINUS, "-", regex=False)
+    plain, said = known.str.replace(MINUS, "-", regex=False), list[str]()
     if known.str.endswith("%").all():
-        remarks.append(f"Column '{name}' holds percentages; 85 % is read as 85.")
+        said.append(f"Column '{name}' holds percentages; 85 % is read as 85.")
         plain = plain.str.rstrip("%").str.strip()
     commas, points = (plain.str.contains(sign, regex=False) for sign in ",.")
     if in_file and points.any() and commas.any():
@@ -302,9 +302,10 @@ def _values(name: str, values: np.ndarray, remarks: list[str], is_name: bool, in
     if commas.any() and plain[commas].str.fullmatch(DECIMAL_COMMA).all():
         if plain[commas].str.fullmatch(THOUSANDS).all():
             return column.mask(missing)  # 1,234 may be either; a message asks when the column is used
-        remarks.append(f"Column '{name}' has decimal commas; 3,5 is read as 3.5.")
+        said.append(f"Column '{name}' has decimal commas; 3,5 is read as 3.5.")
         plain = plain.str.replace(",", ".", regex=False)
     if pd.to_numeric(plain, errors="coerce").notna().all():
+        remarks += said
         return _numbers(column.where(missing, plain), missing)
     if known.str.fullmatch(DATE).all():
         dates = pd.to_datetime(column.mask(missing), errors="coerce", format="ISO8601")

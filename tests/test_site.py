@@ -266,8 +266,9 @@ def test_captions_can_be_read_in_both_modes(page, theme, browser, site):
     )
 
 
-GOES_ON = """[...document.querySelectorAll(".table-box, .figure-box, div.output:not(.sentences) pre")]
-    .filter((e) => e.offsetParent).map((e) => [e.scrollWidth > e.clientWidth + 1,
+GOES_ON = """[...document.querySelectorAll(
+    ".table-box, .figure-box, div.output:not(.sentences) pre, div.math > mjx-container")]
+    .filter((e) => e.checkVisibility()).map((e) => [e.scrollWidth > e.clientWidth + 1,
                                                getComputedStyle(e).maskImage !== "none"])"""
 
 

@@ -124,7 +124,7 @@ def locate(problem: Problem, state: State, particles: int, random: torch.Generat
     problem = problem.near(gaussian, state.beta, state.sigma)
     mean = gaussian.mean.expand(len(problem), -1).clone()
     laplace = modes(problem, gaussian, state.beta, state.sigma, mean, steps=20)
-    own = _alone_from(problem, gaussian, state.beta, state.sigma, _promising(problem, gaussian, state))
+    own = _alone_from(problem, gaussian, state.beta, state.sigma, _likeliest(problem, gaussian, state))
     other = modes(problem, gaussian, state.beta, state.sigma, own.mode, steps=20)
     laplace = _likelier(problem, gaussian, state, laplace, other)
     proposal = Proposal(laplace.mode, laplace.factor, state.law, gaussian.inflated(2.0))
@@ -151,7 +151,7 @@ def _settled(
     return proposal, drawn, step
 
 
-def _promising(problem: Problem, law: GaussianLaw, state: State) -> Tensor:
+def _likeliest(problem: Problem, law: GaussianLaw, state: State) -> Tensor:
     """Return the places (N, d), near and far along each parameter, where each one's data are likeliest."""
     steps = law.mean.new_tensor(DISTANCES)
     far = torch.cat([-steps, steps])[:, None, None] * law.sd.diag()  # (2 K, d, d): one parameter moves

@@ -171,7 +171,7 @@ def maximise(
 
 
 def beta_step(problem: Problem, state: State, particles: Particles, step: Expectation) -> Tensor:
-    """Return the change of beta: a Gauss-Newton step through the curve, and regressions of the particles.
+    """Return the change of beta: a step of Fisher scoring through the curve, and regressions of the particles.
 
     Effects on random parameters are regressions; under a law made of points, which is the same for all, they
     are moved through the curve as the fixed parameters are.
@@ -218,7 +218,7 @@ def fixed_effects_system(
 ) -> tuple[Tensor, Tensor]:
     """Return curvature and gradient of the weighted log-likelihood in the first entries of beta.
 
-    Gauss-Newton: (size, size) and (size,).
+    Fisher scoring, (size, size) and (size,): the gradient is exact, by `Residual.score`.
     """
     left, right = state.beta.new_zeros(size, size), state.beta.new_zeros(size)
     phi, weights = problem.of_individuals(particles.phi, particles.summary, step.weights, state.sigma)

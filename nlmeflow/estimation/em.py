@@ -171,7 +171,7 @@ def maximise(
 
 
 def beta_step(problem: Problem, state: State, particles: Particles, step: Expectation) -> Tensor:
-    """Return the change of beta: a step of Fisher scoring through the curve, and regressions of the particles.
+    """Return the change of beta: Fisher scoring through the curve, and regressions of the particles.
 
     Effects on random parameters are regressions; under a law made of points, which is the same for all, they
     are moved through the curve as the fixed parameters are.

@@ -337,21 +337,21 @@ def _check_slopes(problem: Problem, slopes: Tensor) -> None:
                 )
 
 
-def _coordinates(slope: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
-    """Return in which combinations (p, r) of parameters, and from where (p,), the least squares are solved.
+def _coordinates(slope: Tensor) -> Tensor | None:
+    """Return combinations (p, r) of parameters in which the least squares are solved, None for themselves.
 
-    slope (N, n, p), place (p,) : of each parameter, and where it is. These are the parameters from zero; but
-    where some do nearly the same, as intercept and slope where time zero is far away, combinations from
-    `place` whose slopes are orthogonal, because normal equations do not tell them apart. Combinations that
-    move nothing are left out.
+    slope (N, n, p) : of each parameter. Where some do nearly the same, as intercept and slope where time zero
+    is far away, normal equations do not tell them apart: combinations whose slopes are orthogonal do. Those
+    that move nothing are left out.
     """
     flat = slope.flatten(0, 1)
     size = flat.norm(dim=0).clamp_min(1e-300)
     _, lengths, rows = torch.linalg.svd(torch.linalg.qr(flat / size, mode="r").R)
     if lengths[-1].square() > NEARLY:
-        return torch.eye(len(size), dtype=size.dtype), torch.zeros_like(place)
+        return None
     seen = lengths > LEAST * lengths[0]
-    return rows[seen].mT / lengths[seen] / size[:, None], place
+    combinations: Tensor = rows[seen].mT / lengths[seen] / size[:, None]
+    return combinations
 
 
 def _update(
@@ -361,10 +361,12 @@ def _update(
     dim = problem.dim
     slope = linear.slope[..., :dim]
     posterior = _inverse(slope, law)
-    basis, origin = _coordinates(linear.slope, torch.cat([law.mean, beta]))
+    basis, origin = _coordinates(linear.slope), torch.cat([law.mean, beta])
+    if basis is None:
+        origin = torch.zeros_like(origin)
     working = linear.residual + (slope @ (phi - origin[:dim])[..., None]).squeeze(-1)
     working = working + linear.slope[..., dim:] @ (beta - origin[dim:])
-    design = linear.slope @ basis
+    design = linear.slope.clone() if basis is None else linear.slope @ basis
 
     def whiten(x: Tensor) -> Tensor:  # V^-1 x, V = I + J Omega J'
         whitened: Tensor = x - slope @ (posterior @ (slope.mT @ x))
@@ -375,10 +377,13 @@ def _update(
     scale = left.diagonal().clamp_min(1e-300).rsqrt()
     system = left * scale[:, None] * scale + 1e-10 * torch.eye(len(left), dtype=left.dtype)
     solution = scale * torch.linalg.solve(system, scale * right)
-    place = origin + basis @ solution
+    place = solution if basis is None else origin + basis @ solution
     mean, new_beta = place[:dim], place[dim:]
 
-    shift = working - design @ solution
+    if basis is None:
+        shift = working - linear.slope[..., dim:] @ new_beta - slope @ mean
+    else:
+        shift = working - design @ solution
     centre = (posterior @ (slope.mT @ shift[..., None])).squeeze(-1)
     spread = centre.mT @ centre / len(phi) + posterior.mean(0)
     new_law = GaussianLaw.of_moments(mean, spread, len(phi), law.structure, law.prior)

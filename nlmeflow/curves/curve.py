@@ -288,17 +288,9 @@ class Curve:
         """
         for parameter in self.parameters:
             parameter.probe()
-        probe(self.title, self, self.natural, len(self.names), self.inputs, steady=False, linear=self.dose)
+        self._probe(self.title, steady=False, linear=self.dose)
         if self.steady is not None:
-            probe(
-                self._steady_title,
-                self,
-                self.natural,
-                len(self.names),
-                self.inputs,
-                steady=True,
-                linear=self.dose,
-            )
+            self._probe(self._steady_title, steady=True, linear=self.dose)
 
     def probe_at(self, times: Tensor, inputs: Mapping[str, Tensor]) -> None:
         """Call a function of one's own as `probe` does, at times (3, 1, 5) and inputs (3, 1, 1) of data.
@@ -309,8 +301,10 @@ class Curve:
 
         """
         if not self.recipe:
-            some = times, inputs
-            probe(self.title, self, self.natural, len(self.names), self.inputs, steady=False, seen=some)
+            self._probe(self.title, steady=False, seen=(times, inputs))
+
+    def _probe(self, name: str, **how: Any) -> None:
+        probe(name, self, self.natural, len(self.names), self.inputs, **how)
 
     @property
     def _steady_title(self) -> str:

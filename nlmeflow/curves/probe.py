@@ -48,8 +48,8 @@ def probe(
     if seen is not None:
         t, inputs_of = seen[0], inputs_of | dict(seen[1])
 
-    def on_all(phi: Tensor, times: float = 1.0) -> Any:
-        x = {k: v * times if k == linear else v.clone() for k, v in inputs_of.items()}
+    def on_all(phi: Tensor, factor: float = 1.0) -> Any:
+        x = {k: v * factor if k == linear else v.clone() for k, v in inputs_of.items()}
         return call(t.clone(), natural(phi), x, interval)
 
     def value(axis: int = 0, places: slice = slice(None)) -> Tensor:

@@ -21,7 +21,7 @@ from nlmeflow.laws.gaussian import Gaussian, GaussianLaw
 
 BROKEN = (EstimationError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
 ROUNDED = 1e-10  # share of a diagonal entry that is left by the other coordinates, under which rounding rules
-LIKELIER = 1.0  # nats by which a second start is better
+LIKELIER = 1.0  # nats by which a second start, or mode, is better
 WIDER = 3.0  # times the sds of the first values, where individuals are followed
 ALIKE = 1e-4  # smallest eigenvalue of slopes, as of a correlation matrix: parameters do nearly the same
 EXACTLY = 1e-12  # distance between slopes of length one, of parameters that do the same

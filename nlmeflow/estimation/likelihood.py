@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nlmeflow.estimation.em import State, evaluate
-from nlmeflow.estimation.laplace import Laplace, modes
+from nlmeflow.estimation.laplace import LIKELIER, Laplace, modes
 from nlmeflow.estimation.particles import Particles, Proposal, adapted, draw
 from nlmeflow.estimation.problem import CHUNK, Problem
 from nlmeflow.laws.affine import safe_cholesky
@@ -28,7 +28,6 @@ ERROR, SMALL = 0.1, 200  # of the log-likelihood of so many individuals or fewer
 ALONE = 25.0  # standard deviations of the Gaussian under which an individual stands alone
 DISTANCES = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)  # in sds of a parameter, at which an individual is sought
 FEW = 20.0  # effective particles, under which an individual is sought once more, under the law itself
-LIKELIER = 1.0  # nats by which a second mode is taken
 AT_A_TIME, MODE_STEPS = 2000, 60  # individuals whose modes are sought together; steps of L-BFGS, at most
 
 

@@ -39,9 +39,8 @@ SAVED = Path(__file__).resolve().parent / "saved"
 @pytest.mark.parametrize(
     "name", ["gaussian_fit", "mixture_fit", pytest.param("flow_fit", marks=pytest.mark.slow)]
 )
-def test_save_and_load(name, request, tmp_path, senescence, monkeypatch):
+def test_save_and_load(name, request, tmp_path, senescence):
     fit = request.getfixturevalue(name)
-    monkeypatch.setattr("nlmeflow.fitting.tables.REPLICATES", 10)  # of the bootstrap behind summaries
     path = tmp_path / "folder" / "fit"
     fit.save(path)
     again = nf.load(path)

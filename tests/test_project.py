@@ -10,6 +10,7 @@ from importlib.metadata import distribution
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import papermill
 import pytest
 import yaml
@@ -182,6 +183,15 @@ def test_check_parameters_reads_the_two_cells_before_it():
         nf.ModelError, match="n is an integer from 1 to 2,000; got 0"
     ):  # edited in the notebook
         nf.notebook.check_parameters(["import x", declared.replace("3", "0"), "check"], n=(1, 2000))
+
+
+def test_tables_of_a_page_have_the_digits_of_their_columns():
+    frame = pd.DataFrame({("gain", "S"): [1.0, -0.0001], ("gain", "R"): [None, 0.123456], "n": [1, 2]})
+    shown = nf.notebook.table(frame, {"gain, R": 4})
+    assert shown.to_numpy().tolist() == [["1.00", "–", 1], ["0.00", "0.1235", 2]]
+    assert nf.notebook.table(frame, 1).iloc[1].tolist() == ["0.0", "0.1", 2]
+    with pytest.raises(nf.ModelError, match="digits names 'gain', which is no column of the table"):
+        nf.notebook.table(frame, {"gain": 3})
 
 
 def checking(path):

@@ -152,20 +152,34 @@ class Results:
 
 
 @checked
-def table(frame: pd.DataFrame | pd.Series, digits: int = 2) -> pd.DataFrame:
+def table(frame: pd.DataFrame | pd.Series, digits: int | Mapping[str, int] = 2) -> pd.DataFrame:
     """Return a table as it is shown on a page: fractions with so many digits, a dash for what is absent.
 
     It has one row of heads: levels of the columns are joined by a comma. A series is a table of one column.
+    digits : of all fractions, or by column, 2 in those that it does not name.
+
+    Raises
+    ------
+    ModelError : digits of a column that the table does not have.
+
     """
 
-    def written(value: Any) -> Any:
-        if pd.isna(value):
-            return "–"
-        return f"{round(value, digits) + 0.0:.{digits}f}" if isinstance(value, float) else value
+    def column(values: pd.Series) -> pd.Series:
+        places = digits if isinstance(digits, int) else digits.get(str(values.name), 2)
+
+        def written(value: Any) -> Any:
+            if pd.isna(value):
+                return "–"
+            return f"{round(value, places) + 0.0:.{places}f}" if isinstance(value, float) else value
+
+        return values.map(written)
 
     shown = frame.to_frame() if isinstance(frame, pd.Series) else frame
     heads = [", ".join(map(str, head)) if isinstance(head, tuple) else head for head in shown]
-    return shown.map(written).set_axis(heads, axis=1).rename_axis(columns=None)
+    if not isinstance(digits, int) and (unknown := [name for name in digits if name not in map(str, heads)]):
+        known = ", ".join(f"'{head}'" for head in heads)
+        raise ModelError(f"digits names '{unknown[0]}', which is no column of the table: {known}.")
+    return shown.set_axis(heads, axis=1).apply(column).rename_axis(columns=None)
 
 
 @checked

@@ -187,7 +187,7 @@ def _explained(message: str, task: Task) -> str:
     error = f"residual parameters far from what the data show ({residual})" if residual.given else NO_ERROR
     first = "" if starts else "; a bad start (give first values with fit(..., start={...}))"
     none = "a parameter that the data do not determine (name it in fixed=(...))"
-    return f"{message} Usual causes: {error}; {none}{way}{first}.{given}"
+    return f"{message}{given} {'Other' if starts else 'Usual'} causes: {error}; {none}{way}{first}."
 
 
 def _way(data: LongitudinalData) -> str:

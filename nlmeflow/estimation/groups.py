@@ -26,7 +26,7 @@ from nlmeflow.errors import ModelError
 from nlmeflow.estimation.laplace import GaussianStart, Laplace, gaussian_start, linearise, modes, redamped
 from nlmeflow.estimation.particles import NARROW
 from nlmeflow.estimation.problem import Problem
-from nlmeflow.laws.affine import normal_log_prob, safe_cholesky
+from nlmeflow.laws.affine import independent_log_prob, normal_log_prob, safe_cholesky
 from nlmeflow.laws.gaussian import Gaussian, GaussianLaw
 from nlmeflow.laws.law import Law
 from nlmeflow.numerics import log_mean
@@ -40,11 +40,19 @@ NEWTON = 25  # steps to the modes, at most
 
 @dataclass(frozen=True)
 class WithinSummary(Summary):
-    """Deviations b (P, L, K, w), log q(b | mu) (P, L, K), and what the inner error model needs of each."""
+    """Deviations b (P, L, K, w), log q(b | mu) (P, L, K), and what the inner error model needs of each.
+
+    known : the residual parameters for which `WithinResidual.log_ratios` was asked last, and the ratios: EM
+        asks for them to weigh particles, and again to weigh deviations.
+    """
 
     deviation: Tensor
     log_proposal: Tensor
     inner: Summary
+
+    @cached_property
+    def known(self) -> list[Tensor]:
+        return []
 
     def finite(self) -> "WithinSummary":
         return WithinSummary(self.deviation, self.log_proposal, self.inner.finite())
@@ -101,10 +109,15 @@ class WithinResidual(Residual):
 
     def log_ratios(self, summary: WithinSummary, sigma: Tensor) -> Tensor:
         """Return log p(y_gp | mu + b) + log N(b; 0, omega^2) - log q(b | mu), (P, L, K)."""
-        sigma, omega = self.split(sigma)
-        seen = self.inner.log_likelihood(summary.inner, sigma).reshape(summary.log_proposal.shape)
-        zero = torch.zeros_like(omega)
-        return seen + normal_log_prob(summary.deviation, zero, omega.diag()) - summary.log_proposal
+        kept = not torch.is_grad_enabled()
+        if kept and summary.known and summary.known[0] is sigma:
+            return summary.known[1]
+        inner, omega = self.split(sigma)
+        seen = self.inner.log_likelihood(summary.inner, inner).reshape(summary.log_proposal.shape)
+        ratios = seen + independent_log_prob(summary.deviation, omega) - summary.log_proposal
+        if kept:
+            summary.known[:] = [sigma, ratios]
+        return ratios
 
     def log_likelihood(self, summary: WithinSummary, sigma: Tensor) -> Tensor:
         """Return log p(y_g | mu) of groups, (G, L)."""
@@ -158,7 +171,7 @@ class Local:
         wide = NARROW * self.factor[:, None]
         near = mean[..., None, :] + noise[..., :CONDITIONAL, :] @ wide.mT
         b = torch.cat([near, noise[..., CONDITIONAL:, :] * self.omega], -2)
-        logs = (normal_log_prob(b, mean, wide), normal_log_prob(b, mean.new_zeros(width), self.omega.diag()))
+        logs = (normal_log_prob(b, mean, wide), independent_log_prob(b, self.omega))
         shares = torch.tensor([CONDITIONAL / count, FREE / count], dtype=mu.dtype).log()
         return b, torch.logaddexp(logs[0] + shares[0], logs[1] + shares[1])
 

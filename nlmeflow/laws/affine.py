@@ -46,6 +46,14 @@ def normal_log_prob(phi: Tensor, mean: Tensor, factor: Tensor) -> Tensor:
     return -0.5 * (z.square_() @ ones) - constant[..., None]
 
 
+def independent_log_prob(deviation: Tensor, sd: Tensor) -> Tensor:
+    """Return log N(b; 0, diag(sd^2)) for b (..., d), sd (d,)."""
+    dim = len(sd)
+    ones = torch.ones(dim, dtype=deviation.dtype)
+    z = deviation * sd.reciprocal()
+    return -0.5 * (z.square_() @ ones) - (sd.log().sum() + 0.5 * LOG_2PI * dim)
+
+
 def check_factors(means: Tensor, factors: Tensor) -> None:
     """Raise ModelError unless means (..., d) and lower factors (..., d, d) belong together."""
     if means.ndim == 0 or factors.shape != (*means.shape, means.shape[-1]):

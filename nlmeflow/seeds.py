@@ -4,6 +4,8 @@ Each use of a seed has a stream of its own, named in `Stream`, so that adding dr
 shifts another and no two places share their draws.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum, unique
 
 import numpy as np
@@ -96,3 +98,22 @@ def generator(seed: Seed) -> torch.Generator:
 def integer(random: torch.Generator) -> int:
     """Draw a seed for a library that wants an integer."""
     return int(torch.randint(2**31 - 1, (), generator=random))
+
+
+@contextmanager
+def usual_precision() -> Iterator[None]:
+    """Draw what torch draws in its default precision, in single precision whatever the user made of it."""
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(dtype)
+
+
+def sobol(n: int, dim: int, seed: int | None) -> torch.Tensor:
+    """Return the first n Sobol points of [0, 1)^d, scrambled by a seed, as they are for None: (n, d)."""
+    with usual_precision():  # the engine keeps its first point in it
+        engine = torch.quasirandom.SobolEngine(dim, scramble=seed is not None, seed=seed)
+        points: torch.Tensor = engine.draw(n, dtype=torch.float64)
+    return points

@@ -32,7 +32,7 @@ from nlmeflow.laws.law import Law
 from nlmeflow.numerics import log_mean
 from nlmeflow.residuals.censoring import Bounds
 from nlmeflow.residuals.residual import Residual, Summary
-from nlmeflow.seeds import derive, generator
+from nlmeflow.seeds import derive, generator, sobol
 
 CONDITIONAL, FREE = 6, 2  # draws of b from its conditional distribution, and from N(0, omega^2)
 NEWTON = 25  # steps to the modes, at most
@@ -162,11 +162,10 @@ class Local:
         moved = mu - self.place[:, None]
         mean = self.deviation[:, None] - moved @ self.gain.mT
         count, width = CONDITIONAL + FREE, len(self.omega)
-        sobol = torch.quasirandom.SobolEngine(width, scramble=True, seed=0)
         mixing = torch.rand(mu.shape[-1], width, generator=generator(0), dtype=mu.dtype) + 0.5
         turns = 1e5 * (moved / self.spread) @ mixing
         offset = torch.rand(len(mu), 1, width, generator=generator(1), dtype=mu.dtype)
-        points = sobol.draw(count, dtype=mu.dtype) + (turns + offset)[..., None, :]
+        points = sobol(count, width, 0) + (turns + offset)[..., None, :]
         noise = torch.special.ndtri(points.remainder_(1.0).clamp_(1e-12, 1 - 1e-12))
         wide = NARROW * self.factor[:, None]
         near = mean[..., None, :] + noise[..., :CONDITIONAL, :] @ wide.mT

@@ -20,7 +20,7 @@ from nlmeflow.laws.gaussian import GaussianLaw
 from nlmeflow.laws.law import Law
 from nlmeflow.numerics import moments
 from nlmeflow.residuals.residual import Summary
-from nlmeflow.seeds import integer
+from nlmeflow.seeds import integer, sobol
 
 NARROW, WIDE = 1.15, 2.5  # inflation of the individual's own scale
 SHARES = (0.7, 0.2, 0.05, 0.05)  # narrow, wide, law, broad
@@ -199,8 +199,7 @@ def _allocate(n: int) -> list[int]:
 def _local(centre: Tensor, factor: Tensor, n: int, random: torch.Generator) -> Tensor:
     """Draw (N, n, d) Gaussian points from one Sobol set, shifted at random for each individual."""
     size, dim = centre.shape
-    sobol = torch.quasirandom.SobolEngine(dim, scramble=True, seed=integer(random))
-    points = sobol.draw(n, dtype=centre.dtype)
+    points = sobol(n, dim, integer(random))
     shift = torch.rand(size, 1, dim, generator=random, dtype=centre.dtype)
     uniform = (points + shift).remainder_(1.0)
     uniform.clamp_(1e-12, 1 - 1e-12)

@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from nlmeflow.estimation.em import Record, Result, Schedule, State, maximise
+from nlmeflow.estimation.em import SHORTER, Record, Result, Schedule, State, beta_step, maximise
 from nlmeflow.estimation.likelihood import DataLikelihood, on_points, weighed_points
 from nlmeflow.estimation.particles import Proposal
 from nlmeflow.estimation.problem import Problem
@@ -19,6 +19,7 @@ from nlmeflow.numerics import moments
 
 REST = 30  # rounds of places and residual parameters, at most
 EM_STEPS = 30  # of the residual parameters in each
+FALL = 1e-6  # nats by which a step may lose likelihood; the change of beta is shortened after one that does
 RESTED = 1e-3  # nats of log-likelihood that the residual parameters still gain, at the end
 COARSE = 0.1  # in a model with two levels, whose likelihood has a Monte-Carlo error far above this
 
@@ -90,11 +91,18 @@ def _vector(state: State) -> Tensor:
 def _residuals(problem: Problem, state: State) -> tuple[float, State, float]:
     """Return the log-likelihood, the state after EM of all but the points' places, and the gain."""
     particles, step = on_points(problem, state)
-    before = float(step.log_likelihood.sum())
+    before = value = float(step.log_likelihood.sum())
     for _ in range(EM_STEPS):
-        state = maximise(problem, state, particles, step, Schedule())
-        if len(state.beta):
-            particles, step = on_points(problem, state)
-        else:  # predictions at the points are the same
+        if not len(state.beta):  # predictions at the points are the same
+            state = maximise(problem, state, particles, step, Schedule())
             step = weighed_points(problem, state, particles)
-    return before, state, float(step.log_likelihood.sum()) - before
+            value = float(step.log_likelihood.sum())
+            continue
+        change = beta_step(problem, state, particles, step)
+        for share in (1.0, *SHORTER):
+            moved = maximise(problem, state, particles, step, Schedule(), share * change)
+            moved_particles, moved_step = on_points(problem, moved)
+            if (new := float(moved_step.log_likelihood.sum())) >= value - FALL:
+                break
+        state, particles, step, value = moved, moved_particles, moved_step, new
+    return before, state, value - before

@@ -14,6 +14,7 @@ from nlmeflow.curves import Parameter
 from nlmeflow.errors import EstimationError, ModelError
 from nlmeflow.estimation.problem import Problem
 from nlmeflow.numerics import TINY
+from nlmeflow.seeds import sobol
 
 N_COMBINATIONS = 4096
 N_LOOKED_AT = 200
@@ -164,8 +165,7 @@ def _combinations(choices: list[Tensor], seed: int) -> Tensor:
         count *= len(choice)
     if count <= N_COMBINATIONS:
         return torch.cartesian_prod(*choices).reshape(count, len(choices))
-    sobol = torch.quasirandom.SobolEngine(len(choices), scramble=True, seed=seed)
-    place = sobol.draw(N_COMBINATIONS)
+    place = sobol(N_COMBINATIONS, len(choices), seed).float()
     columns = [c[(place[:, k] * len(c)).long().clamp(max=len(c) - 1)] for k, c in enumerate(choices)]
     return torch.stack(columns, 1)
 

@@ -292,7 +292,7 @@ class Fit(Fitted):
             phi = self.law.sample(n, seed)
             for name, sd in self.within.items():
                 stream = derive(seed, Stream.DRAWN_POPULATION, self.names.index(name))
-                noise = torch.randn(n, generator=generator(stream))
+                noise = torch.randn(n, generator=generator(stream), dtype=torch.float32)
                 phi[:, self.names.index(name)] += sd * noise
             natural = self.model.curve.natural(phi, self.names)
         return pd.DataFrame({name: value.numpy() for name, value in natural.items()})

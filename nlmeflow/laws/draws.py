@@ -72,7 +72,7 @@ def resample(phi: Tensor, weights: Tensor, n: int, random: torch.Generator) -> T
 
 def shuffled(phi: Tensor, random: torch.Generator) -> Tensor:
     """Return each individual's phi (N, M, d) in an order of its own: systematic draws come sorted."""
-    return taken(phi, torch.argsort(torch.rand(phi.shape[:2], generator=random), dim=1))
+    return taken(phi, torch.argsort(torch.rand(phi.shape[:2], generator=random, dtype=torch.float32), dim=1))
 
 
 def heaviest(phi: Tensor, weights: Tensor, n: int) -> tuple[Tensor, Tensor]:

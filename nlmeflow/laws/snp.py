@@ -26,7 +26,7 @@ from nlmeflow.laws.law import Law
 from nlmeflow.laws.mixture import Mixture
 from nlmeflow.laws.specification import Specification, lowest_bic
 from nlmeflow.numerics import LOG_2PI
-from nlmeflow.seeds import Seed, Stream, derive, generator
+from nlmeflow.seeds import Seed, Stream, derive, generator, sobol
 
 HIGHEST = 4  # order: beyond it an SNP density oscillates
 REACH = 12.0  # standard deviations within which draws lie
@@ -239,10 +239,8 @@ class SNP(Specification):
         gaussian = population(draws)
         starts = []
         index = exponents(gaussian.dim, order)
-        engine = torch.quasirandom.SobolEngine(
-            gaussian.dim, scramble=True, seed=derive(seed, Stream.SNP_START)
-        )
-        z = torch.special.ndtri(engine.draw(4096, dtype=torch.float64).clamp(1e-9, 1 - 1e-9))
+        points = sobol(4096, gaussian.dim, derive(seed, Stream.SNP_START))
+        z = torch.special.ndtri(points.clamp(1e-9, 1 - 1e-9))
         normal = normal_log_prob(z, torch.zeros_like(z[0]), torch.eye(gaussian.dim, dtype=z.dtype))
         basis = hermite(z, order)[:, torch.arange(gaussian.dim), index].prod(-1)
         for width in WIDTHS:

@@ -28,6 +28,7 @@ from zuko.transforms import (
 
 from nlmeflow.laws.affine import Affine
 from nlmeflow.numerics import LOG_2PI
+from nlmeflow.seeds import sobol
 from nlmeflow.studies.scenario import Truth
 
 PARTS = ("gaussian", "student", "box", "ball", "laplace")
@@ -184,8 +185,7 @@ def _truth(base: Base, place: ComposedTransform, dim: int) -> Truth:
 
 def _sobol(dim: int) -> tuple[np.ndarray, np.ndarray]:
     """Return uniform u (n,) and standard normal z (n, d) of Sobol points, each in the middle of its cell."""
-    points = torch.quasirandom.SobolEngine(dim + 1).draw(SOBOL_POINTS, dtype=torch.float64).numpy()
-    points = points + 0.5 / SOBOL_POINTS
+    points = sobol(SOBOL_POINTS, dim + 1, None).numpy() + 0.5 / SOBOL_POINTS
     return points[:, 0], stats.norm.ppf(points[:, 1:])
 
 

@@ -19,14 +19,14 @@ from nlmeflow.laws.draws import Folds, PosteriorDraws, TrainingSet, expectation
 from nlmeflow.laws.em import climb
 from nlmeflow.laws.flow.ensemble import Flow
 from nlmeflow.laws.flow.law import standardised
-from nlmeflow.laws.flow.network import RATES, spline_layer
+from nlmeflow.laws.flow.network import RATES, first_weights, spline_layer
 from nlmeflow.laws.flow.training import DRAWS, Ascent, noise_width, until_best
 from nlmeflow.laws.gaussian import GaussianLaw, population
 from nlmeflow.laws.law import Law
 from nlmeflow.laws.mixture import Mixture, MixtureLaw, redrawn
 from nlmeflow.numerics import log_mean, moments
 from nlmeflow.records import Saved
-from nlmeflow.seeds import Seed, Stream, derive, generator, integer
+from nlmeflow.seeds import Seed, Stream, derive, generator
 
 SHIFT_STEPS, SHIFT_TOLERANCE = 400, 1e-9  # of EM, nats of log-likelihood
 
@@ -38,8 +38,7 @@ class ConditionalNetwork(nn.Module):
         self, dim: int, covariates: int, components: int, hidden: tuple[int, ...], random: torch.Generator
     ) -> None:
         super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(integer(random))
+        with first_weights(random):
             self.layer = spline_layer(dim, hidden, context=covariates).double()
         self.tilt = nn.Parameter(torch.zeros(components, covariates, dtype=torch.float64))
 

@@ -6,6 +6,8 @@ Murray (2017); splines: Durkan, Bekasov, Murray, Papamakarios (2019). The layers
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -20,7 +22,7 @@ from nlmeflow.arguments import check_fields
 from nlmeflow.errors import ModelError, check_whole, whole
 from nlmeflow.laws.flow.quadratic import Quadratic
 from nlmeflow.records import Saved
-from nlmeflow.seeds import integer
+from nlmeflow.seeds import integer, usual_precision
 
 Kind = Literal["realnvp", "autoregressive", "spline", "quadratic"]
 LAYERS: dict[Kind, int] = {"realnvp": 4, "autoregressive": 2, "spline": 1, "quadratic": 2}
@@ -73,8 +75,7 @@ class Network(Saved):
         """
         if self.kind == "realnvp" and dim == 1:
             raise ModelError("A coupling layer needs two coordinates: with one, use kind='spline'.")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(integer(random))
+        with first_weights(random):
             layers = [self._layer(dim, k) for k in range(self.layers or 1)]
         return Transport(layers).double()
 
@@ -91,6 +92,14 @@ class Network(Saved):
         else:
             layer = MaskedAutoregressiveTransform(dim, order=order, **_affine(self.hidden))
         return layer
+
+
+@contextmanager
+def first_weights(random: torch.Generator) -> Iterator[None]:
+    """Draw the weights of modules made here from `random`, the same ones whatever torch's defaults are."""
+    with torch.random.fork_rng(devices=[]), usual_precision():
+        torch.manual_seed(integer(random))
+        yield
 
 
 def _affine(hidden: tuple[int, ...]) -> dict[str, Any]:

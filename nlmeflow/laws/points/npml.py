@@ -28,7 +28,7 @@ from nlmeflow.laws.points.certificate import log_gradient, peaks
 from nlmeflow.laws.points.law import DiscreteLaw
 from nlmeflow.laws.specification import Specification
 from nlmeflow.numerics import median_sd
-from nlmeflow.seeds import Stream, derive
+from nlmeflow.seeds import Stream, derive, sobol
 
 ROUNDS = 60  # of new points, at most
 DROPPED = 1e-5  # weight, as a share of the largest, under which a point is left out
@@ -344,5 +344,4 @@ def box_of(training: TrainingSet) -> tuple[Tensor, Tensor]:
 
 def _sobol(training: TrainingSet, n: int, stream: Stream) -> Tensor:
     low, high = box_of(training)
-    engine = torch.quasirandom.SobolEngine(len(low), scramble=True, seed=derive(training.seed, stream))
-    return low + (high - low) * engine.draw(n, dtype=low.dtype)
+    return low + (high - low) * sobol(n, len(low), derive(training.seed, stream))

@@ -1,5 +1,7 @@
 """nlmeflow.fitting.conditional, nlmeflow.laws.flow.conditional: what follows a covariate is found."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -56,6 +58,16 @@ def test_shares_of_two_strategies_that_follow_a_treatment_are_found():
         found.law(nitrogen="none")
     with pytest.raises(nf.ModelError, match="Give a value of nitrogen; got age"):
         found.law(age=3)
+
+
+def test_a_covariate_that_is_constant_or_in_the_model_already_is_refused():
+    model, data = plants(0.5, n=10)
+    same = replace(data, covariates=data.covariates.assign(k=0.1))  # whose computed variance is not zero
+    with pytest.raises(nf.ModelError, match="Covariate 'k' is constant"):
+        nf.conditional_flow(model, same, on="k")
+    moved = replace(model, covariates={"tau": "nitrogen"})
+    with pytest.raises(nf.ModelError, match="'nitrogen' moves 'tau' in the model already"):
+        nf.conditional_flow(moved, data, on="nitrogen")
 
 
 @pytest.mark.slow

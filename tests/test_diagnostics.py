@@ -73,6 +73,10 @@ def test_predictions_stand_beside_observations(gaussian):
     error = table["observed"] - table["individual"]
     assert error.std() == pytest.approx(0.04, rel=0.15)
     assert (table["observed"] - table["population"]).std() > 3 * error.std()
+    assert (table.groupby("time")["population"].nunique() == 1).all()  # nothing tells individuals apart
+    time = float(table["time"].iloc[3])
+    exact = fit.predict(fit.law.sample(200_000, 1), [time]).mean()
+    assert table.groupby("time")["population"].first()[time] == pytest.approx(float(exact), abs=0.02)
     assert table["residual"].std() == pytest.approx(1, abs=0.15)
 
 

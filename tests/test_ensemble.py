@@ -210,6 +210,36 @@ def test_a_flow_whose_own_draws_go_astray_takes_no_part(monkeypatch):
     assert again[1] is flat
 
 
+def test_a_relative_with_a_tail_that_nobody_informs_takes_no_part(monkeypatch):
+    """Nor do replicates of the bootstrap; the average of five individuals is not wider than they are."""
+    training = TrainingSet(known("L2", 60), 1)
+    gaussian = GaussianLaw.like(nf.Gaussian().learn(training))
+    wide = GaussianLaw(gaussian.mean, 4 * gaussian.factor)
+    average = nf.Flow(base="gaussian", kind="quadratic", steps=5, folds=2)
+    again = {c.name: c.refit for c in candidates_of(average, training)}["box-cox"]
+    monkeypatch.setattr(nf.Transformed, "learn", lambda *_: wide)
+    monkeypatch.setattr(nf.Transformed, "learn_without", lambda *_: [wide, wide])
+    monkeypatch.setattr(nf.Transformed, "refit", lambda *_: [wide, gaussian])
+    names = [c.name for c in candidates_of(average, TrainingSet(known("L2", 60), 1))]
+    assert names == ["gaussian base", "quadratic on gaussian", "snp"]
+    first, second = again(torch.ones(2, 60, dtype=torch.float64))
+    assert float(first.sd[0]) < 2 * float(gaussian.sd[0])
+    assert second is gaussian
+
+
+@pytest.mark.parametrize("n", [3, 5])
+def test_an_average_of_few_individuals_is_not_far_wider_than_they_are(n):
+    random, day = np.random.default_rng(1), np.linspace(30, 70, 7)
+    onset = 50 + random.normal(0, 4, n)
+    green = 1 / (1 + np.exp((day - onset[:, None]) / 3)) + random.normal(0, 0.05, (n, 7))
+    frame = {"plant": np.repeat(np.arange(n), 7), "day": np.tile(day, n), "green": green.ravel()}
+    data = nf.LongitudinalData.from_frame(pd.DataFrame(frame), "plant", "day", "green")
+    model = nf.Model(nf.curves.logistic_senescence(), nf.Additive(), fixed=("A", "s"))
+    fits = model.fit_laws(data, {"gaussian": nf.Gaussian(), "flow": nf.Flow()}, seed=1, particles=128)
+    assert float(fits["flow"].gaussian.sd) < 3 * float(fits["gaussian"].gaussian.sd)
+    assert fits["flow"].population(2000)["tau"].between(20, 80).all()
+
+
 def test_tasks_and_training_sets_cannot_be_changed():
     scenario = nf.scenarios.load("L2", "R", 10, 1)
     task = scenario.model.task(scenario.data, seed=1)

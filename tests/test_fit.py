@@ -216,10 +216,21 @@ def test_comparison_is_paired_and_grouped(model):
     assert np.isfinite(float(result.stacked.log_prob(result.stacked.sample(5, 1)).sum()))
     with pytest.raises(nf.ModelError, match="No covariate 'lines'"):
         nf.compare(model, data, [nf.Gaussian()], groups="lines")
-    with pytest.raises(nf.ModelError, match="different names"):
+    with pytest.raises(nf.ModelError, match="called 'gaussian'; give them names"):
         nf.compare(model, data, [nf.Gaussian(), nf.Gaussian("diagonal")])
     with pytest.raises(nf.ModelError, match="is a whole number from 2 to 60, got 99"):
         nf.compare(model, data, [nf.Gaussian()], folds=99)
+    with pytest.raises(nf.ModelError, match="at least one law with a density"):
+        nf.compare(model, data, [nf.NPML()])
+
+
+def test_laws_of_one_kind_are_compared_by_name(model):
+    data = nf.LongitudinalData.from_frame(senescence_frame(12, seed=3), "plant", "day", "greenness")
+    laws = {"diagonal": nf.Gaussian("diagonal"), "full": nf.Gaussian}
+    result = nf.compare(model, data, laws, folds=2, seed=1, progress=False)
+    assert list(result.scores) == list(result.table().index) == ["diagonal", "full"]
+    assert result.table().loc["diagonal", "gain"] == 0  # the first, where none is called "gaussian"
+    assert result.fits["diagonal"].specification.covariance == "diagonal"
 
 
 def test_specifications_check_themselves():
@@ -230,6 +241,9 @@ def test_specifications_check_themselves():
         (lambda: nf.Flow(kind="realvnp"), "'realvnp'"),
         (lambda: nf.Flow(base="student"), "'student'"),
         (lambda: nf.Flow(folds=1), "folds"),
+        (lambda: nf.Flow(kind=[]), "got none"),
+        (lambda: nf.Flow(stiffness=0.0), "stiffness"),
+        (lambda: nf.Flow(prior=-1.0), "prior"),
         (lambda: nf.Flow(layers=0), "layers"),
     ]:
         with pytest.raises(nf.ModelError, match=word):

@@ -39,6 +39,22 @@ def test_the_transformation_and_its_inverse_agree(kind):
     assert torch.allclose(slope[apart].log(), log_slope[apart], atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["box-cox", "heavy tails"])
+def test_moments_of_a_transformed_law_are_those_of_its_draws(kind):
+    law = TransformedLaw(FRAME, SHAPES[kind], kind)
+    mean, covariance = law.mean_and_covariance()
+    drawn = law.sample(1_000_000, 1)
+    spread = drawn.std(0)
+    assert ((mean - drawn.mean(0)).abs() < 0.005 * spread).all()
+    assert ((covariance - torch.cov(drawn.T)).abs() < 0.02 * spread * spread[:, None]).all()
+    if kind == "box-cox":  # of one coordinate a lognormal, but for z < -6
+        plain = Affine(torch.zeros(1).double(), torch.eye(1).double())
+        one = TransformedLaw(plain, torch.tensor([0.5]).double(), kind)
+        mean, variance = (float(part.squeeze()) for part in one.mean_and_covariance())
+        assert mean == pytest.approx((math.exp(0.125) - 1) / 0.5, rel=1e-6)
+        assert variance == pytest.approx(math.exp(0.25) * (math.exp(0.25) - 1) / 0.25, rel=1e-6)
+
+
 def test_without_shape_the_laws_are_the_gaussian():
     gaussian = GaussianLaw(FRAME.mean, FRAME.factor)
     phi = gaussian.sample(100, 1)

@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from importlib import import_module
 from importlib.metadata import requires
@@ -31,6 +31,8 @@ from nlmeflow.fitting.fitted import check_finite
 from nlmeflow.fitting.suspicions import mistakes, suspicions
 from nlmeflow.laws.gaussian import GaussianLaw
 from nlmeflow.laws.mixture import MixtureLaw
+from nlmeflow.laws.specification import Specification
+from nlmeflow.laws.stacked import StackedLaw
 from nlmeflow.running import estimating
 
 DAYS = np.arange(30.0, 75, 5)
@@ -576,6 +578,56 @@ def test_a_law_whose_values_are_no_numbers_gives_none(use):
 def test_weights_that_are_no_numbers_are_refused():
     with pytest.raises(nf.ModelError, match="sum to 1; the least is nan"):
         nf.laws.DiscreteLaw(torch.eye(2).double(), NO_NUMBER)
+
+
+@dataclass(frozen=True)
+class Tailed(Specification):
+    """One individual in a hundred may be anywhere: no data are so."""
+
+    name = "tailed"
+
+    def learn(self, training):
+        gaussian = nf.Gaussian().learn(training)
+        return StackedLaw.weighted([gaussian, gaussian.inflated(60.0)], torch.tensor([0.99, 0.01]).double())
+
+    def refit(self, training, weights):
+        return [self.learn(training)] * len(weights)
+
+
+def test_a_spread_that_is_a_tail_s_is_doubted():
+    data = read(plants())
+    assert "warning" not in MODEL.fit(data, nf.Gaussian(), seed=1, particles=64).summary().numbers
+    warned = MODEL.fit(data, Tailed(), seed=1, particles=64).summary().numbers["warning"]
+    assert "standard deviation of 'tau' in the population" in warned
+    assert "made by a tail of the law" in warned
+
+
+def test_points_with_fixed_parameters_reach_their_maximum_in_much_noise():
+    """Full scoring steps of the fixed parameters led to a curve without slope."""
+    random, day = np.random.default_rng(1), np.linspace(30, 70, 4)
+    onset = 50 + random.normal(0, 8, 24)
+    y = 1 / (1 + np.exp((day - onset[:, None]) / 3)) + random.normal(0, 0.25, (24, 4))
+    frame = pd.DataFrame({"plant": np.repeat(range(24), 4), "day": np.tile(day, 24), "y": y.ravel()})
+    model = nf.Model(CURVE, nf.Additive(), fixed=("A", "s"))
+    fits = model.fit_laws(read(frame), {"npml": nf.NPML(), "npag": nf.NPAG()}, seed=1)
+    assert all(fit.converged for fit in fits.values())
+    reached = {name: fit.log_likelihood().value for name, fit in fits.items()}
+    assert reached["npml"] == pytest.approx(reached["npag"], abs=0.05)
+
+
+@pytest.mark.parametrize("law", [nf.Gaussian(), nf.Mixture(2), nf.Flow(steps=5, folds=2), nf.NPML()])
+def test_torch_set_to_double_precision_changes_no_number(law):
+    data = read(plants())
+
+    def drawn():
+        return MODEL.fit(data, law, seed=1, particles=64).law.sample(20, 1)
+
+    usual = drawn()
+    try:
+        torch.set_default_dtype(torch.float64)
+        assert torch.equal(drawn(), usual)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_torch_set_to_compute_otherwise_is_refused(fit):

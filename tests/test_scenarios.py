@@ -90,13 +90,27 @@ def test_a_gaussian_has_one_mode_though_four_cells_of_the_grid_are_as_high():
     assert mode.height == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize(("share", "place"), [(0.48, 1.3), (0.3, 1.6)])
+def test_the_mass_of_a_mode_is_that_on_its_side_of_the_pass(share, place):
+    weights = torch.tensor([1 - share, share]).double()
+    law = mixture([[-place], [place]], [[1.0], [1.0]], weights)
+    found = basins(law)
+    phi = torch.linspace(-9, 9, 20_001, dtype=torch.float64)[:, None]
+    density = law.log_prob(phi).exp()
+    valley = (phi[:, 0] > -place) & (phi[:, 0] < place)
+    split = phi[valley][density[valley].argmin()]
+    right = float(density[phi[:, 0] > split].sum() / density.sum())
+    assert [mode.mass for mode in found.modes] == pytest.approx([1 - right, right], abs=0.006)
+    assert found.shares(law.sample(100_000, 1))[1] == pytest.approx(right, abs=0.01)
+
+
 def test_a_highest_peak_of_little_mass_is_no_mode():
     """Its cells go to the nearest mode."""
     weights, means = torch.tensor([0.42, 0.43, 0.15]).double(), torch.tensor([[-2.0], [2.0], [4.0]]).double()
     factors = torch.tensor([[[0.5]], [[0.5]], [[0.1]]]).double()
     found = basins(MixtureLaw(weights, means, factors, 0.01 * factors[0]), mass=0.2)
     assert [round(float(mode.place)) for mode in found.modes] == [2, -2]
-    assert [mode.mass for mode in found.modes] == pytest.approx([0.43, 0.42], abs=0.005)
+    assert [mode.mass for mode in found.modes] == pytest.approx([0.43 + 0.15, 0.42], abs=0.005)
     phi = torch.tensor([[-2.0], [2.0], [4.0]]).double()
     assert found.of(phi).tolist() == [1, 0, 0]
     assert found.shares(phi).tolist() == pytest.approx([2 / 3, 1 / 3])

@@ -85,6 +85,9 @@ def test_a_verdict_against_the_gaussian_and_one_for_it(known):
     assert replace(check, gain=0.06, error=0.04).undecided
     assert "do not decide" in replace(check, gain=0.06, error=0.04).verdict
     assert not replace(check, gain=0.006, error=0.004).undecided  # less than three nats in all
+    few = replace(check, gain=0.5, error=0.04, units=5)  # held out together
+    assert (few.enough, few.undecided) == (True, True)
+    assert "do not decide whether a Gaussian is enough: 5 are held out" in few.verdict
 
 
 @pytest.mark.slow

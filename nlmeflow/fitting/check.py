@@ -17,6 +17,7 @@ CLEAR = 3.0  # standard errors by which a standard deviation lies clearly above 
 TELLING = 3.0  # nats by which the average must predict better in all to leave the question open
 FEW = 128  # particles of each group that decide whether a parameter varies
 MARGIN = 2.0  # standard errors by which the average must predict better
+FEWEST = 8  # units held out together, of which a standard error is taken
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +26,7 @@ class GaussianCheck:
 
     gain : mean of log p_average(y_i) - log p_Gaussian(y_i) over individuals held out, in nats, with its
         standard error `error`, for which individuals held out together are one unit.
-    better : share of the units that the average predicts better. folds : number of parts of the data, each
+    better : share of the `units` that the average predicts better. folds : number of parts of the data, each
         predicted from the others.
     scores : of each individual under both laws, up to a constant of the individual; unit : what they are.
     constant : parameters that the test held constant, because the data do not show that they vary.
@@ -37,6 +38,7 @@ class GaussianCheck:
     folds: int
     scores: pd.DataFrame
     unit: str
+    units: int
     constant: tuple[str, ...] = ()
 
     @classmethod
@@ -50,16 +52,18 @@ class GaussianCheck:
     ) -> "GaussianCheck":
         """Return the verdict of held-out scores; labels : what each individual was held out with."""
         gain = mean_gain(scores["average"] - scores["gaussian"], labels)
-        return cls(*gain, folds, scores, unit, constant)
+        return cls(*gain, folds, scores, unit, len(set(labels)), constant)
 
     @property
     def enough(self) -> bool:
-        """Whether the average does not predict better by more than two standard errors."""
-        return not self.gain > MARGIN * self.error
+        """Whether the average does not predict better by more than two standard errors of 8 units or more."""
+        return self.units < FEWEST or not self.gain > MARGIN * self.error
 
     @property
     def undecided(self) -> bool:
-        """Whether the average predicts better by one to two standard errors, and by three nats in all."""
+        """Whether units are few, or it predicts better by one to two standard errors, three nats in all."""
+        if self.units < FEWEST:
+            return True
         return self.enough and self.gain > max(self.error, TELLING / len(self.scores))
 
     @property
@@ -72,7 +76,12 @@ class GaussianCheck:
         held = f"{', '.join(self.constant)} held constant: no variation is seen in the data."
         who = "an average of flows, mixtures and smooth laws predicts what it has not seen"
         ratio = self.gain / self.error if self.error > 0 else 0.0
-        if not self.enough:
+        if self.units < FEWEST:
+            said = (
+                f"These data do not decide whether a Gaussian is enough: {self.units} are held out, each "
+                f"as a whole, and of fewer than {FEWEST} the error of a mean is not known well ({about})."
+            )
+        elif not self.enough:
             said = f"A Gaussian is not enough: {who} better by {ratio:.1f} standard errors ({about})."
         elif self.undecided:
             said = (

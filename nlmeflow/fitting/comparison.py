@@ -1,6 +1,6 @@
 """Comparison of laws by how well they predict individuals that they have not seen."""
 
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import pandas as pd
@@ -18,7 +18,7 @@ from nlmeflow.laws.specification import Specification, specified
 from nlmeflow.laws.stacked import StackedLaw
 
 One = Specification | type[Specification]
-Laws = One | Sequence[One]
+Laws = One | Sequence[One] | Mapping[str, One]
 
 
 @dataclass(frozen=True)
@@ -44,21 +44,27 @@ class Comparison:
     folds: int
 
     def __repr__(self) -> str:
-        against = "gaussian" if "gaussian" in self.fits else next(iter(self.fits))
-        table = self.table(against).to_string(float_format="{:.3f}".format)
-        return f"{len(self.scores)} individuals in {self.folds} folds, gains over '{against}'\n{table}"
+        table = self.table().to_string(float_format="{:.3f}".format)
+        return f"{len(self.scores)} individuals in {self.folds} folds, gains over '{self._first}'\n{table}"
+
+    @property
+    def _first(self) -> str:
+        return "gaussian" if "gaussian" in self.fits else next(iter(self.fits))
 
     @checked
-    def table(self, against: str = "gaussian") -> pd.DataFrame:
+    def table(self, against: str | None = None) -> pd.DataFrame:
         """Return, for each law, the mean gain in held-out log-likelihood per individual over another.
 
-        The standard error of the paired difference treats groups as the independent units.
+        against : a name; None takes "gaussian", or the first law where none is called so. The standard error
+        of the paired difference treats groups as the independent units.
 
         Raises
         ------
         ModelError : `against` is none of the laws.
 
         """
+        if against is None:
+            against = self._first
         if against not in self.scores:
             raise ModelError(f"'{against}' is not among {', '.join(self.fits)}.")
         rows = {}
@@ -100,7 +106,8 @@ def compare(
     individuals, so that the curve is not called again. An individual's score is
     log p(y_i) - log p_R(y_i), R a broad reference law common to all.
 
-    laws : specifications such as nf.Gaussian(), nf.Mixture(), nf.Flow(), of different names.
+    laws : specifications such as nf.Gaussian(), nf.Mixture(), nf.Flow(), of different kinds, or by name,
+        {"two": nf.Mixture(2), "three": nf.Mixture(3)}.
     groups : a covariate; individuals with the same value are held out together (plants of a
         genotype, say). Without it individuals are. A model with two levels always holds out its groups.
 
@@ -152,9 +159,16 @@ def compare_task(
 
 
 def _named(given: Laws) -> dict[str, Specification]:
-    laws = [specified(law) for law in (given if isinstance(given, Collection) else [given])]
-    names = [law.name for law in laws]
-    twice = {name for name in names if names.count(name) > 1}
-    if not laws or twice:
-        raise ModelError(f"Give laws of different names; got {', '.join(names) or 'none'}.")
+    if isinstance(given, Mapping):
+        laws, names = [specified(law) for law in given.values()], list(given)
+    else:
+        laws = [specified(law) for law in (given if isinstance(given, Collection) else [given])]
+        names = [law.name for law in laws]
+    if all(law.of_points for law in laws):  # or none is given
+        raise ModelError("Give at least one law with a density, such as nf.Gaussian().")
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ModelError(
+            f"Two laws are called '{min(twice)}'; give them names, as in {{'two': nf.Mixture(2), 'three': "
+            "nf.Mixture(3)}."
+        )
     return dict(zip(names, laws, strict=True))

@@ -98,14 +98,15 @@ def conditional_flow(
     on : covariates, as in `Model(covariates=...)`: "treatment", "log(weight) + sex", or a list of terms.
 
     Laws are learned on posterior draws of the individuals, as in `compare`, with sigma and fixed effects of
-    the mixture fit; effects of covariates that the model itself has are taken off first. Each of four is
+    the mixture fit; effects of other covariates that the model itself has are taken off first, and the law is
+    that without them. Each of four is
     scored on individuals held out, and they are averaged by these scores, so that covariates
     without effect cost little.
 
     Raises
     ------
-    ModelError : no term, or one that cannot be read; a covariate is not in the data or constant; folds are
-        out of range; the model has two levels.
+    ModelError : no term, or one that cannot be read; a covariate is not in the data or constant, or moves a
+        random parameter of the model already; folds are out of range; the model has two levels.
 
     """
     if model.within:
@@ -117,8 +118,10 @@ def conditional_flow(
     effects = effects_of({"phi": terms}, data.covariates)
     raw = _matrix(effects, data.covariates)
     centre, scale = raw.mean(0), raw.std(0)
-    if bool((scale == 0).any()):
-        raise ModelError(f"Covariate '{effects[int(scale.argmin())].variable}' is constant.")
+    constant = raw.amax(0) == raw.amin(0)
+    if bool(constant.any()):
+        raise ModelError(f"Covariate '{effects[int(constant.nonzero()[0])].variable}' is constant.")
+    _check_once(model, effects, data)
     x = (raw - centre) / scale
     folds = whole("folds (at most the number of individuals)", folds, 2, len(data))
     parts = Folds.random(len(data), folds, derive(seed, Stream.CONDITIONAL_FOLDS))
@@ -142,6 +145,17 @@ def conditional_flow(
     found_levels = _levels(effects, data.covariates)
     frame["conditional"] = both.numpy()
     return Conditional(frame, shares, shared, learned, effects, found_levels, centre, scale)
+
+
+def _check_once(model: Model, effects: tuple[Effect, ...], data: LongitudinalData) -> None:
+    """Raise ModelError for a covariate that the model has already: its effect would be missing in the law."""
+    mine = {effect.variable for effect in effects}
+    for effect in effects_of(model.covariates, data.covariates):
+        if effect.variable in mine and effect.parameter not in model.fixed:
+            raise ModelError(
+                f"'{effect.variable}' moves '{effect.parameter}' in the model already (covariates=...): its "
+                "effect would be taken off before the law given it is learned. Name it in one of the two."
+            )
 
 
 def _matrix(effects: tuple[Effect, ...], covariates: pd.DataFrame) -> Tensor:

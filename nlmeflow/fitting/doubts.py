@@ -19,6 +19,7 @@ BEYOND = 0.5  # of the range of a covariate in a fit, by which a new value lies 
 FINE, STEP = 200, 10  # parts of the time between two dates, and in how many of them a curve jumps
 JUMP = 0.9  # share of a curve's range that lies in a jump
 SAME = 0.9999  # cosine of what two parameters do to the curve, from which they do the same
+TAIL = 3.0  # times the spread of the individuals, from which on a law's standard deviation is a tail's
 AT_END = 0.002  # share of a scale between two ends within which its typical value is at one of them
 LOOKED_AT = 50  # individuals whose curves are looked at, and dates between which they are
 
@@ -31,7 +32,7 @@ def doubts(fit: Fitted) -> list[str]:
     made = fit.estimated
     about_data = mistakes(made.data.observed)
     about_fit = (*_few(made), *_moments(made), *_jumps(made), *_alike(made), *_elsewhere(made), *_ends(made))
-    return [*_uncertain(fit), *about_data, *about_fit]
+    return [*_uncertain(fit), *about_data, *about_fit, *_tails(made)]
 
 
 def _uncertain(fit: Fitted) -> Iterator[str]:
@@ -65,6 +66,20 @@ def extrapolated(fit: Fitted, data: LongitudinalData) -> Iterator[str]:
             yield (
                 f"{name} = {float(new.iloc[first]):.4g} of '{data.labels[first]}' lies far outside the fit's "
                 f"range, {low:.4g} to {high:.4g}: its effect there is an extrapolation."
+            )
+
+
+def _tails(fit: Fitted) -> Iterator[str]:
+    """A standard deviation far above that of the individuals, sqrt(Var E[phi | y] + E Var[phi | y])."""
+    means, covariance = moments(*fit.latent)
+    within = covariance.diagonal(dim1=-2, dim2=-1)[fit.seen].mean(0)
+    individuals = (means[fit.seen].var(0, correction=0) + within).sqrt()
+    for name, sd, own in zip(fit.names, fit.gaussian.sd.tolist(), individuals.tolist(), strict=True):
+        if sd > TAIL * own:
+            yield (
+                f"the standard deviation of '{name}' in the population, {sd:.4g}, is far above that of the "
+                f"individuals, {own:.4g}: it is made by a tail of the law that none of them informs; look at "
+                "quantiles, fit.population(), or take a law with fewer parameters"
             )
 
 

@@ -20,7 +20,10 @@ PROMINENCE, MASS = 0.05, 0.03  # of a mode that counts
 
 @dataclass(frozen=True)
 class Mode:
-    """A mode: place (d,), density over the highest one's, prominence, mass of its basin."""
+    """A mode: place (d,), density over the highest one's, prominence, mass of its basin.
+
+    The basins of all modes that count hold the whole population.
+    """
 
     place: Tensor
     height: float
@@ -58,9 +61,9 @@ def modes(
     """Return the modes of a law of one to three dimensions, the highest first.
 
     A mode stands at least `prominence` (as a share of the highest mode's density) above the pass
-    that leads to a higher one, and its basin holds at least `mass`; where no mode does both, the one of
-    largest mass is returned. Found on a grid in the
-    coordinates in which `frame` (the law's own mean and covariance when absent) is standard normal,
+    that leads to a higher one, and around it at least `mass` of the population lies where the density is
+    above that pass; where no mode does both, the one with the largest mass there is returned. Found on a grid
+    in the coordinates in which `frame` (the law's own mean and covariance when absent) is standard normal,
     by merging superlevel sets from the top (persistence).
 
     Raises
@@ -95,21 +98,23 @@ def basins(
         density = law.log_prob(phi).exp().numpy()
     grid = _Persistence(density, (points,) * law.dim, prominence)
     total, top = density.sum(), density.max()
-    every = {
-        peak: Mode(phi[peak], float(density[peak] / top), float(lift / top), float(held / total))
-        for peak, (lift, held) in grid.found.items()
-    }
-    kept = [peak for peak, one in every.items() if one.prominence >= prominence and one.mass >= mass]
-    kept = kept or [max(every, key=lambda peak: every[peak].mass)]
-    peaks = sorted(kept, key=lambda peak: -every[peak].height)
+    lift = {peak: float(found[0] / top) for peak, found in grid.found.items()}
+    held = {peak: float(found[1] / total) for peak, found in grid.found.items()}
+    kept = [peak for peak in held if lift[peak] >= prominence and held[peak] >= mass]
+    peaks = sorted(kept or [max(held, key=lambda peak: held[peak])], key=lambda peak: -density[peak])
     label = torch.from_numpy(grid.labels(peaks))
     beyond = label < 0  # cells of next to no density, or of a peak that does not count: the nearest mode
     label[beyond] = torch.cdist(mesh[beyond], mesh[peaks]).argmin(1)
-    return Basins(tuple(every[peak] for peak in peaks), frame, label.reshape((points,) * law.dim))
+    masses = torch.bincount(label, torch.from_numpy(density), len(peaks)) / total
+    every = (
+        Mode(phi[peak], float(density[peak] / top), lift[peak], float(share))
+        for peak, share in zip(peaks, masses, strict=True)
+    )
+    return Basins(tuple(every), frame, label.reshape((points,) * law.dim))
 
 
 class _Persistence:
-    """Basins of a density on a grid: prominence and mass by peak, and where each flows when it is none.
+    """Basins of a density on a grid: by peak the prominence and the mass above the pass, and where each ends.
 
     Cells join from the highest down; a cell belongs to the basin of its highest neighbour. Where two basins
     meet, the lower one ends: its prominence is its peak's height above that pass, its mass what it holds so

@@ -25,6 +25,7 @@ from nlmeflow.seeds import Seed, generator
 Kind = Literal["box-cox", "heavy tails"]
 BOUND = 1.5  # of a shape: lambda of Box-Cox, log lambda of heavy tails
 INNER = 0.999  # of the bound, at most
+SPAN, NODES = 12.0, 241  # of quadrature over a standard normal coordinate
 LINEAR = 3.0  # Box-Cox goes on linearly where lambda z is below minus this
 
 
@@ -74,6 +75,24 @@ class TransformedLaw(SmoothLaw):
         u = self.frame.standardise(self.frame.mean + sd * z)
         normal = -0.5 * u.square().sum(-1) - 0.5 * LOG_2PI * self.dim
         return (normal - self.frame.log_volume - log_slope.sum(-1)).reshape(phi.shape[:-1])
+
+    def mean_and_covariance(self) -> tuple[Tensor, Tensor]:
+        """Return E phi and Cov phi, by quadrature over each pair of coordinates of z."""
+        z = torch.linspace(-SPAN, SPAN, NODES, dtype=self.shape.dtype)
+        weight = (-0.5 * z.square()).softmax(0)
+        every = self.transform(z[:, None].expand(-1, self.dim))
+        mean = weight @ every
+        centred = every - mean
+        second = (weight @ centred.square()).diag()
+        correlation = self.frame.factor @ self.frame.factor.mT / (self._sd[:, None] * self._sd)
+        for i, j in zip(
+            *(index.tolist() for index in torch.tril_indices(self.dim, self.dim, -1)), strict=True
+        ):
+            rho = correlation[i, j].clamp(-1.0, 1.0)
+            given = rho * z + (1 - rho.square()).sqrt() * z[:, None]  # z_i for each z_j, a column
+            moved = self.transform(given.reshape(-1, 1).expand(-1, self.dim))[:, i].reshape_as(given)
+            second[i, j] = second[j, i] = (weight @ moved - mean[i]) * centred[:, j] @ weight
+        return self.frame.mean + self._sd * mean, second * (self._sd[:, None] * self._sd)
 
     def sample(self, n: int, seed: Seed) -> Tensor:
         noise = torch.randn(n, self.dim, generator=generator(seed), dtype=self.shape.dtype)

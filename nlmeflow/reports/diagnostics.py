@@ -25,7 +25,7 @@ from nlmeflow.seeds import Stream, derive, generator
 
 MOST_TIMES = 15  # distinct times that are not binned
 HELD = 4_000_000  # simulated observations held at a time
-DRAWN = 2_000_000  # parameters behind the population's mean predictions: 500 of each individual, 50 at least
+DRAWN = 2_000_000  # predictions behind the population's mean: at 2,000 draws, or fewer, 50 at least
 
 
 @checked
@@ -237,23 +237,27 @@ def npde_tests(errors: pd.DataFrame) -> pd.Series:
 def predictions(fit: Fit) -> pd.DataFrame:
     """Return observations beside predictions, one row per observation.
 
-    population: mean prediction under the population law (with the individual's covariates); individual: the
-    curve's conditional mean given the individual's data; residual: the standardised residual of the latter.
+    population: mean prediction under the population law (with the individual's covariates), by 2,000 draws
+    that are the same for all individuals (fewer if there are more than 1,000); individual: the curve's
+    conditional mean given the individual's data; residual: the standardised residual of the latter.
     Individuals are in a column of the user's name, or "label" where that name is one of these.
     """
     with estimating():
         problem = fit.problem()
         people, sigma = problem.individuals, problem.own_sigma(fit.sigma)
-        count = max(50, min(500, DRAWN // len(people)))
-        draws = problem.simulated(fit.law, fit.sigma, count, derive(fit.seed, Stream.PREDICTIONS))
+        count = max(50, min(2000, DRAWN // len(people)))
+        first = problem.subset(torch.tensor([0]))
+        draws = first.simulated(fit.law, fit.sigma, count, derive(fit.seed, Stream.PREDICTIONS))[:1]
         phi, weights = fit.conditional
         phi = phi - fit.shift[:, None]
         chosen, weight = heaviest(phi, weights, 256)
         share = (weight / weight.sum(1, keepdim=True))[..., None]
         population, individual = torch.zeros(2, *problem.data.time.shape, dtype=phi.dtype)
-        for rows in people.chunks(512):
-            population[rows] = problem.predict(draws[rows], fit.beta, rows).mean(1)
-            individual[rows] = (share[rows] * problem.predict(chosen[rows], fit.beta, rows)).sum(1)
+        for rows in people.chunks(max(count, 256)):
+            some = chosen[rows]
+            same = draws.expand(len(some), -1, -1)
+            population[rows] = problem.predict(same, fit.beta, rows).mean(1)
+            individual[rows] = (share[rows] * problem.predict(some, fit.beta, rows)).sum(1)
         residual, _ = people.residual.working(people.data.response, individual, sigma, people.bounds())
     row, column = torch.nonzero(fit.data.mask, as_tuple=True)
     who = who_column(fit, "time", "observed", "population", "individual", "residual")

@@ -16,7 +16,7 @@ from nlmeflow.laws.em import climb
 from nlmeflow.laws.flow.law import FlowLaw
 from nlmeflow.laws.flow.network import RATES, Kind, Network, widths
 from nlmeflow.laws.flow.training import NOISE, Course, GradientFlow, Settings
-from nlmeflow.laws.gaussian import Gaussian, GaussianLaw, population
+from nlmeflow.laws.gaussian import Gaussian, GaussianLaw, check_prior, population
 from nlmeflow.laws.law import Law
 from nlmeflow.laws.mixture import Mixture, redrawn
 from nlmeflow.laws.snp import SNP
@@ -82,9 +82,8 @@ def _candidates(law: "Flow", training: TrainingSet, folds: Folds) -> list[Candid
             make = partial(_flows, course, base, on_base, training, folds, seed)
             found += training.memory.once(key, make)
     for some in law.relatives():
-        found.append(
-            training.memory.once(("relative", some, folds), partial(_relative, some, training, folds))
-        )
+        make = partial(_relative, some, training, folds, gaussian)
+        found += training.memory.once(("relative", some, folds), make)
     return found
 
 
@@ -134,12 +133,29 @@ def _mixture(name: str, training: TrainingSet, folds: Folds, stiffness: float, p
     return _scored(name, training, folds, whole, parts, partial(_climbed, whole, draws))
 
 
-def _relative(law: Specification, training: TrainingSet, folds: Folds) -> Candidate:
-    """Return a law of few parameters; one whose density has roots as the average over the folds."""
+def _relative(
+    law: Specification, training: TrainingSet, folds: Folds, gaussian: GaussianLaw
+) -> list[Candidate]:
+    """Return a law of few parameters if it stays: where its density has roots, the average over the folds."""
     training.report(f"flow: {law.name}")
     whole, parts = law.learn(training), law.learn_without(training, folds)
-    shown = StackedLaw.average(parts) if whole.has_roots else whole
-    return _scored(law.name, training, folds, shown, parts, partial(law.refit, training))
+    stay = [one for one in (parts if whole.has_roots else [whole]) if _is_near(one, gaussian)]
+    if not stay:
+        return []
+    shown = StackedLaw.average(stay) if whole.has_roots else whole
+    return [_scored(law.name, training, folds, shown, parts, partial(_refitted, law, training, gaussian))]
+
+
+def _is_near(law: Law, gaussian: GaussianLaw) -> bool:
+    """Return whether a law has standard deviations like the Gaussian of the same draws.
+
+    Of few individuals a tail that none of them informs may have any weight.
+    """
+    return bool((GaussianLaw.like(law).sd < ASTRAY * gaussian.sd).all())
+
+
+def _refitted(law: Specification, training: TrainingSet, gaussian: GaussianLaw, weights: Tensor) -> list[Law]:
+    return [one if _is_near(one, gaussian) else gaussian for one in law.refit(training, weights)]
 
 
 def _climbed(law: Law, draws: PosteriorDraws, share: Tensor) -> list[Law]:
@@ -171,7 +187,7 @@ class Flow(Specification):
         part; False averages flows and their bases only.
 
     The bases themselves are flows at the identity and always take part, and so does the mixture of
-    usual shrinkage. A fold's flow with three times the standard deviation of the draws is left out.
+    usual shrinkage. A law with three times the standard deviation of the draws is left out.
     All are averaged with weights by held-out log-likelihood. Residual parameters and fixed effects are
     those most likely with each individual under the laws that have not seen its fold: a law that has seen
     it fits part of its noise, and sigma would be too small.
@@ -201,8 +217,11 @@ class Flow(Specification):
         object.__setattr__(self, "hidden", widths(self.hidden))
         object.__setattr__(self, "kind", _names(self.kind))
         check_fields(self)
-        if self.noise < 0 or (self.rate is not None and self.rate <= 0):
-            raise ModelError("noise is not negative, and rate is positive.")
+        if self.noise < 0 or self.stiffness <= 0 or (self.rate is not None and self.rate <= 0):
+            raise ModelError("noise is not negative, stiffness and rate are positive.")
+        if self.kind == ():
+            raise ModelError(f"kind is None, or one or several of {', '.join(RATES)}; got none.")
+        check_prior(self.prior)
         for base in self.bases():
             self.networks(base)
 
@@ -293,5 +312,7 @@ def _as_tuple(kind: Kind | tuple[Kind, ...]) -> tuple[Kind, ...]:
 
 
 def _names(kind: Any) -> Any:
-    """Return a list of kinds as a tuple, so that the specification can be a key."""
+    """Return a list, or a set, of kinds as a tuple, so that the specification can be a key."""
+    if isinstance(kind, set | frozenset):
+        return tuple(sorted(kind, key=str))
     return tuple(kind) if isinstance(kind, list) else kind

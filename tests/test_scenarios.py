@@ -196,6 +196,14 @@ def test_mass_between_groups_in_the_plane_is_a_strip_without_its_discs_whatever_
     assert nf.metrics.mass_between_groups(*moved, n) == pytest.approx(exact, abs=0.004)
 
 
+def test_the_regret_of_a_selection_is_the_worth_of_those_chosen_otherwise():
+    best, estimated = torch.tensor([0.0, 0.5, 1.2, 3.0]).double(), torch.tensor([0.9, 1.5, 0.8, 2.0]).double()
+    assert nf.metrics.selection_regret(best, estimated, 1.0) == pytest.approx((0.5 + 0.2) / 4)
+    assert nf.metrics.selection_regret(best, best, 1.0) == 0
+    with pytest.raises(nf.ModelError, match=r"of the same individuals; got \(4,\) and \(1,\)"):
+        nf.metrics.selection_regret(best, estimated[:1], 1.0)
+
+
 def test_a_third_group_on_the_way_is_not_between_the_others():
     ends, middle = [[-6.0], [6.0]], mixture([[0.0]], [[0.5]])
     assert nf.metrics.mass_between_groups(mixture(ends, [[1.0], [1.0]]), middle) > 0.99

@@ -241,6 +241,16 @@ def selection_regret(best: Tensor, estimated: Tensor, threshold: float) -> float
 
     is in the unit of phi_k. best, estimated : E_p[phi_k | y_i] and E_q[phi_k | y_i] of individuals drawn from
     the truth, (n,).
+
+    Raises
+    ------
+    ModelError : the two are not of the same individuals.
+
     """
+    if best.shape != estimated.shape:
+        raise ModelError(
+            f"best and estimated are of the same individuals; got {tuple(best.shape)} and "
+            f"{tuple(estimated.shape)} values."
+        )
     differ = (best < threshold) != (estimated < threshold)
     return float(((threshold - best).abs() * differ).mean())

@@ -99,9 +99,8 @@ def conditional_flow(
 
     Laws are learned on posterior draws of the individuals, as in `compare`, with sigma and fixed effects of
     the mixture fit; effects of other covariates that the model itself has are taken off first, and the law is
-    that without them. Each of four is
-    scored on individuals held out, and they are averaged by these scores, so that covariates
-    without effect cost little.
+    that without them. Each of four is scored on individuals held out, and they are averaged by these scores,
+    so that covariates without effect cost little.
 
     Raises
     ------

@@ -261,7 +261,8 @@ class Fit(Fitted):
         Whatever the law of this fit, a Gaussian and an average of flows, mixtures and smooth laws (that of
         nf.Flow()) are learned without each fold of the individuals and predict it; the Gaussian is enough
         unless the average predicts better by more than two standard errors. groups : a covariate;
-        individuals with the same value are held out together.
+        individuals with the same value are held out together. Of fewer than eight individuals, or groups, a
+        standard error is not known well, and the verdict is that the data do not decide.
 
         Parameters of `unseen` are held constant in this test.
 

@@ -1,6 +1,7 @@
 # Two commands do everything: `make book` and `make test`.
 #
 #   make book                 set up, execute the chapters, build the site in build/site
+#   make setup                the environment .venv alone, in the versions of constraints.txt
 #   make test                 every check, every test, chapters run twice in the quick profile, site
 #   make quick                every check of the code and the fast tests, in about a minute
 #   make report CSV=my.csv INDIVIDUAL=variety TIME=day RESPONSE=greenness

@@ -1,7 +1,8 @@
 """Random numbers: every draw comes from a generator made from a seed that the caller gave.
 
-Each use of a seed has a stream of its own, named in `Stream`, so that adding draws in one place never
-shifts another and no two places share their draws.
+Each use of a seed has a stream of its own, named in `Stream`, or is a numbered part of one, so that adding
+draws in one place never shifts another. (The starts of mixtures have a number alone: stored results rest on
+it.)
 """
 
 from collections.abc import Iterator

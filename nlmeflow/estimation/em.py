@@ -2,7 +2,7 @@
 
 Particles are refreshed when an ascent on the old ones has ended, and convergence is judged on fresh
 ones: the gain in log-likelihood that an ascent on old particles still brings on new ones. A Gaussian law is
-estimated here from end to end; with every other law this is where sigma and beta settle.
+estimated here from end to end; with other laws that have a density this is where sigma and beta settle.
 """
 
 from collections.abc import Sequence

@@ -4,8 +4,9 @@
     --> the law is learned on the draws (no curve, no data) --> sigma and beta with each individual under
     laws that have not seen it
 
-The curve is called only where draws are made and where sigma and beta are settled. A Gaussian law ends after
-the third step; a law made of points goes back and forth at the end; SAEM brings a road of its own.
+The curve is called where draws are made, where sigma and beta are settled, and by laws that ask for the
+likelihood at points. A Gaussian law ends after the third step; a law made of points goes back and forth at
+the end; SAEM brings a road of its own.
 """
 
 from abc import abstractmethod

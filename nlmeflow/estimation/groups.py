@@ -8,10 +8,10 @@ product over its individuals,
     p(y_g | mu) = prod_p E_b[p(y_gp | mu + b)]
                 ~ prod_p mean_k p(y_gp | mu + b_k) N(b_k; 0, omega^2) / q(b_k | mu),
 
-where q(b | mu) is mostly the conditional distribution of b in the model linearised at the individual's mode,
-under which all ratios would be equal if the curve were linear. All this is hidden behind the interface of
-`Problem` and of its error model, whose parameters are then sigma and omega: the engine and the laws do
-not know of it.
+where q(b | mu) is mostly a little wider than the conditional distribution of b in the model linearised at
+the individual's mode, under which all ratios would be equal if the curve were linear. All this is hidden
+behind the interface of `Problem` and of its error model, whose parameters are then sigma and omega: the
+engine and the laws do not know of it.
 """
 
 from collections.abc import Hashable
@@ -139,9 +139,10 @@ class WithinResidual(Residual):
 
 @dataclass(frozen=True)
 class Local:
-    """Where deviations are drawn: b | mu ~ N(b_hat - gain (mu - mu_hat), L L'), individuals first.
+    """Where deviations are drawn: mostly b | mu ~ N(b_hat - gain (mu - mu_hat), NARROW^2 L L').
 
-    place (P, d), deviation (P, w), gain (P, w, d), factor (P, w, w); spread (d,) of the law and omega (w,).
+    mu (G, d), the modes of the groups; of individuals place (P, d), the mode of the group, deviation (P, w),
+    gain (P, w, d), factor (P, w, w); spread (d,) of the law and omega (w,).
     """
 
     mu: Tensor

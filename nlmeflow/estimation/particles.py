@@ -1,10 +1,10 @@
 """Particles: weighted individual parameters that carry everything the data say.
 
-The structural model runs only here. Each individual's proposal is a defensive mixture of two
-Gaussians around its own data (narrow and wide), the current law, and a broad Gaussian; a particle
-is weighted with the whole mixture in the denominator (Owen and Zhou, JASA 2000), so that no weight
-can explode where one component alone misses the target. Points are scrambled Sobol points, shifted
-at random for each individual, so that errors of different individuals are independent.
+Each individual's proposal is a defensive mixture of two Gaussians around its own data (narrow and wide),
+the current law, and a broad Gaussian; a particle is weighted with the whole mixture in the denominator (Owen
+and Zhou, JASA 2000), so that no weight can explode where one component alone misses the target. Points of
+Gaussian components are scrambled Sobol points, shifted at random for each individual, so that errors of
+different individuals are independent; those of another law are its own draws.
 """
 
 import math
@@ -93,7 +93,7 @@ def _mixed(log_components: Tensor, shares: Tensor, calibrated: bool) -> Tensor:
 
 
 def _calibration(ratios: Tensor) -> Tensor:
-    """Return weights c (N, M), mean one, under which every component integrates to one exactly.
+    """Return weights c (N, M), mean one, under which components integrate to one (but for a cut at .1).
 
     ratios (N, M, K) are q_k / q at the particles. c = 1 + (1 - mean g)' S^-1 (g - mean g) over the
     first K - 1 components (the last follows from them): the regression estimator with the

@@ -103,7 +103,7 @@ def compare(
     """Fit laws, and score each on individuals held out, by K-fold cross-validation.
 
     Every law is learned anew without each fold, from posterior draws that stand for the
-    individuals, so that the curve is not called again. An individual's score is
+    individuals, so that the curve is not called again, but by laws of points or of estimates. A score is
     log p(y_i) - log p_R(y_i), R a broad reference law common to all.
 
     laws : specifications such as nf.Gaussian(), nf.Mixture(), nf.Flow(), of different kinds, or by name,

@@ -150,8 +150,8 @@ class Fit(Fitted):
 
         Raises
         ------
-        ModelError : the law is averaged, or made of points or kernels; use nf.compare. The fit looks at
-            other data.
+        ModelError : the law is an average, a flow, a Dirichlet-process mixture, or made of points or kernels;
+            use nf.compare. The fit looks at other data.
 
         """
         return tables.criteria(self)
@@ -195,8 +195,9 @@ class Fit(Fitted):
     def certificate(self) -> Certificate:
         """Return a bound on the log-likelihood that any law whatever could still add (Lindsay 1983).
 
-        sup over phi of D(phi; G) = sum_i p(y_i | phi) / p_G(y_i) - N, sought from conditional modes and draws
-        of at most 300 individuals, half of them those whom the law expects least; fixed effects and
+        sup over phi of D(phi; G) = sum_i p(y_i | phi) / p_G(y_i) - N, sought, of a law with a density, from
+        conditional modes and draws of at most 300 individuals, half of them those whom the law expects least,
+        of points from these and from points around each individual's own data; fixed effects and
         residual parameters are those of the fit. Of a model with two levels only the twenty best places are
         searched further, and the bound holds for the likelihood as the fit's own draws of what varies within
         groups give it.

@@ -8,7 +8,7 @@ from torch import Tensor
 from nlmeflow.curves import Curve
 from nlmeflow.data import LongitudinalData
 
-WILD = 100.0  # times the 99 % quantile of distances from the median: an observation as far is named
+WILD = 100.0  # times the 99 % quantile (90 % of 200 or fewer) of distances from the median: so far is named
 APART = 3.0  # ranges of the other responses between them and a response that several observations share
 UNLIKE = 20.0  # times the second largest size, or last time, of an individual: the largest is named
 LATE = 1.0  # spans of time between zero and the first time

@@ -175,7 +175,7 @@ def climb_smooth(
 
 
 def few(draws: PosteriorDraws) -> PosteriorDraws:
-    """Return 32 draws of each individual, and less, but 8, when they are many."""
+    """Return 32 draws of each individual, fewer where individuals are many (12,800 in all), 8 at least."""
     return draws.thinned(max(8, min(32, FEW_DRAWS // len(draws))))
 
 

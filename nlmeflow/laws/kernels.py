@@ -1,8 +1,9 @@
 """Gaussian kernels of one covariance at given points: smooth NPMLE, and densities of estimates.
 
-Smooth NPMLE: Kim and Sen 2026, the nonparametric maximum-likelihood estimate among laws that are
-a discrete law convolved with a fixed Gaussian. Two-stage and EBE density treat estimates of the
-individual parameters as if they were the parameters.
+Smooth NPMLE: the nonparametric maximum-likelihood estimate among laws that are a discrete law convolved with
+a fixed Gaussian (Magder and Zeger, A smooth nonparametric estimate of a mixing distribution using mixtures of
+Gaussians, Journal of the American Statistical Association 1996). Two-stage and EBE density treat estimates
+of the individual parameters as if they were the parameters.
 """
 
 import math

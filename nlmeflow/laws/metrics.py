@@ -121,7 +121,7 @@ def group_shares(groups: MixtureLaw, phi: Tensor) -> Tensor:
 def marginal_ise(truth: Law, estimate: Law, points: int = 481) -> Tensor:
     """Return the integrated squared error of each marginal density (d,), phi in units of the truth's sd.
 
-    By the trapezium rule at so many points over six standard deviations on either side.
+    By a sum over so many equidistant points, six standard deviations to either side.
     """
     _check_dimensions(truth, estimate)
     spread = GaussianLaw.like(truth)

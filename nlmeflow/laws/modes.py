@@ -35,8 +35,8 @@ class Mode:
 class Basins:
     """The modes of a law, the highest first, and to which of them each cell of a grid belongs.
 
-    label (points, ..., points): position of the cell's mode, -1 where no mode counts; the grid has
-    coordinates in which `frame` is standard normal.
+    label (points, ..., points): position of the cell's mode, of the nearest where the density is next to
+    nothing or its own peak does not count; the grid has coordinates in which `frame` is standard normal.
     """
 
     modes: tuple[Mode, ...]

@@ -188,7 +188,7 @@ def on_shift(training: TrainingSet, x: Tensor, folds: Folds) -> Learned:
 
 
 def on_mixture(training: TrainingSet, x: Tensor, folds: Folds) -> Learned:
-    """Train flows that start at the mixture of all individuals, whose shares follow x."""
+    """Train flows that start at the mixture fitted without each fold, whose shares then follow x."""
     draws, like = training.draws, Flow()
     gaussian, still = population(draws), x.new_zeros(draws.dim, x.shape[1])
     starts = []

@@ -33,7 +33,7 @@ LOOK_DRAWS = 32  # of each held-out individual
 BATCH = 256  # individuals in one step
 CHECK = 15  # steps between looks at the held-out individuals
 PATIENCE = 6  # looks without a gain before training ends
-CLIP = 5.0  # length of a flow's gradient, at most
+CLIP = 5.0  # length of the gradient of all flows together, at most, for each of them
 NOISE = 0.3  # standard deviation of the noise on standardised draws, times N^(-1/(d+4))
 
 

@@ -47,6 +47,7 @@ PALETTE |= {"snp": "#4c9f70", "smooth npmle": "#a04668", "box-cox": "#6b5ca5", "
 PALETTE |= {"npml": "#b5a642", "two-stage": "#c77ca8", "heavy tails": "#c9a227", "ebe density": "#7a9ad1"}
 PALETTE |= {"dirichlet process": "#5f8f8f"}
 MASSES = (0.95, 0.8, 0.5, 0.2)  # of the regions of highest density that contours enclose
+CELLS = 90  # points of a grid of two coordinates, along each
 
 
 @checked
@@ -137,7 +138,7 @@ def side_by_side(
 
 def _grid(law: Law, axis: int, reach: float, points: Tensor | None) -> np.ndarray:
     """Return a grid of a coordinate, `reach` standard deviations around the mean, to every point at least."""
-    grid = span(law, axis, reach, 90)
+    grid = span(law, axis, reach, CELLS)
     if points is None:
         return grid
     own = points[:, axis]
@@ -185,7 +186,7 @@ def varieties(fit: Fit, pair: tuple[str, str] | None = None, ax: Axes | None = N
 def _two(fit: Fit, pair: tuple[str, str] | None, ax: Axes) -> tuple[int, int]:
     """Draw the law of two parameters; return their places in phi."""
     axes = _pair(fit, pair)
-    grids = (span(fit.law, axes[0]), span(fit.law, axes[1]))
+    grids = (span(fit.law, axes[0], points=CELLS), span(fit.law, axes[1], points=CELLS))
     density(fit.law, grids, axes, ax, colour(fit.specification.name))
     ax.set_xlabel(words(fit.model.curve[fit.names[axes[0]]].label))
     ax.set_ylabel(words(fit.model.curve[fit.names[axes[1]]].label))

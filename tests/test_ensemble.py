@@ -227,6 +227,7 @@ def test_a_relative_with_a_tail_that_nobody_informs_takes_no_part(monkeypatch):
     assert second is gaussian
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [3, 5])
 def test_an_average_of_few_individuals_is_not_far_wider_than_they_are(n):
     random, day = np.random.default_rng(1), np.linspace(30, 70, 7)

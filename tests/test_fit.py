@@ -224,6 +224,7 @@ def test_comparison_is_paired_and_grouped(model):
         nf.compare(model, data, [nf.NPML()])
 
 
+@pytest.mark.slow
 def test_laws_of_one_kind_are_compared_by_name(model):
     data = nf.LongitudinalData.from_frame(senescence_frame(12, seed=3), "plant", "day", "greenness")
     laws = {"diagonal": nf.Gaussian("diagonal"), "full": nf.Gaussian}

@@ -170,6 +170,7 @@ QUICK = [nf.DirichletProcess(sweeps=60, kept=5), nf.Transformed(), nf.TwoStage()
 SLOW = [nf.SNP(max_order=1), nf.SmoothNPMLE(), nf.SAEM()]
 
 
+@pytest.mark.slow
 def test_a_dirichlet_process_of_one_component_predicts_a_student_t():
     """With one component and parameters known, the posterior mean of the density has a closed form."""
     draws = known("L1", 12)

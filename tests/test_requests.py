@@ -602,6 +602,7 @@ def test_a_spread_that_is_a_tail_s_is_doubted():
     assert "made by a tail of the law" in warned
 
 
+@pytest.mark.slow
 def test_points_with_fixed_parameters_reach_their_maximum_in_much_noise():
     """Full scoring steps of the fixed parameters led to a curve without slope."""
     random, day = np.random.default_rng(1), np.linspace(30, 70, 4)
@@ -615,6 +616,7 @@ def test_points_with_fixed_parameters_reach_their_maximum_in_much_noise():
     assert reached["npml"] == pytest.approx(reached["npag"], abs=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", [nf.Gaussian(), nf.Mixture(2), nf.Flow(steps=5, folds=2), nf.NPML()])
 def test_torch_set_to_double_precision_changes_no_number(law):
     data = read(plants())
@@ -708,6 +710,7 @@ def test_responses_that_no_individual_changes_are_refused_at_once():
     assert nf.Model(nf.curves.linear()).task(read(mostly)) is not None
 
 
+@pytest.mark.slow
 def test_a_failure_says_what_is_wrong_with_the_data():
     assert "takes two values only (0 and 1)" in broken(y=lambda f: (f["y"] > 0.5) * 1.0)
     assert "plant '2' has y = -999 at day = 35" in broken(y=lambda f: f["y"].where(f.index != 19, -999.0))
@@ -838,6 +841,7 @@ def test_a_gaussian_is_fitted_to_as_few_observations_as_parameters():
         fitted(frame, nf.Model(nf.curves.emax()), law=nf.Mixture())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("residual", "rounding", "words"),
     [
@@ -891,6 +895,7 @@ def test_a_proportional_error_knows_no_sign():
     assert found[0].residual["sigma"] == pytest.approx(found[1].residual["sigma"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", [nf.Gaussian(), nf.Mixture(), nf.SAEM()])
 def test_where_time_begins_does_not_matter_to_lines(law):
     random, year = np.random.default_rng(1), np.arange(2010.0, 2016)
@@ -906,6 +911,7 @@ def test_where_time_begins_does_not_matter_to_lines(law):
         assert "warning" not in early.summary().numbers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("origin", [1e3, 1e5, 1.7e9])
 def test_where_time_begins_does_not_matter_to_lines_of_one_slope(origin):
     """Level and slope are told apart by 1e-9 of their effects where time is Unix seconds."""
@@ -1065,6 +1071,7 @@ def senescing(onset, days, seed):
     return pd.DataFrame({"plant": np.repeat(range(n), len(days)), "day": np.tile(days, n), "y": y.ravel()})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", [nf.Gaussian(), nf.Mixture(2)], ids=["gaussian", "mixture"])
 def test_a_new_individual_far_from_the_population_is_found(law):
     """Forty standard deviations away, where the curve at the mean does not say which way to go.

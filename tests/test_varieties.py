@@ -182,6 +182,7 @@ def test_groups_with_nothing_between_them_are_groups(apart):
     assert float(found[0].place[0] - found[1].place[0]) == pytest.approx(apart, abs=0.06 * apart)
 
 
+@pytest.mark.slow
 def test_equal_values_share_their_rank_whatever_the_order_of_rows():
     random, days = np.random.default_rng(0), np.arange(30.0, 75, 5)
     tau = np.where(np.arange(20) % 2, 45.0, 55.0)

@@ -55,16 +55,19 @@ class GaussianCheck:
         return cls(*gain, folds, scores, unit, len(set(labels)), constant)
 
     @property
+    def few(self) -> bool:
+        """Whether fewer than eight units are held out, of which a standard error is not known well."""
+        return self.units < FEWEST
+
+    @property
     def enough(self) -> bool:
-        """Whether the average does not predict better by more than two standard errors of 8 units or more."""
-        return self.units < FEWEST or not self.gain > MARGIN * self.error
+        """Whether the average does not predict better by more than two standard errors, or units are few."""
+        return self.few or not self.gain > MARGIN * self.error
 
     @property
     def undecided(self) -> bool:
         """Whether units are few, or it predicts better by one to two standard errors, three nats in all."""
-        if self.units < FEWEST:
-            return True
-        return self.enough and self.gain > max(self.error, TELLING / len(self.scores))
+        return self.few or (self.enough and self.gain > max(self.error, TELLING / len(self.scores)))
 
     @property
     def verdict(self) -> str:
@@ -76,7 +79,7 @@ class GaussianCheck:
         held = f"{', '.join(self.constant)} held constant: no variation is seen in the data."
         who = "an average of flows, mixtures and smooth laws predicts what it has not seen"
         ratio = self.gain / self.error if self.error > 0 else 0.0
-        if self.units < FEWEST:
+        if self.few:
             said = (
                 f"These data do not decide whether a Gaussian is enough: {self.units} are held out, each "
                 f"as a whole, and of fewer than {FEWEST} the error of a mean is not known well ({about})."

@@ -108,8 +108,8 @@ class Model(Structure):
         law : specification such as nf.Gaussian() (default), nf.Mixture(), nf.Flow().
         seed : of every random number; the same seed gives the same fit.
         start : first values on the natural scale, by parameter; found from the data when absent.
-        particles : per individual; when absent a power of two near 200,000 / N (near less where series are
-            long), at least 512 (256 above 5,000 individuals, 128 above 20,000), at most 16,384; 256 for each
+        particles : per individual; when absent a power of two near 200,000 / N (fewer where series are long),
+            at least 512 (256 above 5,000 individuals, 128 above 20,000), at most 16,384; 256 for each
             group where there are two levels.
         progress : show a progress line; by default only in a terminal.
 

@@ -1,6 +1,7 @@
 """nlmeflow.studies.scenarios, nlmeflow.laws.metrics: the benchmark as described, measures as known."""
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -219,6 +220,9 @@ def test_a_high_peak_of_little_mass_is_no_mode():
     assert len(nf.metrics.modes(peak, mass=0.02)) == 2
     assert basins(peak).of(torch.tensor([[0.0], [9.0]]).double()).tolist() == [0, 0]
     assert len(nf.metrics.modes(peak, mass=0.99)) == 1  # no mode holds so much: the one of largest mass
+    flat = replace(peak, factors=torch.zeros_like(peak.factors))
+    with pytest.raises(nf.ModelError, match="no density, or none that is a number"):
+        nf.metrics.modes(flat)
 
 
 def test_regret_of_selection_is_that_of_normal_laws_and_lines():

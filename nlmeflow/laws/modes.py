@@ -68,7 +68,8 @@ def modes(
 
     Raises
     ------
-    ModelError : the law has more than three dimensions; prominence or mass not between 0 and 1.
+    ModelError : the law has more than three dimensions, or no density; prominence or mass not between 0
+        and 1.
 
     """
     return list(basins(law, frame, prominence, mass).modes)
@@ -82,7 +83,8 @@ def basins(
 
     Raises
     ------
-    ModelError : the law has more than three dimensions; prominence or mass not between 0 and 1.
+    ModelError : the law has more than three dimensions, or no density; prominence or mass not between 0
+        and 1.
 
     """
     if law.dim > 3:
@@ -96,6 +98,8 @@ def basins(
     phi = frame.normal(mesh)
     with estimating():
         density = law.log_prob(phi).exp().numpy()
+    if not (density > 0).any():
+        raise ModelError("The law has no density, or none that is a number, around its mean.")
     grid = _Persistence(density, (points,) * law.dim, prominence)
     total, top = density.sum(), density.max()
     lift = {peak: float(found[0] / top) for peak, found in grid.found.items()}

@@ -211,7 +211,7 @@ def test_a_flow_whose_own_draws_go_astray_takes_no_part(monkeypatch):
 
 
 def test_a_relative_with_a_tail_that_nobody_informs_takes_no_part(monkeypatch):
-    """Nor do replicates of the bootstrap; the average of five individuals is not wider than they are."""
+    """Nor do such replicates of the bootstrap: the Gaussian is in their place."""
     training = TrainingSet(known("L2", 60), 1)
     gaussian = GaussianLaw.like(nf.Gaussian().learn(training))
     wide = GaussianLaw(gaussian.mean, 4 * gaussian.factor)

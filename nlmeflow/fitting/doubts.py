@@ -31,8 +31,8 @@ def doubts(fit: Fitted) -> list[str]:
     """
     made = fit.estimated
     about_data = mistakes(made.data.observed)
-    about_fit = (*_few(made), *_moments(made), *_jumps(made), *_alike(made), *_elsewhere(made), *_ends(made))
-    return [*_uncertain(fit), *about_data, *about_fit, *_tails(made)]
+    reasons = (_few, _moments, _jumps, _alike, _elsewhere, _ends, _tails)
+    return [*_uncertain(fit), *about_data, *(said for reason in reasons for said in reason(made))]
 
 
 def _uncertain(fit: Fitted) -> Iterator[str]:

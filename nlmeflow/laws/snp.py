@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nlmeflow.arguments import check_fields
 from nlmeflow.errors import ModelError, check_whole
-from nlmeflow.laws.affine import Affine, normal_log_prob
+from nlmeflow.laws.affine import Affine, independent_log_prob
 from nlmeflow.laws.draws import Folds, PosteriorDraws, TrainingSet
 from nlmeflow.laws.em import CARE, SmoothLaw, best_climb
 from nlmeflow.laws.gaussian import Gaussian, check_prior, population
@@ -241,7 +241,7 @@ class SNP(Specification):
         index = exponents(gaussian.dim, order)
         points = sobol(4096, gaussian.dim, derive(seed, Stream.SNP_START))
         z = torch.special.ndtri(points.clamp(1e-9, 1 - 1e-9))
-        normal = normal_log_prob(z, torch.zeros_like(z[0]), torch.eye(gaussian.dim, dtype=z.dtype))
+        normal = independent_log_prob(z, torch.ones_like(z[0]))
         basis = hermite(z, order)[:, torch.arange(gaussian.dim), index].prod(-1)
         for width in WIDTHS:
             frame = gaussian.inflated(width).normal

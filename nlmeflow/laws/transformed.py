@@ -8,6 +8,7 @@ lambda has no unit.
 """
 
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import ClassVar, Literal
 
 import torch
@@ -85,9 +86,7 @@ class TransformedLaw(SmoothLaw):
         centred = every - mean
         second = (weight @ centred.square()).diag()
         correlation = self.frame.factor @ self.frame.factor.mT / (self._sd[:, None] * self._sd)
-        for i, j in zip(
-            *(index.tolist() for index in torch.tril_indices(self.dim, self.dim, -1)), strict=True
-        ):
+        for j, i in combinations(range(self.dim), 2):
             rho = correlation[i, j].clamp(-1.0, 1.0)
             given = rho * z + (1 - rho.square()).sqrt() * z[:, None]  # z_i for each z_j, a column
             moved = self.transform(given.reshape(-1, 1).expand(-1, self.dim))[:, i].reshape_as(given)

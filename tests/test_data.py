@@ -271,3 +271,10 @@ def test_long_identifiers_of_a_database_stay_apart():
     )
     data = nf.LongitudinalData.from_frame(frame, "plant", "day", "y")
     assert [str(label) for label in data.labels] == [str(name) for name in names]
+
+
+def test_a_table_of_another_library_is_named_with_its_way_to_pandas():
+    with pytest.raises(nf.DataError, match=r"got pyarrow\.lib\.Table, whose to_pandas\(\) makes one\."):
+        read(pyarrow.Table.from_pandas(table()))
+    with pytest.raises(nf.DataError, match=r"a CSV file; got dict\.$"):
+        read(dict(table()))

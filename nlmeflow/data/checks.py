@@ -35,9 +35,9 @@ def table_of(given: object, *names: object) -> pd.DataFrame:
             warn(f"{Path(given).name}: {remark}", stacklevel=3)
         given = table.frame
     if not isinstance(given, pd.DataFrame):
-        raise DataError(
-            f"A pandas DataFrame is needed, or the path of a CSV file; got {type(given).__name__}."
-        )
+        found = f"{type(given).__module__}.{type(given).__name__}".removeprefix("builtins.")
+        way = ", whose to_pandas() makes one" if hasattr(given, "to_pandas") else ""
+        raise DataError(f"A pandas DataFrame is needed, or the path of a CSV file; got {found}{way}.")
     if given.columns.nlevels > 1:
         raise DataError(
             f"Names of columns have {given.columns.nlevels} levels, such as {given.columns[-1]!r}; one is "

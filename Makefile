@@ -43,7 +43,7 @@ endif
 # the longest first, so that no process is left waiting for one of them at the end
 LONGEST := $(patsubst %,book/%.ipynb,arabidopsis shape your_data multimodality flows population_law)
 CHAPTERS := $(LONGEST) $(filter-out $(LONGEST),$(sort $(wildcard book/*.ipynb)))
-PACKAGE := $(shell find nlmeflow -name '*.py') tools/execute.py
+PACKAGE := $(shell find nlmeflow -name '*.py') tools/execute.py tools/narrow.py tools/startup.py
 STORED := $(shell find data -type f)
 EXECUTED := $(CHAPTERS:book/%=build/published/%)
 QUICK := $(CHAPTERS:book/%=build/quick/%)

@@ -31,8 +31,9 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 CHAPTERS = sorted((Path(__file__).resolve().parent.parent / "book").glob("*.ipynb"))
 PAGES = sorted((Path(__file__).resolve().parent.parent / "book").glob("*.md"))
 COMPARES = re.compile(
-    r"\b(better|worse|best|worst|most|fewer|more than|less than|larger|smaller|higher|lower|closer|nearer|"
-    r"never|always|agrees?|wins?|loses?|beats?|hardly|none|nobody|clearly|half of|twice|times as)\b",
+    r"\b(better|worse|best|worst|most|fewer|more than|less than|larger|smaller|higher|lower|closer|closest|"
+    r"nearer|nearest|farther|farthest|further from|exceeds?|never|always|agrees?|wins?|loses?|beats?|hardly|"
+    r"none|nobody|clearly|half of|twice|times as)\b",
     re.IGNORECASE,
 )
 NUMBER = re.compile(r"(?<![\w.{-])\d+\.\d+|\d+ %")

@@ -1,6 +1,7 @@
 """How pages are finished after they are built: tables, equations, style sheets."""
 
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 import author_year  # noqa: E402
 import equations  # noqa: E402
+import matplotlib.pyplot as plt  # noqa: E402
+import narrow  # noqa: E402
 import pages  # noqa: E402
 import pandas as pd  # noqa: E402
 import slim  # noqa: E402
@@ -21,6 +24,38 @@ from pybtex.database import Entry, Person  # noqa: E402
 
 def texts(soup, selector):
     return [cell.get_text(strip=True) for cell in soup.select(selector)]
+
+
+def test_panels_of_a_figure_stand_under_each_other_on_a_phone_each_with_its_labels():
+    figure, axes = plt.subplots(2, 2, sharex=True, sharey=True, figsize=(8, 6))
+    for panel in axes.flat:
+        panel.plot([0, 1], [0, 1], label="one law")
+        panel.label_outer()
+    axes[0, 0].legend()
+    axes[0, 1].set_title("a title of a panel that is too long for the width of a phone")
+    axes[1, 0].set(xlabel="day", ylabel="density")
+    axes[1, 1].set_xlabel("speed")
+    axes[0, 0].set_ylabel("share")
+    narrow.stack(figure)
+    figure.canvas.draw()
+    boxes = [panel.get_window_extent() for panel in axes.flat]
+    assert figure.get_size_inches()[0] == narrow.WIDTH
+    assert all(above.y0 > below.y1 for above, below in pairwise(boxes))
+    assert len({round(box.x0) for box in boxes}) == 1
+    assert [panel.get_xlabel() for panel in axes.flat] == ["day", "speed", "day", "speed"]
+    assert [panel.get_ylabel() for panel in axes.flat] == ["share", "share", "density", "density"]
+    assert all(panel.xaxis.get_ticklabels()[0].get_visible() for panel in axes.flat)
+    assert "\n" in axes[0, 1].get_title()
+    assert axes[0, 0].get_legend().get_window_extent().y1 < boxes[0].y0
+    plt.close(figure)
+
+
+def test_a_page_has_the_figure_for_phones_where_there_is_one():
+    images = [f'<figure class="align-default" id="{k}"><img alt="" src="../_images/{k}.png"/>' for k in "ab"]
+    soup = BeautifulSoup(pages.set_figures("".join(images), {"a.png"}), "html.parser")
+    assert soup.select_one("picture > source")["srcset"] == "../_images/narrow/a.png 2x"
+    assert soup.select_one("picture > img")["src"] == "../_images/a.png"
+    assert [img["src"] for img in soup.select(".figure-box > img")] == ["../_images/b.png"]
 
 
 def test_names_of_an_index_move_into_the_header_row_and_numbers_are_marked():

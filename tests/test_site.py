@@ -191,6 +191,20 @@ def test_text_of_figures_can_be_read_on_a_phone(page, browser, site):
     assert [one for one in shrunk if one[1] * drawn < 9] == []
 
 
+@by_page
+def test_figures_are_whole_on_a_phone(page, browser, site):
+    """Panels stand under each other; pictures that are stored in data/, shown without it, may scroll."""
+    figures = """[...document.querySelectorAll("figure.align-default img")]
+        .filter((e) => !e.closest(".figure-box"))
+        .map((e) => [e.currentSrc.includes("/narrow/"), e.clientWidth <= innerWidth, e.naturalWidth > 0])"""
+    browser.open(f"{site}/book/{page.name}", width=390)
+    assert all(one == [True, True, True] for one in browser.ask(figures))
+    if page.stem not in ("arabidopsis", "senescence"):
+        assert browser.ask("document.querySelectorAll('.figure-box').length") == 0
+    browser.open(f"{site}/book/{page.name}", width=1280)
+    assert all(one == [False, True, True] for one in browser.ask(figures))
+
+
 FOCUSED = """(() => {
   document.addEventListener("focusin", (event) => { event.target.dataset.reached = "yes"; });
   return document.querySelectorAll("a[href], button, summary, input, [tabindex]").length;

@@ -11,6 +11,7 @@ import equations
 import pages
 import slim
 import yaml
+from narrow import NAME
 
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = Path(__file__).resolve().parent
@@ -36,14 +37,26 @@ def interactive(site: Path) -> None:
     (folder / "recovery.data.js").write_text(f"window.recovery = {numbers};\n")
 
 
-def finish(site: Path, repository: pages.Repository) -> None:
+def narrow_figures(site: Path, executed: Path) -> set[str]:
+    """Put the figures for narrow screens beside those that pages show; return their names."""
+    folder = site / "_images" / NAME
+    folder.mkdir()
+    shown = {path.name for path in folder.parent.iterdir()}
+    for path in (executed / NAME).rglob("*.png"):
+        if path.name in shown:
+            shutil.copy(path, folder)
+    return {path.name for path in folder.iterdir()}
+
+
+def finish(site: Path, repository: pages.Repository, executed: Path) -> None:
     """Make pages small, readable on any screen, and without programs that a page does not need."""
     interactive(site)
+    narrow = narrow_figures(site, executed)
     typesetter, written = equations.Typesetter(), []
     for path in sorted(site.rglob("*.html")):
         name = path.relative_to(site).with_suffix("").as_posix()
         notebook = site / "_sources" / f"{name}.ipynb"
-        page = slim.slim_page(pages.set_page(path.read_text(), name, repository, notebook))
+        page = slim.slim_page(pages.set_page(path.read_text(), name, repository, notebook, narrow))
         written.append(equations.set_page(page, typesetter, up="../" * name.count("/")))
         path.write_text(written[-1])
     slim.slim_static(site / "_static", written)
@@ -73,7 +86,7 @@ def build(executed: Path, site: Path) -> None:
     program = Path(sys.executable).parent / "jupyter-book"
     command = [str(program), "build", "-W", "--keep-going", "--all", str(stage)]
     subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": extended(TOOLS)})
-    finish(stage / "_build" / "html", repository)
+    finish(stage / "_build" / "html", repository, executed)
     shutil.rmtree(site, ignore_errors=True)
     shutil.move(stage / "_build" / "html", site)
     shutil.rmtree(stage)

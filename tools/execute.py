@@ -2,12 +2,15 @@
 
 import argparse
 import os
+import shutil
 from pathlib import Path
 
+import narrow
 import nbformat
 import papermill
 import yaml
 
+STARTUP = Path(__file__).resolve().with_name("startup.py")
 VOLATILE = ("papermill", "execution")
 
 
@@ -26,13 +29,17 @@ def strip(path: Path) -> None:
 
 
 def execute(source: Path, target: Path, parameters: dict[str, object]) -> None:
-    """Run `source` and write `target`, or nothing when a cell fails."""
+    """Run `source` and write `target`, or nothing when a cell fails; figures for phones go beside it."""
     unknown = set(parameters) - declared(source)
     if unknown:
         known = ", ".join(sorted(declared(source)))
         raise SystemExit(f"{source} has no parameter {', '.join(sorted(unknown))}; it has: {known}.")
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}")
+    figures = target.parent / narrow.NAME / target.stem
+    shutil.rmtree(figures, ignore_errors=True)
+    figures.mkdir(parents=True)
+    os.environ |= {"PYTHONSTARTUP": str(STARTUP), narrow.FOLDER: str(figures.resolve())}
     try:
         papermill.execute_notebook(
             str(source), str(partial), parameters=parameters, kernel_name="python3", progress_bar=False

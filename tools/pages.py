@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 import nbformat
 from bs4 import BeautifulSoup, Tag
+from narrow import NAME
 
 from nlmeflow.studies.table import git
 
@@ -16,6 +17,8 @@ NUMBER = re.compile(
 )
 ABSENT = {"", "nan", "NaN", "None", "–", "-", "—"}
 FOOTER = "{links of this page}"
+FIGURE = re.compile(r'(<figure class="align-default"[^>]*>\s*)(<img [^>]*src="([^"]*/)([^"/]*)"[^>]*>)')
+PHONE = "(max-width: 600px)"  # as in book.css
 QUOTED = re.compile(r'"([\w-]+)"')
 OUTPUT = re.compile(r'(<div class="output (?:stream|text_plain)[^"]*)"([^>]*>.*?<pre>)(.*?)</pre>', re.DOTALL)
 ALIGNED = re.compile(r"\S  +\S")
@@ -108,11 +111,20 @@ def set_citations(page: str) -> str:
     return re.sub(r"(<a [^>]*>)([^<>]+) and others, (\d{4})", r"\1\2 <em>et al.</em>, \3", page)
 
 
-def set_figures(page: str) -> str:
-    """Return a page whose figures lie in boxes, which scroll where a small screen would shrink their text."""
-    return re.sub(
-        r'(<figure class="align-default"[^>]*>\s*)(<img [^>]*>)', r'\1<div class="figure-box">\2</div>', page
-    )
+def set_figures(page: str, narrow: set[str]) -> str:
+    """Return a page whose figures are others on a phone where there are such, with panels under each other.
+
+    The rest lie in boxes, which scroll where a small screen would shrink their text.
+    """
+
+    def boxed(match: re.Match[str]) -> str:
+        image, folder, name = match[2], match[3], match[4]
+        if name not in narrow:
+            return f'{match[1]}<div class="figure-box">{image}</div>'
+        source = f'<source media="{PHONE}" srcset="{folder}{NAME}/{name} 2x">'
+        return f"{match[1]}<picture>{source}{image}</picture>"
+
+    return FIGURE.sub(boxed, page)
 
 
 def set_outputs(page: str) -> str:
@@ -189,10 +201,13 @@ def page_links(name: str, repository: Repository, notebook: Path) -> str:
     return " · ".join(links)
 
 
-def set_page(page: str, name: str, repository: Repository, notebook: Path) -> str:
-    """Return a page of the book with its footer filled; figures, tables, names of files, citations mended."""
+def set_page(page: str, name: str, repository: Repository, notebook: Path, narrow: set[str]) -> str:
+    """Return a page of the book with its footer filled; figures, tables, names of files, citations mended.
+
+    narrow : names of the figures that are there for narrow screens, too.
+    """
     if FOOTER not in page:
         return page
     filled = page.replace(FOOTER, page_links(name, repository, notebook))
     filled = set_files(filled.replace("{up}", "../" * name.count("/")), repository)
-    return set_citations(set_outputs(set_tables(set_figures(filled))))
+    return set_citations(set_outputs(set_tables(set_figures(filled, narrow))))

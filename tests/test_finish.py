@@ -36,6 +36,7 @@ def test_panels_of_a_figure_stand_under_each_other_on_a_phone_each_with_its_labe
     axes[1, 0].set(xlabel="day", ylabel="density")
     axes[1, 1].set_xlabel("speed")
     axes[0, 0].set_ylabel("share")
+    axes[0, 0].set_title("one")
     narrow.stack(figure)
     figure.canvas.draw()
     boxes = [panel.get_window_extent() for panel in axes.flat]
@@ -45,14 +46,18 @@ def test_panels_of_a_figure_stand_under_each_other_on_a_phone_each_with_its_labe
     assert [panel.get_xlabel() for panel in axes.flat] == ["day", "speed", "day", "speed"]
     assert [panel.get_ylabel() for panel in axes.flat] == ["share", "share", "density", "density"]
     assert all(panel.xaxis.get_ticklabels()[0].get_visible() for panel in axes.flat)
-    assert "\n" in axes[0, 1].get_title()
+    assert [panel.get_title() for panel in axes[:, 0]] == ["one", "one"]
+    assert axes[0, 1].get_title() == axes[1, 1].get_title()
+    assert "\n" in axes[1, 1].get_title()
     assert axes[0, 0].get_legend().get_window_extent().y1 < boxes[0].y0
     plt.close(figure)
 
 
 def test_a_page_has_the_figure_for_phones_where_there_is_one():
-    images = [f'<figure class="align-default" id="{k}"><img alt="" src="../_images/{k}.png"/>' for k in "ab"]
-    soup = BeautifulSoup(pages.set_figures("".join(images), {"a.png"}), "html.parser")
+    figure = '<figure class="align-default"><img alt="" src="../_images/{}.png"/><p>Left: {}</p></figure>'
+    page = "".join(figure.format(name, name) for name in "ab")
+    soup = BeautifulSoup(pages.set_figures(page, {"a.png"}), "html.parser")
+    assert len(soup.select("picture + p.stacked + p")) == len(soup.select("p.stacked")) == 1
     assert soup.select_one("picture > source")["srcset"] == "../_images/narrow/a.png 2x"
     assert soup.select_one("picture > img")["src"] == "../_images/a.png"
     assert [img["src"] for img in soup.select(".figure-box > img")] == ["../_images/b.png"]

@@ -8,7 +8,7 @@ import base64
 import hashlib
 import os
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +27,20 @@ def wrap(text: Any, room: float) -> None:
 
 
 def label_all(panels: list[Any]) -> None:
-    """Give each panel the labels and the numbers that it shares with others in its row or column."""
+    """Give each panel the title, labels and numbers that it shares with others in its row or column."""
     for panel in panels:
         place = panel.get_subplotspec()
-        row = [one for one in panels if one.get_subplotspec().rowspan == place.rowspan and one.get_ylabel()]
-        column = [
-            one for one in panels if one.get_subplotspec().colspan == place.colspan and one.get_xlabel()
-        ]
+        row = [one for one in panels if one.get_subplotspec().rowspan == place.rowspan]
+        column = [one for one in panels if one.get_subplotspec().colspan == place.colspan]
         panel.tick_params(labelleft=True, labelbottom=True)
-        if row and not panel.get_ylabel():
-            panel.set_ylabel(row[0].get_ylabel())
-        if column and not panel.get_xlabel():
-            panel.set_xlabel(column[-1].get_xlabel())
+        panel.set_title(panel.get_title() or first(one.get_title() for one in column))
+        panel.set_ylabel(panel.get_ylabel() or first(one.get_ylabel() for one in row))
+        panel.set_xlabel(panel.get_xlabel() or first(one.get_xlabel() for one in reversed(column)))
+
+
+def first(texts: Iterable[str]) -> str:
+    """Return the first text that is not empty, or an empty one."""
+    return next(filter(None, texts), "")
 
 
 def move(legend: Any, owner: Any, **place: Any) -> int:
@@ -73,8 +75,8 @@ def stack(figure: Any) -> None:
         wrap(panel.xaxis.label, 0.85 * WIDTH)
         wrap(panel.yaxis.label, 0.8 * WIDTH * ratio)
         if legend := panel.get_legend():
-            below = -0.5 / (0.8 * WIDTH * ratio)  # under the label of the axis
-            rows += move(legend, panel, loc="upper left", bbox_to_anchor=(0, below))
+            down = 0.5 + 0.17 * panel.get_xlabel().count("\n")  # under the numbers and the label of the axis
+            rows += move(legend, panel, loc="upper left", bbox_to_anchor=(0, -down / (0.8 * WIDTH * ratio)))
     rows += sum(move(legend, figure, loc="outside lower center") for legend in list(figure.legends))
     figure.set_layout_engine("constrained")
     figure.set_size_inches(WIDTH, 0.3 + 0.22 * rows + sum(0.8 * WIDTH * ratio + 0.7 for ratio in ratios))

@@ -17,7 +17,11 @@ NUMBER = re.compile(
 )
 ABSENT = {"", "nan", "NaN", "None", "–", "-", "—"}
 FOOTER = "{links of this page}"
-FIGURE = re.compile(r'(<figure class="align-default"[^>]*>\s*)(<img [^>]*src="([^"]*/)([^"/]*)"[^>]*>)')
+FIGURE = re.compile(
+    r'(<figure class="align-default"[^>]*>\s*)(<img [^>]*src="([^"]*/)([^"/]*)"[^>]*>)(.*?</figure>)',
+    re.DOTALL,
+)
+STACKED = '<p class="stacked">On this screen the panels stand under each other, left before right.</p>'
 PHONE = "(max-width: 600px)"  # as in book.css
 QUOTED = re.compile(r'"([\w-]+)"')
 OUTPUT = re.compile(r'(<div class="output (?:stream|text_plain)[^"]*)"([^>]*>.*?<pre>)(.*?)</pre>', re.DOTALL)
@@ -118,11 +122,12 @@ def set_figures(page: str, narrow: set[str]) -> str:
     """
 
     def boxed(match: re.Match[str]) -> str:
-        image, folder, name = match[2], match[3], match[4]
+        start, image, folder, name, caption = match.groups()
         if name not in narrow:
-            return f'{match[1]}<div class="figure-box">{image}</div>'
+            return f'{start}<div class="figure-box">{image}</div>{caption}'
         source = f'<source media="{PHONE}" srcset="{folder}{NAME}/{name} 2x">'
-        return f"{match[1]}<picture>{source}{image}</picture>"
+        remark = STACKED if re.search(r"\b(left|right)\b", caption, re.IGNORECASE) else ""
+        return f"{start}<picture>{source}{image}</picture>{remark}{caption}"
 
     return FIGURE.sub(boxed, page)
 

@@ -433,6 +433,12 @@ WRONG = {
         lambda fit: nf.laws.MixtureLaw(torch.ones(1), torch.zeros(1, 2), torch.eye(2), torch.eye(2)),
         r"\(1, 2\) and \(2, 2\)",
     ),
+    "floor of zero": (
+        lambda fit: nf.laws.MixtureLaw(
+            torch.ones(1), torch.zeros(1, 1), torch.ones(1, 1, 1), torch.zeros(1, 1)
+        ),
+        r"without a zero on its diagonal; got \[\[0.0\]\]",
+    ),
     "covariance as factor": (
         lambda fit: nf.laws.GaussianLaw(torch.zeros(2), torch.tensor([[1, 0.5], [0.5, 1]])),
         "A factor is lower triangular",

@@ -56,6 +56,11 @@ class MixtureLaw(Law):
         super().__post_init__()
         check_factors(self.means, self.factors)
         check_weights(self.weights, len(self.means))
+        if self.floor.shape != self.factors.shape[1:] or bool((self.floor.diagonal() == 0).any()):
+            raise ModelError(
+                f"The floor is the lower factor (d, d), d = {self.dim}, of the smallest covariance that a "
+                f"component may have, without a zero on its diagonal; got {self.floor.tolist()}."
+            )
 
     @property
     def dim(self) -> int:

@@ -3,7 +3,7 @@
 #   make book                 set up, execute the chapters, build the site in build/site
 #   make setup                the environment .venv alone, in the versions of constraints.txt
 #   make test                 every check, every test, chapters run twice in the quick profile, site
-#   make quick                every check of the code and the fast tests, in about a minute
+#   make quick                every check of the code and the fast tests, in a minute and a half
 #   make report CSV=my.csv INDIVIDUAL=variety TIME=day RESPONSE=greenness
 #                             analyse your own table; report and tables in build/report (OUT=...)
 #   make study STUDY=core     run a study of tools/studies into data/studies; goes on where it was interrupted

@@ -210,6 +210,7 @@ def test_a_flow_whose_own_draws_go_astray_takes_no_part(monkeypatch):
     assert again[1] is flat
 
 
+@pytest.mark.slow
 def test_a_relative_with_a_tail_that_nobody_informs_takes_no_part(monkeypatch):
     """Nor do such replicates of the bootstrap: the Gaussian is in their place."""
     training = TrainingSet(known("L2", 60), 1)

@@ -129,6 +129,7 @@ def test_order_of_rows_and_individuals_does_not_matter(seed):
     assert np.allclose(other.individuals()["c0_mean"].reindex(means.index), means, atol=0.02)
 
 
+@pytest.mark.slow
 @FEW
 @given(seed=st.integers(0, 10**6))
 def test_a_missing_response_is_as_a_missing_row(seed):

@@ -146,6 +146,7 @@ def test_the_widest_kernels_within_one_standard_error():
     assert widest(scores[[1, 3]]) == 0
 
 
+@pytest.mark.slow
 def test_kernels_of_a_gaussian_population_are_wide():
     """The smooth NPMLE of a Gaussian is the Gaussian: one kernel of the population's own width."""
     with torch.no_grad():

@@ -154,6 +154,7 @@ def test_an_argument_that_is_missing_or_unknown_is_named_with_its_function():
         nf.compare(MODEL, read(plants(3)), law=nf.Gaussian())
 
 
+@pytest.mark.slow
 def test_where_warnings_are_errors_a_first_model_is_built_and_fitted():
     code = "import warnings, nlmeflow as nf; warnings.simplefilter('error'); nf.Model(nf.curves.linear())"
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -869,6 +870,7 @@ def test_a_curve_that_is_zero_leaves_no_unbounded_likelihood(residual, rounding,
     assert fitted(frame.query("day > 0"), model).converged
 
 
+@pytest.mark.slow
 def test_zeros_among_the_responses_leave_no_unbounded_likelihood():
     """Near a response of zero the density of a proportional error rises without end as the curve falls."""
     random, day = np.random.default_rng(1), np.arange(30.0, 100, 5)

@@ -225,6 +225,7 @@ def test_a_high_peak_of_little_mass_is_no_mode():
         nf.metrics.modes(flat)
 
 
+@pytest.mark.slow
 def test_regret_of_selection_is_that_of_normal_laws_and_lines():
     """tau ~ N(m, w^2), y = tau + e: conditional means are linear in y, the regret an integral over them."""
     n, sigma, slope = 20_000, 0.8, 1.0

@@ -37,14 +37,16 @@ def execute(source: Path, target: Path, parameters: dict[str, object]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}")
     figures = target.parent / narrow.NAME / target.stem
-    shutil.rmtree(figures, ignore_errors=True)
-    figures.mkdir(parents=True)
-    os.environ |= {"PYTHONSTARTUP": str(STARTUP), narrow.FOLDER: str(figures.resolve())}
+    drawn = figures.with_name(f".{target.stem}")
+    drawn.mkdir(parents=True, exist_ok=True)
+    os.environ |= {"PYTHONSTARTUP": str(STARTUP), narrow.FOLDER: str(drawn.resolve())}
     try:
         papermill.execute_notebook(
             str(source), str(partial), parameters=parameters, kernel_name="python3", progress_bar=False
         )
         strip(partial)
+        shutil.rmtree(figures, ignore_errors=True)
+        os.replace(drawn, figures)
         os.replace(partial, target)
     except papermill.PapermillExecutionError as error:
         if "check_parameters(" not in error.source:
@@ -52,6 +54,7 @@ def execute(source: Path, target: Path, parameters: dict[str, object]) -> None:
         raise SystemExit(f"{source}: {error.evalue}") from None
     finally:
         partial.unlink(missing_ok=True)
+        shutil.rmtree(drawn, ignore_errors=True)
 
 
 def main() -> None:

@@ -69,21 +69,24 @@ def stack(figure: Any) -> None:
         grid = GridSpec(len(panels), 1, figure, height_ratios=ratios)
         for place, panel in enumerate(panels):
             panel.set_subplotspec(grid[place])
-    rows = 0
-    for panel, ratio in zip(panels, ratios, strict=True):
+    heights, rows = [0.8 * WIDTH * ratio for ratio in ratios], 0
+    for panel, height in zip(panels, heights, strict=True):
         wrap(panel.title, 0.85 * WIDTH)
         wrap(panel.xaxis.label, 0.85 * WIDTH)
-        wrap(panel.yaxis.label, 0.8 * WIDTH * ratio)
+        wrap(panel.yaxis.label, height)
         if legend := panel.get_legend():
             down = 0.5 + 0.17 * panel.get_xlabel().count("\n")  # under the numbers and the label of the axis
-            rows += move(legend, panel, loc="upper left", bbox_to_anchor=(0, -down / (0.8 * WIDTH * ratio)))
+            rows += move(legend, panel, loc="upper left", bbox_to_anchor=(0, -down / height))
     rows += sum(move(legend, figure, loc="outside lower center") for legend in list(figure.legends))
     figure.set_layout_engine("constrained")
-    figure.set_size_inches(WIDTH, 0.3 + 0.22 * rows + sum(0.8 * WIDTH * ratio + 0.7 for ratio in ratios))
+    figure.set_size_inches(WIDTH, 0.3 + 0.22 * rows + sum(height + 0.7 for height in heights))
 
 
 def install() -> None:
-    """Have every figure that IPython shows kept for phones, in the folder that the environment names."""
+    """Have every figure that IPython shows kept for phones, in the folder that the environment names.
+
+    The figure itself is changed, after it was shown: IPython closes it then.
+    """
     from IPython.core import pylabtools
 
     folder = Path(os.environ[FOLDER])

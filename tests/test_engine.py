@@ -11,11 +11,11 @@ from quadrature import adaptive, brute_force
 import nlmeflow as nf
 from nlmeflow.estimation import likelihood
 from nlmeflow.estimation.em import State, evaluate
-from nlmeflow.estimation.laplace import _inverse, gaussian_start
+from nlmeflow.estimation.laplace import _inverse, gaussian_starts
 from nlmeflow.estimation.likelihood import averaged, locate, marginal
 from nlmeflow.estimation.particles import Proposal, _calibration, draw
 from nlmeflow.estimation.posterior import resampled
-from nlmeflow.estimation.start import pooled_start
+from nlmeflow.estimation.start import pooled_starts
 from nlmeflow.laws import FlowLaw, GaussianLaw, MixtureLaw, Network, StackedLaw
 from nlmeflow.laws.draws import resample
 from nlmeflow.laws.law import ROWS
@@ -235,7 +235,7 @@ def test_first_values_of_a_logarithmic_error_see_the_tail():
     rate = 2.5 * np.exp(0.1 * random.standard_normal((30, 1)))
     response = 10 * np.exp(-rate * time.numpy() + 0.5 * random.standard_normal((30, 7)))
     data = nf.LongitudinalData.regular(time, torch.from_numpy(response))
-    first = pooled_start(nf.Model(nf.curves.oral(100.0), nf.LogAdditive()).problem(data), {}, 0)
+    first = pooled_starts(nf.Model(nf.curves.oral(100.0), nf.LogAdditive()).problem(data), {}, 0)[0]
     assert first["CL"] - first["V"] == pytest.approx(np.log(2.5), abs=0.15)
 
 
@@ -249,7 +249,7 @@ def test_the_start_takes_the_more_likely_of_two_maxima():
     response = plateau - rate * np.logaddexp(0, time - onset) + 0.01 * random.standard_normal((20, 6))
     data = nf.LongitudinalData.regular(torch.from_numpy(time), torch.from_numpy(response))
     problem = nf.Model(nf.curves.change_point(1.0)).problem(data)
-    best = gaussian_start(problem, pooled_start(problem, {}, 0), nf.Gaussian())
+    best = gaussian_starts(problem, pooled_starts(problem, {}, 0), nf.Gaussian())[0]
     assert float(best.sigma[0]) == pytest.approx(0.01, rel=0.15)
 
 

@@ -1362,7 +1362,7 @@ def few_dates(days, seed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [2, 3])
+@pytest.mark.parametrize("seed", [2, 3, 4])
 def test_with_two_dates_a_fit_beats_a_constant_and_says_what_it_cannot_tell(seed):
     """A step of beta that lost likelihood was taken for the end; steps to curves of zero for a start."""
     fit = few_dates([35.0, 65.0], seed)
@@ -1372,6 +1372,22 @@ def test_with_two_dates_a_fit_beats_a_constant_and_says_what_it_cannot_tell(seed
     assert fit.log_likelihood().value > constant + 100
     warning = fit.summary().numbers["warning"]
     assert "the responses have 5 means, variances and covariances, and 7 parameters are estimated" in warning
+
+
+@pytest.mark.parametrize(
+    ("fixed", "days", "seed"), [(("A",), [44.0, 50.0], 1), (("A", "tau"), [35.0, 65.0], 0)]
+)
+def test_curves_equally_near_to_the_mean_are_told_apart_by_individuals(fixed, days, seed):
+    """Of the many curves through two means the first one was taken: 43 nats below the truth, or off."""
+    simulated = {"A": 1.0, "tau": 50.0, "s": 3.0}
+    model = nf.Model(nf.curves.logistic_senescence(), fixed=fixed)
+    names = [name for name in model.curve.names if name not in fixed]
+    mean = [simulated[name] if name == "tau" else math.log(simulated[name]) for name in names]
+    sds = [6.0 if name == "tau" else 0.25 for name in names]
+    law = GaussianLaw(torch.tensor(mean).double(), torch.tensor(sds).double().diag(), "full", 0.0)
+    data, _ = model.simulate(law, days, 40, seed, 0.05, **{name: simulated[name] for name in fixed})
+    found, known = (model.fit(data, seed=1, progress=False, start=start) for start in ({}, simulated))
+    assert found.log_likelihood().value > known.log_likelihood().value - 1
 
 
 @pytest.mark.slow

@@ -16,14 +16,13 @@ from typing import cast
 import torch
 
 from nlmeflow.data import LongitudinalData
-from nlmeflow.errors import EstimationError
 from nlmeflow.estimation.em import Result, Schedule, State, em
-from nlmeflow.estimation.laplace import GaussianStart, gaussian_start, unclimbed_start
+from nlmeflow.estimation.laplace import BROKEN, GaussianStart, gaussian_starts, unclimbed_start
 from nlmeflow.estimation.particles import Proposal, draw
 from nlmeflow.estimation.points import Placing, settle_points
 from nlmeflow.estimation.posterior import posterior_draws
 from nlmeflow.estimation.problem import Problem
-from nlmeflow.estimation.start import pooled_start
+from nlmeflow.estimation.start import pooled_starts
 from nlmeflow.laws.draws import Folds, PosteriorDraws, TrainingSet
 from nlmeflow.laws.gaussian import CAREFUL, Gaussian, GaussianLaw
 from nlmeflow.laws.law import Law
@@ -94,16 +93,18 @@ def gaussian_em(law: Gaussian, task: Task, schedule: Schedule) -> Result:
     problem = task.problem
     task.report("Laplace")
     try:
-        start = gaussian_start(problem, first_values(task), law)
-    except (EstimationError, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
-        start = gaussian_start(problem, first_values(task, thorough=True), law)
-    try:
-        return _em_from(start, task, schedule)
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-        if problem.individuals is not problem:
-            raise
-        # steps in much noise may end where a fixed parameter moves the curve no more, and nothing leads back
-        return _em_from(unclimbed_start(problem, first_values(task), law), task, schedule)
+        starts = gaussian_starts(problem, first_values(task), law)
+    except BROKEN:
+        starts = gaussian_starts(problem, first_values(task, thorough=True), law)
+    for start in starts:
+        try:
+            return _em_from(start, task, schedule)
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            # steps in much noise may end where a fixed parameter moves the curve no more: nothing leads back
+            failed = error
+    if problem.individuals is not problem:
+        raise failed
+    return _em_from(unclimbed_start(problem, first_values(task)[0], law), task, schedule)
 
 
 def _em_from(start: GaussianStart, task: Task, schedule: Schedule) -> Result:
@@ -112,12 +113,12 @@ def _em_from(start: GaussianStart, task: Task, schedule: Schedule) -> Result:
     return em(task.problem, state, proposal, schedule, random, task.report)
 
 
-def first_values(task: Task, thorough: bool = False) -> dict[str, float]:
-    """Return first values of all parameters of the curve, on the unconstrained scale."""
+def first_values(task: Task, thorough: bool = False) -> list[dict[str, float]]:
+    """Return first values of all parameters of the curve, on the unconstrained scale, best first."""
     task.report("first values")
     people, seed = task.problem.individuals, derive(task.seed, Stream.FIRST_VALUES)
     return task.memory.once(
-        ("first values", thorough), lambda: pooled_start(people, task.start, seed, thorough)
+        ("first values", thorough), lambda: pooled_starts(people, task.start, seed, thorough)
     )
 
 

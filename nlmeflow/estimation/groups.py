@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from nlmeflow.errors import ModelError
-from nlmeflow.estimation.laplace import GaussianStart, Laplace, gaussian_start, linearise, modes, redamped
+from nlmeflow.estimation.laplace import GaussianStart, Laplace, gaussian_starts, linearise, modes, redamped
 from nlmeflow.estimation.particles import NARROW
 from nlmeflow.estimation.problem import Problem
 from nlmeflow.laws.affine import independent_log_prob, normal_log_prob, safe_cholesky
@@ -429,10 +429,17 @@ def group_modes(
     return _local(problem, law, beta, sigma, start, steps)[1]
 
 
-@gaussian_start.register
-def group_start(problem: GroupedProblem, first: dict[str, float], specification: Gaussian) -> GaussianStart:
+@gaussian_starts.register
+def group_starts(
+    problem: GroupedProblem, firsts: list[dict[str, float]], specification: Gaussian
+) -> list[GaussianStart]:
     """Fit the individuals as one population, then split its variances as those of their modes are split."""
-    whole = gaussian_start(problem.individuals, first, specification)
+    wholes = gaussian_starts(problem.individuals, firsts, specification)
+    return [_split(problem, whole, specification) for whole in wholes]
+
+
+def _split(problem: GroupedProblem, whole: GaussianStart, specification: Gaussian) -> GaussianStart:
+    """Return the start of groups from that of individuals."""
     mode, varying = whole.laplace.mode, problem.varying
     counts = problem.member.bincount(minlength=len(problem)).to(mode.dtype)
     means = mode.new_zeros(len(problem), problem.dim).index_add(0, problem.member, mode) / counts[:, None]

@@ -29,6 +29,7 @@ NEARLY = 1e-7  # smallest eigenvalue of slopes, under which normal equations do 
 LEAST = 1e-14  # what a smallest eigenvalue counts as at least, and the share of a length that counts as none
 FAR = 100.0  # times the residual error of the first values that a start does not exceed
 USELESS = 1.1  # times the error of a constant, by which curves that explain nothing miss the data
+CONSTANT = 0.95  # times the error of a constant: curves that miss the data by more are little else
 
 
 @dataclass(frozen=True)
@@ -135,27 +136,50 @@ def modes(
 
 
 @singledispatch
-def gaussian_start(
+def gaussian_starts(
     problem: Problem,
-    first: dict[str, float],
+    firsts: list[dict[str, float]],
     specification: Gaussian,
     max_iterations: int = 60,
     tolerance: float = 1e-3,
-) -> GaussianStart:
-    """Return the Gaussian fit of the linearised model, from pooled first values.
+) -> list[GaussianStart]:
+    """Return Gaussian fits of the linearised model from pooled first values, the most likely first.
 
-    Where it does not settle, it is sought once more, because the likelihood may have several maxima: not from
-    a residual error that explains all differences between individuals, but from a tenth of it and a
-    population three times as wide, which follows each individual's data. This is taken where it is more
-    likely by more than `LIKELIER`. Where one breaks down, because a linearisation far from the data sends it
-    off, it is tried again in short steps. Where parameters do nearly the same to the curve, both ways of
-    spreading them at first are tried.
+    Curves that are equally near to all the data together are not so to those of individuals: each of
+    `firsts` is tried. Where the model does not settle, or settles where curves are little better than a
+    constant, it is fitted once more, because the likelihood may have several maxima: not from a residual
+    error that explains all differences between individuals, but from a tenth of it and a population three
+    times as wide, which follows each individual's data. A later fit comes first where it is more likely by
+    more than `LIKELIER`. Where one breaks down, because a linearisation far from the data sends it off, it is
+    tried again in short steps. Where parameters do nearly the same to the curve, both ways of spreading them
+    at first are tried.
 
     Raises
     ------
-    EstimationError : all broke down.
+    EstimationError : all broke down; the reason is that of the first.
 
     """
+    found: list[GaussianStart] = []
+    failed: Exception | None = None
+    for first in firsts:
+        try:
+            found += _fits(problem, first, specification, max_iterations, tolerance)
+        except BROKEN as error:
+            failed = failed or error
+    if not found:
+        raise cast(Exception, failed)
+    values = [_log_likelihood(problem, start) for start in found]
+    best = 0
+    for k, value in enumerate(values):
+        best = k if value > values[best] + LIKELIER else best
+    order = sorted(range(len(found)), key=lambda k: (k != best, -values[k]))
+    return [found[k] for k in order]
+
+
+def _fits(
+    problem: Problem, first: dict[str, float], specification: Gaussian, max_iterations: int, tolerance: float
+) -> list[GaussianStart]:
+    """Return fits of the linearised model from first values, one at least."""
     found, failed = [], None
     for begun in _first_gaussians(problem, first, specification):
         for narrow in (1.0, 0.1):
@@ -164,14 +188,11 @@ def gaussian_start(
             except BROKEN as error:
                 failed = error
                 continue
-            if found[-1].settled:
+            if found[-1].settled and _beats_constant(problem, found[-1], CONSTANT):
                 break
     if not found:
         raise cast(Exception, failed)
-    best, *others = [(_log_likelihood(problem, start), start) for start in found]
-    for other in others:
-        best = other if other[0] > best[0] + LIKELIER else best
-    return best[1]
+    return found
 
 
 def _log_likelihood(problem: Problem, start: GaussianStart) -> float:
@@ -219,9 +240,15 @@ def _climb(
     for iteration in range(max_iterations):
         for _ in range(3 if iteration < 5 else 1):
             phi, _, damping = _newton(problem, phi, law, beta, sigma, damping)
-        new_law, new_beta, new_sigma = _update(problem, phi, law, beta, sigma)
-        if longest is not None:
-            new_law, new_sigma = _shortened(law, new_law, longest), new_sigma.clamp(sigma / 2, sigma * 2)
+        try:
+            new_law, new_beta, new_sigma = _update(problem, phi, law, beta, sigma)
+            if longest is not None:
+                new_law, new_sigma = _shortened(law, new_law, longest), new_sigma.clamp(sigma / 2, sigma * 2)
+            _check(problem, new_law, new_beta, new_sigma, most)
+        except BROKEN:
+            if best is None:
+                raise
+            break
         change = torch.cat(
             [
                 (new_law.mean - law.mean) / law.sd,
@@ -231,12 +258,6 @@ def _climb(
             ]
         )
         law, beta, sigma = new_law, new_beta, new_sigma
-        try:
-            _check(problem, law, beta, sigma, most)
-        except EstimationError:
-            if best is None:
-                raise
-            break
         settled = bool(change.abs().max() < tolerance)
         if longest is not None or settled or iteration == max_iterations - 1:
             place = GaussianStart(law, beta, sigma, modes(problem, law, beta, sigma, phi, steps=4), settled)
@@ -246,7 +267,7 @@ def _climb(
             break
     assert best is not None
     found = best[1]
-    return found if _is_useful(problem, found) else _unclimbed(problem, begun)
+    return found if _beats_constant(problem, found, USELESS) else _unclimbed(problem, begun)
 
 
 def _shortened(before: GaussianLaw, after: GaussianLaw, longest: float) -> GaussianLaw:
@@ -398,11 +419,11 @@ def _update(
     return new_law, new_beta, sigma * ratio.clamp(0.2, 5.0)
 
 
-def _is_useful(problem: Problem, start: GaussianStart) -> bool:
-    """Return whether everyone's own curve is nearer to the data than a constant."""
+def _beats_constant(problem: Problem, start: GaussianStart, times: float) -> bool:
+    """Return whether everyone's own curve misses the data by less than so many times a constant's error."""
     prediction = problem.predict(start.laplace.mode, start.beta)
     error = problem.residual.start(problem.nearest(prediction), prediction, problem.data.mask)
-    return bool((error <= USELESS * problem.without_curve).any())
+    return bool((error <= times * problem.without_curve).any())
 
 
 def _unclimbed(problem: Problem, begun: tuple[GaussianLaw, Tensor, Tensor]) -> GaussianStart:
@@ -410,7 +431,7 @@ def _unclimbed(problem: Problem, begun: tuple[GaussianLaw, Tensor, Tensor]) -> G
     law, beta, sigma = begun
     phi = law.mean.expand(len(problem), -1).clone()
     start = GaussianStart(law, beta, sigma, modes(problem, law, beta, sigma, phi), settled=False)
-    if not _is_useful(problem, start):
+    if not _beats_constant(problem, start, USELESS):
         raise EstimationError(_useless(problem, start))
     return start
 

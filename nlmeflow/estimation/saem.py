@@ -171,7 +171,7 @@ def _saem(law: SAEM, task: Task) -> Result:
     if problem.effects:
         raise ModelError("nf.SAEM takes no covariate effects; the engine does: law=nf.Gaussian().")
     gaussian = cast(Gaussian, law.law) if law.law.by_em else CAREFUL
-    state = State(*first_gaussian(problem, first_values(task), gaussian))
+    state = State(*first_gaussian(problem, first_values(task)[0], gaussian))
     count = law.chains or max(LEAST_CHAINS, math.ceil(LEAST_DRAWS / len(problem)))
     chains = _Chains.start(problem, state, count, random)
     step = _MStep(problem, state)

@@ -2,7 +2,8 @@
 
 Candidates for each parameter are built from the sizes of time and response, so that changing their
 units changes nothing; the best of a quasi-random sample of combinations is polished by
-Levenberg-Marquardt steps, several at a time.
+Levenberg-Marquardt steps, several at a time. Where several curves are equally near to all the data, as at
+two times, all of them are returned.
 """
 
 from dataclasses import fields, replace
@@ -23,13 +24,17 @@ N_INDIVIDUALS = 40
 POOR = 0.5  # share of the spread of the responses that a start should leave unexplained at most
 SWEEPS = 3
 BEYOND = 1e10  # times the largest unit: a parameter has run off
+EQUALLY = 1e-3  # share by which a sum of squares may be larger and its curve be as near to the data
+APART = 0.2  # share of a parameter by which two curves differ
 STEPS = (1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
 
 
-def pooled_start(
+def pooled_starts(
     problem: Problem, given: dict[str, float], seed: int, thorough: bool = False
-) -> dict[str, float]:
-    """Return first values of all structural parameters on the unconstrained scale.
+) -> list[dict[str, float]]:
+    """Return first values of all structural parameters on the unconstrained scale, best first.
+
+    More than one where curves with other parameters are equally near to the data.
 
     thorough : also try every candidate of each parameter in turn, which otherwise is done where the best
         start explains little.
@@ -51,19 +56,37 @@ def pooled_start(
     if not bool(torch.isfinite(losses).any()):
         raise EstimationError(_no_start(problem, points))
     check_zeros(whole, points[torch.isfinite(losses)][:5], points.new_zeros(0))
-    point = _sought(pooled, choices, points, losses, thorough)
+    found = _sought(pooled, choices, points, losses, thorough)
     if problem.residual.logarithmic:
         logged = _Logged.of(pooled)
         losses = _losses(logged, points)
-        poor = not float(_losses(logged, point[None])) <= POOR * _spread(logged)
+        poor = not float(_losses(logged, found[:1])) <= POOR * _spread(logged)
         if poor and bool(torch.isfinite(losses).any()):
-            point = _sought(logged, choices, points, losses, thorough)
-    natural = problem.curve.natural(point)
-    usual = problem.curve.usual({name: float(value) for name, value in natural.items()})
-    return {
-        name: float(problem.curve[name].scale.unconstrained(torch.tensor(value, dtype=torch.float64)))
-        for name, value in usual.items()
-    }
+            found = _sought(logged, choices, points, losses, thorough)
+    natural = problem.curve.natural(found)
+    values = [
+        problem.curve.usual({name: float(natural[name][k]) for name in names}) for k in range(len(found))
+    ]
+    return [
+        {
+            name: float(problem.curve[name].scale.unconstrained(torch.tensor(value, dtype=torch.float64)))
+            for name, value in psi.items()
+        }
+        for psi in _distinct(values)
+    ]
+
+
+def _distinct(values: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Return the values of which some parameter differs by a share `APART` from all before them."""
+    kept: list[dict[str, float]] = []
+    for psi in values:
+        sizes = [{name: max(abs(psi[name]), abs(other[name])) for name in psi} for other in kept]
+        if all(
+            any(abs(psi[name] - other[name]) > APART * size[name] for name in psi)
+            for other, size in zip(kept, sizes, strict=True)
+        ):
+            kept.append(psi)
+    return kept
 
 
 class _Logged(Problem):
@@ -86,7 +109,7 @@ class _Logged(Problem):
 def _sought(
     problem: Problem, choices: list[Tensor], points: Tensor, losses: Tensor, thorough: bool
 ) -> Tensor:
-    """Return the best point after polishing the most promising ones, and, where it is poor, of a sweep."""
+    """Return the best points, after polishing the most promising ones, and, where poor, those of a sweep."""
     best, limits = _promising(problem, points, losses), _limits(choices)
     polished, reached = _polish(problem, points[best], losses[best], limits)
     if thorough or float(reached.min()) > POOR * _spread(problem):
@@ -94,7 +117,9 @@ def _sought(
         best = _promising(problem, points, losses)
         more, losses = _polish(problem, points[best], losses[best], limits)
         polished, reached = torch.cat([polished, more]), torch.cat([reached, losses])
-    return polished[reached.argmin()]
+    order = reached.argsort()
+    near = reached[order] <= (1 + EQUALLY) * reached.min() + TINY
+    return polished[order[near]]
 
 
 def check_zeros(problem: Problem, points: Tensor, beta: Tensor) -> None:

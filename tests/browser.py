@@ -40,6 +40,7 @@ class Browser:
         self.socket = websocket.create_connection(address, timeout=PATIENCE, suppress_origin=True)
         self.number = 0
         self.requests, self.sizes, self.complaints, self.events = {}, {}, [], set()
+        self.shown = None
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.send(f"{domain}.enable")
         self.send("Network.setCacheDisabled", cacheDisabled=True)
@@ -69,7 +70,14 @@ class Browser:
         elif method == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning", "assert"):
             self.complaints.append(str(params["args"]))
 
+    def look(self, url, width=1280, theme="light"):
+        """Open a page unless it is what is shown, untouched."""
+        if self.shown != (url, width, theme):
+            self.open(url, width, theme=theme)
+            self.shown = url, width, theme
+
     def open(self, url, width=1280, height=900, theme="light"):
+        self.shown = None
         self.send(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -108,6 +116,7 @@ class Browser:
         return self.ask(f"document.activeElement === document.querySelector({selector!r})")
 
     def press(self, key):
+        self.shown = None
         for kind in ("rawKeyDown", "keyUp"):
             self.send("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=KEYS[key])
             if key == "Enter" and kind == "rawKeyDown":

@@ -79,7 +79,7 @@ build/quick-site/index.html: $(QUICK) $(PAGES)
 	$(BIN)/python tools/build.py build/quick build/quick-site
 
 test: $(INSTALLED)
-	$(MAKE) -j$(JOBS) $(QUICK) check-code check-notebooks build/quick-site/index.html
+	$(MAKE) -j$(JOBS) $(QUICK) build/quick-site/index.html check-code check-notebooks
 	$(BIN)/python -m pytest $(PARALLEL) --nbval -p no:cacheprovider $(QUICK) tests
 
 OUT ?= build/report

@@ -77,16 +77,17 @@ def pooled_starts(
 
 
 def _distinct(values: list[dict[str, float]]) -> list[dict[str, float]]:
-    """Return the values of which some parameter differs by a share `APART` from all before them."""
+    """Return the parameters of curves that differ from all before them."""
     kept: list[dict[str, float]] = []
     for psi in values:
-        sizes = [{name: max(abs(psi[name]), abs(other[name])) for name in psi} for other in kept]
-        if all(
-            any(abs(psi[name] - other[name]) > APART * size[name] for name in psi)
-            for other, size in zip(kept, sizes, strict=True)
-        ):
+        if all(_differ(psi, other) for other in kept):
             kept.append(psi)
     return kept
+
+
+def _differ(psi: dict[str, float], other: dict[str, float]) -> bool:
+    """Return whether some parameter of two curves differs by more than a share `APART`."""
+    return any(abs(psi[name] - other[name]) > APART * max(abs(psi[name]), abs(other[name])) for name in psi)
 
 
 class _Logged(Problem):
